@@ -10,18 +10,22 @@ field defaults, preset, per_task, `--set`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class ConfigError(ValueError):
-    """Something the user wrote cannot be used; its text is the whole message shown, and the exit status is 2."""
+    """Something the user wrote cannot be used; its text, always one line, is all that is shown (exit status 2)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
 class Config(BaseModel):
@@ -34,22 +38,54 @@ C = TypeVar("C", bound=Config)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `3e-4` and `1e6` as numbers, as YAML 1.2 does (plain PyYAML reads strings)."""
+    """SafeLoader with the scalars of YAML 1.2, and a repeated key is an error.
+
+    PyYAML's own are those of 1.1: `3e-4` a string, `010` eight, `1:30` ninety, `no` false, 2020-01-01 a date.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """`1e6` is the integer 1000000, so that it can be a number of steps; `1.0e6` stays a float."""
+        number = self.construct_yaml_float(node)
+        return int(number) if "." not in node.value and number.is_integer() else number
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is repeated", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that also quotes a string which `_Loader` would read as a number, such as `1e6`."""
+
+
+_FLOAT = re.compile(
+    r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+for _tag, _pattern, _first in (
+    ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def read_yaml(text: str, source: str) -> Any:
     """Parse YAML; ConfigError naming `source` and the line when it is not valid."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: `!!int x`, and [[[[... without end
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise ConfigError(f"{source}{where}: not valid YAML ({problem})") from None
 
 
 def load_config(
@@ -57,39 +93,62 @@ def load_config(
 ) -> C:
     """Read a preset, apply what matches the task, then `--set key=value` overrides, and validate once.
 
-    `top_level` are values that have their own command-line option (task, seed); None means not given.
-    Raises ConfigError, one line that names the key, the value, and what would be accepted.
+    `task` and `top_level` are values that have their own command-line option (task, seed); None means not given.
+    `--set` wins over them. Raises ConfigError, one line that names the key, the value, and what would be accepted.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the configuration ({error})") from None
-    raw = read_yaml(text, str(path)) or {}
+        raise ConfigError(f"{path}: cannot read the configuration ({getattr(error, 'strerror', error)})") from None
+    raw = read_yaml(text, str(path))
+    raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: got a {type(raw).__name__}, want a mapping of settings")
-    per_task = raw.pop("per_task", {})
+    per_task = _per_task(raw.pop("per_task", {}), path)
+    chosen = {key: value for key, value in {"task": task, **top_level}.items() if value is not None}
+    explicit = merge(chosen, parse_overrides(overrides))
+    task = explicit.get("task", raw.get("task"))
+    for pattern, settings in per_task.items():
+        if fnmatchcase(str(task), pattern):
+            raw = merge(raw, settings)
+    return validate(schema, merge(raw, explicit), str(path), command_line=explicit)
+
+
+def _per_task(per_task: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """The per_task section with its shape checked, for the tasks that do not match as well."""
     if not isinstance(per_task, dict):
         raise ConfigError(f"{path}: per_task: got {per_task!r}, want a mapping from task pattern to settings")
-    chosen = {key: value for key, value in top_level.items() if value is not None}
-    explicit = merge(chosen, parse_overrides(overrides))
-    task = explicit.get("task", task) or raw.get("task")
     for pattern, settings in per_task.items():
-        if fnmatch(str(task), pattern):
-            raw = merge(raw, settings)
-    return validate(schema, merge(raw, explicit), str(path))
+        if not isinstance(pattern, str):
+            raise ConfigError(f"{path}: per_task: got the pattern {pattern!r}, want a string such as dmc/walker-*")
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path}: per_task.{pattern}: got {settings!r}, want a mapping of settings")
+        if "task" in settings:
+            raise ConfigError(f"{path}: per_task.{pattern}: cannot set task, which chose this pattern")
+    return per_task
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """["planner.horizon=5"] -> {"planner": {"horizon": 5}}; values are read as YAML."""
+    """["planner.horizon=5"] -> {"planner": {"horizon": 5}}; values are read as YAML, the last of equal keys wins.
+
+    ConfigError for an item that is not KEY=VALUE, and for two of which one sets keys inside the other's plain value.
+    """
     result: dict[str, Any] = {}
+    seen: list[tuple[list[str], Any, str]] = []
     for item in overrides:
         key, equals, text = item.partition("=")
-        if not equals or not key:
+        parts = key.split(".")
+        if not equals or not all(parts):
             raise ConfigError(f"--set {item}: want KEY=VALUE, for example --set planner.horizon=5")
-        nested = read_yaml(text, f"--set {item}")
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        result = merge(result, nested)
+        value = read_yaml(text, f"--set {item}")
+        seen.append((parts, value, item))
+        for other, inner, earlier in seen:
+            (short, plain), (long, _) = sorted([(parts, value), (other, inner)], key=lambda pair: len(pair[0]))
+            if len(short) < len(long) and long[: len(short)] == short and not isinstance(plain, dict):
+                raise ConfigError(f"--set {earlier} and --set {item} contradict each other; give one of them")
+        for part in reversed(parts):
+            value = {part: value}
+        result = merge(result, value)
     return result
 
 
@@ -102,42 +161,99 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def validate(schema: type[C], raw: Mapping[str, Any], source: str) -> C:
-    """Build the frozen object, or raise a ConfigError whose one line names key, got and wanted."""
+def validate(schema: type[C], raw: Mapping[str, Any], source: str, command_line: Mapping[str, Any] | None = None) -> C:
+    """Build the frozen object, or raise a ConfigError whose one line names where, key, got and wanted.
+
+    `command_line` is the part of `raw` that was given there and not in `source`. The values are checked as JSON, whose
+    strict rules still take a list for a tuple, so that what `dump_config` writes can be read back.
+    """
     try:
-        return schema.model_validate(raw)
+        text = json.dumps(raw)
+    except (TypeError, ValueError, RecursionError) as error:  # YAML's !!set and !!binary, or an alias to itself
+        raise ConfigError(f"{source}: want plain numbers, strings, lists and mappings ({error})") from None
+    try:
+        return schema.model_validate_json(text)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_one_line(schema, error)}") from None
+        key, problem = _first_problem(schema, json.loads(text), error)
+        where = "command line" if key and _reaches(command_line or {}, key) else source
+        raise ConfigError(f"{where}: {problem}") from None
 
 
-def _one_line(schema: type[Config], error: ValidationError) -> str:
-    """The first problem, as `key: got VALUE, want WHAT`, and how many more there are."""
+def _first_problem(schema: type[Config], raw: Any, error: ValidationError) -> tuple[list[str | int], str]:
+    """The first problem's key, and its text `key: got VALUE, want WHAT` with how many more there are."""
     problems = error.errors(include_url=False)
-    first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
+    keys = [_key_in(raw, problem["loc"]) for problem in problems]
+    first, key = problems[0], keys[0]
+    name = ".".join(str(part) for part in key)
     if first["type"] == "extra_forbidden":
-        known = sorted(_section(schema, first["loc"][:-1]).model_fields)
-        text = f"unknown key {key}; known keys here are {', '.join(known)}"
+        section = _section(schema, key[:-1])
+        text = f"unknown key {name}" + (f"; known keys here are {', '.join(sorted(section))}" if section else "")
     elif first["type"] == "missing":
-        text = f"{key} is missing"
-    elif first["type"] == "value_error":  # raised by one of our own validators, which name the key themselves
-        text = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
-    else:
-        want = first["msg"].removeprefix("Input should be ").replace("a valid ", "")
-        text = f"{key}: got {first['input']!r}, want {want}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return " ".join(text.split()) + more
+        key = [*key, first["loc"][-1]]
+        text = f"{'.'.join(str(part) for part in key)} is missing"
+    elif first["type"] in ("value_error", "assertion_error"):  # our own validators, which name got and wanted
+        text = f"{name}: {first['ctx']['error']}" if name else str(first["ctx"]["error"])
+    else:  # a union reports each of its types at the same key
+        wants = [_want(problem["msg"]) for problem, other in zip(problems, keys, strict=True) if other == key]
+        got = repr(first["input"])
+        text = f"{name}: got {got if len(got) <= 100 else got[:97] + '...'}, want {' or '.join(dict.fromkeys(wants))}"
+    others = len({tuple(other) for other in keys}) - 1
+    return key, " ".join(text.split()) + (f" (and {others} more)" if others else "")
 
 
-def _section(schema: type[Config], location: Sequence[str | int]) -> type[Config]:
-    """The Config class found at a nested location of the schema."""
+def _want(message: str) -> str:
+    """Pydantic's sentence in the file's own words."""
+    for theirs, ours in (
+        ("Input should be ", ""),
+        ("a valid boolean", "true or false"),
+        ("a valid array", "a list"),
+        ("an object", "a mapping of settings"),
+        ("a valid ", ""),
+        ("greater than or equal to", ">="),
+        ("less than or equal to", "<="),
+        ("greater than", ">"),
+        ("less than", "<"),
+    ):
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _key_in(raw: Any, location: Sequence[str | int]) -> list[str | int]:
+    """The parts of pydantic's location that are keys of the input; the rest name the branches of a union."""
+    key: list[str | int] = []
     for part in location:
-        annotation = schema.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Config), (part, annotation)
-        schema = annotation
-    return schema
+        if (isinstance(raw, dict) and part in raw) or (isinstance(raw, list) and isinstance(part, int)):
+            raw = raw[part]  # type: ignore[index]
+            key.append(part)
+    return key
+
+
+def _reaches(command_line: Mapping[str, Any], key: Sequence[str | int]) -> bool:
+    """Whether the value at `key` came from the command line."""
+    value: Any = command_line
+    for part in key:
+        if not isinstance(value, Mapping):
+            return True  # a list or another whole value given there, of which `key` is a part
+        if part not in value:
+            return False
+        value = value[part]
+    return True
+
+
+def _section(schema: type[Config], key: Sequence[str | int]) -> list[str]:
+    """The known keys of the Config at a nested key, looking through `| None` and lists; [] where that is ambiguous."""
+    for part in key:
+        if isinstance(part, int):
+            continue
+        field = schema.model_fields.get(part)
+        types = (field.annotation, *get_args(field.annotation)) if field else ()
+        nested = [kind for kind in types if isinstance(kind, type) and issubclass(kind, Config)]
+        if len(nested) != 1:
+            return []
+        schema = nested[0]
+    return list(schema.model_fields)
 
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; `load_config` reads it back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,51 @@
+"""Dropout whose mask costs one random byte per element.
+
+On a CPU, torch's own dropout draws one number per element from a serial generator; in a training step of the paper's
+size that costs as much as the matrix products. Here 64 random bits give eight masks. The probability is rounded to
+the nearest 1/256 (0.1 becomes 26/256) and the scale uses the rounded one, so the expectation is exact.
+On a GPU torch's fused kernel is the faster one and is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _ApplyMask(torch.autograd.Function):
+    """x * keep * scale in one pass, keeping one byte per element for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.scale = scale
+        return torch.ops.aten.native_dropout_backward(x, keep, scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (keep,) = ctx.saved_tensors
+        return torch.ops.aten.native_dropout_backward(gradient, keep, ctx.scale), None, None
+
+
+class Dropout(nn.Module):
+    """Drop-in for nn.Dropout: x of any shape -> same shape. Draws from torch's global generator."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.threshold = round(probability * 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.threshold == 0:
+            return x
+        if x.is_cuda:
+            return F.dropout(x, self.probability)
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
+        return _ApplyMask.apply(x, keep, 256 / (256 - self.threshold))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return f"p={self.probability}"

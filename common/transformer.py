@@ -1,0 +1,208 @@
+"""The GPT-like trunk that TDM and QT share: pre-LayerNorm blocks, causal attention (paper, Section IV-A).
+
+Two economies, both exact. `read` names the positions whose outputs anyone will look at: the last block computes only
+those (its keys and values still come from all). `KeyValueCache` keeps what earlier tokens left behind, so that a
+rollout feeds each token through the trunk once.
+S is the number of tokens in the input, C the number in the cache after it, R the number read.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from common.config import Config
+from common.dropout import Dropout
+
+
+class TransformerConfig(Config):
+    """Size of a trunk."""
+
+    embed_dim: int = Field(gt=0)
+    """D, features per token"""
+    num_heads: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """on embeddings, attention and residual branches"""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TransformerConfig:
+        if self.embed_dim % self.num_heads:
+            fitting = [n for n in range(1, self.embed_dim + 1) if self.embed_dim % n == 0]
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not divisible by num_heads={self.num_heads}; "
+                f"num_heads may be one of {fitting}"
+            )
+        return self
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, per layer: a rollout's memory.
+
+    `rewind` forgets the newest tokens without touching memory, so one allocation serves all planner iterations.
+    """
+
+    def __init__(self, num_layers: int, num_heads: int, sequences: int, room: int, head_dim: int, like: Tensor) -> None:
+        """Space for `room` tokens of each sequence, empty; dtype and device of `like`."""
+        self.num_heads = num_heads
+        self.length = 0
+        shape = (sequences * num_heads, room, head_dim)
+        self.layers = [(like.new_empty(shape), like.new_empty(shape)) for _ in range(num_layers)]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B * num_heads, S, d] behind the `length` present tokens -> all of them, [B * num_heads, C, d]."""
+        end = self.length + keys.shape[1]
+        all_keys, all_values = self.layers[layer]
+        all_keys[:, self.length : end] = keys
+        all_values[:, self.length : end] = values
+        return all_keys[:, :end], all_values[:, :end]
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        assert length <= self.length, (length, self.length)
+        self.length = length
+
+    def fan_out(self, copies: int, room: int) -> KeyValueCache:
+        """A new cache with space for `room` tokens in which each sequence stands `copies` times in a row."""
+        first = self.layers[0][0]
+        rows, _, head_dim = first.shape
+        sequences = rows // self.num_heads
+        wide = KeyValueCache(len(self.layers), self.num_heads, sequences * copies, room, head_dim, first)
+        for source, target in zip(self.layers, wide.layers, strict=True):
+            for x, y in zip(source, target, strict=True):
+                x = x[:, : self.length].view(sequences, 1, self.num_heads, self.length, head_dim)
+                y.view(sequences, copies, self.num_heads, room, head_dim)[:, :, :, : self.length] = x
+        wide.length = self.length
+        return wide
+
+
+@functools.lru_cache(maxsize=256)
+def causal_mask(queries: int, keys: int, stride: int, device: torch.device) -> Tensor:
+    """bool [R, C], True where attention is allowed.
+
+    The queries are every `stride`-th token counted back from the last; each sees itself and what precedes it.
+    """
+    positions = keys - 1 - stride * torch.arange(queries - 1, -1, -1, device=device)  # [R]
+    return torch.arange(keys, device=device) <= positions[:, None]
+
+
+@functools.lru_cache(maxsize=256)
+def causal_bias(queries: int, keys: int, stride: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`causal_mask` as numbers to add to the attention scores: [R, C], 0 where allowed and -inf elsewhere."""
+    mask = causal_mask(queries, keys, stride, device)
+    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, -math.inf)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a token sees itself and what precedes it."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.projection = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(self, x: Tensor, stride: int, cache: KeyValueCache | None, layer: int) -> Tensor:
+        """x [B, S, D] -> [B, R, D], the outputs of every `stride`-th token counted back from the last."""
+        batch, tokens, dim = x.shape
+        dropout = self.dropout if self.training else 0.0
+        weight, bias = self.qkv.weight, self.qkv.bias
+        if tokens == 1 and cache is None and dropout == 0:
+            # A token alone attends to itself alone: its output is its own value.
+            return self.projection(F.linear(x, weight[2 * dim :], bias[2 * dim :]))
+        if stride == 1:
+            q, k, v = self.qkv(x).split(dim, dim=-1)
+        else:
+            q = F.linear(x[:, (tokens - 1) % stride :: stride], weight[:dim], bias[:dim])  # [B, R, D]
+            k, v = F.linear(x, weight[dim:], bias[dim:]).split(dim, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, heads, R or S, d]
+        if cache is None:
+            y = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=None if stride == 1 else causal_mask(q.shape[2], tokens, stride, x.device),
+                is_causal=stride == 1,
+                dropout_p=dropout,
+            )
+        else:
+            q, k, v = (t.flatten(0, 1) for t in (q, k, v))  # [B * heads, R or S, d]
+            k, v = cache.append(layer, k, v)
+            y = attend(q, k, v, stride).unflatten(0, (batch, -1))
+        return self.projection(y.transpose(1, 2).flatten(2))  # [B, R, D]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, stride: int) -> Tensor:
+    """Attention for few queries: q [G, R, d], k and v [G, C, d] -> [G, R, d].
+
+    Plain batched products: with a handful of tokens a sequence they take a third of the time that torch's fused kernel
+    takes on a CPU.
+    """
+    bias = causal_bias(q.shape[1], k.shape[1], stride, q.device, q.dtype)
+    scores = torch.baddbmm(bias.expand(q.shape[0], -1, -1), q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return torch.bmm(scores.softmax(dim=-1), v)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.norm_1 = nn.LayerNorm(dim)
+        self.attention = CausalSelfAttention(config)
+        self.norm_2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.drop = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, stride: int, cache: KeyValueCache | None, layer: int) -> Tensor:
+        """x [B, S, D] -> [B, R, D]."""
+        y = self.attention(self.norm_1(x), stride, cache, layer)
+        x = x[:, (x.shape[1] - 1) % stride :: stride] + self.drop(y)
+        return x + self.drop(self.mlp(self.norm_2(x)))
+
+
+class Transformer(nn.Module):
+    """Blocks and a final LayerNorm; Linear and Embedding weights N(0, 0.02), biases 0 (see `init_weights`)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.drop = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.embed_dim)
+
+    def forward(self, x: Tensor, stride: int = 1, cache: KeyValueCache | None = None) -> Tensor:
+        """Token embeddings x [B, S, D] -> outputs [B, R, D] of every `stride`-th token counted back from the last.
+
+        With a cache, x continues the tokens in it, and is added to it (inference only).
+        """
+        tokens = x.shape[1]
+        x = self.drop(x)
+        last = len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks):
+            x = block(x, stride if layer == last else 1, cache, layer)
+        if cache is not None:
+            cache.length += tokens
+        return self.norm(x)
+
+    def new_cache(self, sequences: int, room: int) -> KeyValueCache:
+        """An empty cache for `room` tokens of each of `sequences` sequences."""
+        c = self.config
+        return KeyValueCache(
+            c.num_layers, c.num_heads, sequences, room, c.embed_dim // c.num_heads, self.norm.weight.detach()
+        )
+
+
+def init_weights(module: nn.Module) -> None:
+    """GPT-2's initialisation, for `module.apply`: weights N(0, 0.02), biases 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

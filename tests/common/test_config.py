@@ -30,8 +30,14 @@ class Outer(Config):
     extra: Inner | None = None
     either: int | str | None = None
     sizes: tuple[int, ...] = (1, 2)
-    stages: list[Inner] = []
-    table: dict[str, float] = {}
+    stages: list[Inner] = Field(default=[])
+    table: dict[str, float] = Field(default={})
+
+    @model_validator(mode="after")
+    def _check(self) -> "Outer":
+        if self.seed > self.steps:
+            raise ValueError(f"seed: got {self.seed}, want at most steps, {self.steps}")
+        return self
 
     @field_validator("rate")
     @classmethod
@@ -102,6 +108,7 @@ def test_a_bad_value_is_one_line_naming_key_value_and_wanted(preset, override: s
 def test_a_mistake_in_the_file_names_the_file(preset) -> None:
     assert "preset.yaml: planner.horizon: got 'x'" in refusal(preset, "task: a\nplanner: {horizon: x}\n", "seed=1")
     assert "preset.yaml: task is missing" in refusal(preset, "seed: 1\n", "fast=true")
+    assert "preset.yaml: seed: got 11, want at most steps, 10" in refusal(preset, "task: a\n", "seed=11")
     assert "(and 2 more)" in refusal(preset, "task: a\nseed: x\nsteps: x\nrate: x\n")
 
 
@@ -237,7 +244,9 @@ def test_merge_changes_neither_argument() -> None:
     assert top == {"a": {"b": 3}, "d": [2]}
 
 
-@pytest.mark.parametrize("task", ["a", "1e6", "010", "no", "null", "2020-01-01", "", "ü: #x", "1:30", ".5", "~", "0x1f"])
+@pytest.mark.parametrize(
+    "task", ["a", "1e6", "010", "no", "null", "2020-01-01", "", "ü: #x", "1:30", ".5", "~", "0x1f"]
+)
 def test_dump_and_load_are_inverse(preset, task: str) -> None:
     config = Outer(
         task=task, rate=1e-5, steps=10**7, extra=Inner(temperature=1e16), either="7", sizes=(3,), stages=[Inner()],

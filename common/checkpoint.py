@@ -1,0 +1,175 @@
+"""Checkpoints that survive a kill at any moment: a folder is complete, checked and renamed into place, or ignored.
+
+    checkpoints/00000007-step-20000/     the 7th save, at step 20000
+        tensors.safetensors              networks, optimisers, generators
+        blobs/NAME                       whatever writes itself as bytes (the replay)
+        checkpoint.json                  format version, step, meta, names of the blobs
+        SHA256SUMS                       written last; `sha256sum -c SHA256SUMS` checks the folder by hand
+
+Saves are numbered, and the highest number is the newest. Ordering by step instead would let a damaged checkpoint
+outrank, and with keep=1 even push out, the ones that a run resumed from further back saves after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+FORMAT_VERSION = 1
+_TEMPORARY = ".tmp-"
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint could be saved or loaded; its one line says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `save` was given, on the CPU. `skipped` says, a line each, which newer checkpoints were damaged and how."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    blobs: dict[str, bytes]
+    skipped: list[str] = field(default_factory=list)
+
+
+class CheckpointStore:
+    """The newest `keep` checkpoints of one run, in one folder with one writer."""
+
+    def __init__(self, directory: Path, keep: int = 3) -> None:
+        assert keep >= 1, keep
+        self.directory = directory
+        self.keep = keep
+
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], blobs: Mapping[str, bytes]
+    ) -> None:
+        """Write one checkpoint; until its rename nothing that was there before is touched.
+
+        `meta` must survive JSON (tuples come back as lists); blob names are plain file names. Raises CheckpointError
+        when the disk refuses.
+        """
+        bad_names = [name for name in blobs if name in ("", ".", "..") or "/" in name]
+        assert not bad_names, bad_names
+        head = {"format": FORMAT_VERSION, "step": step, "meta": dict(meta), "blobs": sorted(blobs)}
+        files = {
+            "tensors.safetensors": safetensors.torch.save(_separate(tensors)),
+            **{f"blobs/{name}": data for name, data in blobs.items()},
+            "checkpoint.json": json.dumps(head, indent=1).encode(),
+        }
+        sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+        try:
+            self._clean()
+            name = f"{self._next_number():08d}-step-{step}"
+            temporary = self.directory / (_TEMPORARY + name)
+            (temporary / "blobs").mkdir(parents=True)
+            for file, data in {**files, "SHA256SUMS": sums.encode()}.items():
+                _write(temporary / file, data)
+            _sync_folder(temporary / "blobs")
+            _sync_folder(temporary)
+            os.rename(temporary, self.directory / name)
+            _sync_folder(self.directory)
+            self._prune()
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: cannot save the checkpoint of step {step} ({error})") from error
+
+    def load_latest(self) -> Checkpoint | None:
+        """The newest checkpoint whose checksums hold; None where none was ever saved.
+
+        Raises CheckpointError when every one is damaged, or the newest sound one has a newer format than this program.
+        """
+        skipped: list[str] = []
+        for folder in reversed(self._folders()):
+            try:
+                return _read(folder, skipped)
+            except (OSError, ValueError) as error:
+                skipped.append(f"skipped checkpoint {folder.name}: {error}")
+        if skipped:
+            raise CheckpointError(f"{self.directory}: no checkpoint can be loaded; " + "; ".join(skipped))
+        return None
+
+    def _folders(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        numbered = [path for path in self.directory.glob("*-step-*") if path.name.split("-")[0].isdigit()]
+        return sorted(numbered, key=lambda path: int(path.name.split("-")[0]))
+
+    def _next_number(self) -> int:
+        folders = self._folders()
+        return int(folders[-1].name.split("-")[0]) + 1 if folders else 1
+
+    def _prune(self) -> None:
+        """Remove all but the newest; renamed first, so that a half-removed one never looks like a damaged one."""
+        for folder in self._folders()[: -self.keep]:
+            os.rename(folder, self.directory / (_TEMPORARY + folder.name))
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what a killed save or prune left behind."""
+        for leftover in self.directory.glob(_TEMPORARY + "*"):
+            shutil.rmtree(leftover)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CPU copies that safetensors accepts: contiguous, no two in the same memory (tied weights come back untied)."""
+    separate = {}
+    seen = set()
+    for name, tensor in tensors.items():
+        copy = tensor.detach().cpu().contiguous()
+        if copy.untyped_storage().data_ptr() in seen:
+            copy = copy.clone()
+        seen.add(copy.untyped_storage().data_ptr())
+        separate[name] = copy
+    return separate
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Put a folder's entries on disk; without it a power cut may undo a rename or lose a whole file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(folder: Path, skipped: list[str]) -> Checkpoint:
+    """Load one folder; OSError or ValueError when it is damaged, CheckpointError when its format is too new."""
+    read = _verified_reader(folder)
+    head = json.loads(read("checkpoint.json"))
+    if head["format"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder}: has format {head['format']}, this version reads up to {FORMAT_VERSION}; use a newer qttdm"
+        )
+    tensors = safetensors.torch.load(read("tensors.safetensors"))
+    blobs = {name: read(f"blobs/{name}") for name in head["blobs"]}
+    return Checkpoint(head["step"], tensors, head["meta"], blobs, skipped)
+
+
+def _verified_reader(folder: Path) -> Callable[[str], bytes]:
+    """A function that reads a file of this folder whole, and raises ValueError unless it is what was written."""
+    lines = [line.split("  ", 1) for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    digests = {parts[-1]: parts[0] for parts in lines}
+
+    def read(name: str) -> bytes:
+        data = (folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digests.get(name):
+            raise ValueError(f"{name} does not match its checksum")
+        return data
+
+    return read

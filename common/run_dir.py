@@ -1,0 +1,101 @@
+"""Where a run keeps its files, and the lock that lets one process at a time train in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from common.config import ConfigError
+
+
+class RunDir:
+    """The files of one run, by name. Made by `create`, `create_for` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> RunDir:
+        """A new, empty run directory at exactly `path`; ConfigError when it exists or cannot be made."""
+        try:
+            return cls._make(path)
+        except FileExistsError:
+            raise ConfigError(f"{path}: exists; choose another --run-dir, or --resume it") from None
+
+    @classmethod
+    def create_for(cls, task: str, root: Path = Path("runs")) -> RunDir:
+        """A new one named after the task and now, such as runs/dmc-walker-walk-20260131-235959; -2, -3 if taken."""
+        name = f"{task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for attempt in count(1):
+            try:  # making it is also the check, so two runs that start together cannot both get one name
+                return cls._make(root / (name if attempt == 1 else f"{name}-{attempt}"))
+            except FileExistsError:
+                continue
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """An existing run; ConfigError when `path` holds no config.yaml."""
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise ConfigError(f"{path}: not a run directory (no config.yaml in it)")
+        return run
+
+    @classmethod
+    def _make(cls, path: Path) -> RunDir:
+        """FileExistsError when it is there already, ConfigError when it cannot be made."""
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot make the run directory ({error.strerror})") from None
+        return cls(path)
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration, as `common.config.dump_config` writes it."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def curve_path(self) -> Path:
+        return self.path / "curve.png"
+
+    @property
+    def video_path(self) -> Path:
+        return self.path / "video.mp4"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; ConfigError when another has it. The system lets go if the process dies."""
+        path = self.path / "lock"
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot lock the run directory ({error.strerror})") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise ConfigError(
+                    f"{self.path}: process {holder} is training here and holds {path}; wait for it or stop it"
+                ) from None
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield

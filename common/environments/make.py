@@ -1,0 +1,101 @@
+"""From a task's name, FAMILY/NAME, to an environment in Gymnasium's conventions.
+
+make_env -> family module (dmc, metaworld, gym): the library's environment, not yet limited in time
+         -> Gymnasium's wrappers: time limit, flat float32 observation, action in [-1, 1]
+         -> TaskEnv: action repeat
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from difflib import get_close_matches
+from types import ModuleType
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces, wrappers
+
+from common.config import ConfigError
+from common.environments.config import EnvConfig
+from common.environments.rendering import choose_gl
+from common.environments.task_env import RawTask, TaskEnv, TaskSpec
+
+FAMILIES = ("dmc", "metaworld", "gym")
+"""Each is a module here with `names() -> list[str]` and `make(name) -> RawTask`."""
+
+
+def list_tasks() -> list[str]:
+    """Every dmc and metaworld task. `gym/ID` is open-ended: any registered environment with bounded Box actions."""
+    return [f"{family}/{name}" for family in ("dmc", "metaworld") for name in _load(family).names()]
+
+
+def make_env(task: str, config: EnvConfig) -> TaskEnv:
+    """The environment of a task such as dmc/walker-walk, metaworld/reach or gym/Pendulum-v1.
+
+    Raises ConfigError, in one line, for a name that does not exist and for spaces the agent cannot use.
+    """
+    family, name = _resolve(task)
+    with warnings.catch_warnings():
+        # Notices about versions, and about bounds that lose digits as float32; nothing a user could act on.
+        warnings.simplefilter("ignore")
+        raw = family.make(name)
+        return _wrap(task, raw, config)
+
+
+def _load(family: str) -> ModuleType:
+    """The family's module, imported on first use: these libraries take seconds."""
+    choose_gl()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"common.environments.{family}")
+
+
+def _resolve(task: str) -> tuple[ModuleType, str]:
+    """The family's module and the name within it; ConfigError naming the nearest tasks when there is no such task."""
+    family, slash, name = task.partition("/")
+    if not slash or family not in FAMILIES:
+        raise _unknown(task, list_tasks())
+    module = _load(family)
+    third_party = family == "gym" and ":" in name  # Gymnasium's MODULE:ID, known once the module is imported
+    if not third_party and name not in (names := module.names()):
+        raise _unknown(task, [f"{family}/{known}" for known in names])
+    return module, name
+
+
+def _unknown(task: str, known: list[str]) -> ConfigError:
+    nearest = get_close_matches(task, known)
+    hint = f"nearest: {', '.join(nearest)}" if nearest else f"want FAMILY/NAME with FAMILY one of {', '.join(FAMILIES)}"
+    return ConfigError(f"unknown task {task!r}; {hint}")
+
+
+def _wrap(task: str, raw: RawTask, config: EnvConfig) -> TaskEnv:
+    """Apply the time limit, flatten, rescale and repeat; ConfigError for what cannot be presented that way."""
+    _check_spaces(task, raw.env)
+    episode_steps = config.episode_steps or raw.episode_steps
+    if episode_steps is None:
+        raise ConfigError(f"{task} has no time limit of its own: set episode_steps")
+    limited = wrappers.TimeLimit(raw.env, max_episode_steps=episode_steps)
+    flat = wrappers.DtypeObservation(wrappers.FlattenObservation(limited), np.float32)
+    one = np.ones(spaces.flatdim(raw.env.action_space), dtype=np.float32)  # [N]
+    scaled = wrappers.RescaleAction(flat, min_action=-one, max_action=one)
+    spec = TaskSpec(
+        obs_dim=spaces.flatdim(flat.observation_space),
+        action_dim=one.size,
+        action_repeat=config.action_repeat,
+        episode_steps=episode_steps,
+        terminates=raw.terminates if config.terminates is None else config.terminates,
+        has_success=raw.has_success,
+    )
+    return TaskEnv(scaled, spec)
+
+
+def _check_spaces(task: str, env: gymnasium.Env) -> None:
+    """ConfigError unless actions are a bounded Box of N numbers and observations flatten to a vector."""
+    action, observation = env.action_space, env.observation_space
+    if not isinstance(action, spaces.Box) or len(action.shape) != 1:
+        raise ConfigError(f"{task} needs a Box action space of one dimension, got {action}")
+    if not action.is_bounded():
+        raise ConfigError(f"{task} has unbounded actions, which cannot be scaled to [-1, 1]: {action}")
+    if not isinstance(observation, spaces.Box | spaces.Dict) or not observation.is_np_flattenable:
+        raise ConfigError(f"{task} needs a Box observation space, or a Dict that flattens to one, got {observation}")

@@ -1,0 +1,89 @@
+"""The one environment the agent sees: flat observations, actions in [-1, 1], repeated actions, honest endings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from common.environments.rendering import RenderError, gl_error
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RawTask:
+    """What a family hands over: the library's environment and what only the family knows about it."""
+
+    env: gymnasium.Env[Any, Any]
+    episode_steps: int | None
+    """The task's own time limit in simulator steps, which `env` itself does not apply; None if it has none."""
+    terminates: bool
+    has_success: bool
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What the networks, the replay and the evaluation need to know about a task before its first step."""
+
+    obs_dim: int
+    """M, length of an observation."""
+    action_dim: int
+    """N, length of an action."""
+    action_repeat: int
+    """Simulator steps of one decision."""
+    episode_steps: int
+    """Time limit in simulator steps."""
+    terminates: bool
+    """Whether `terminated` can ever be true."""
+    has_success: bool
+    """Whether every step's info has `success`, 0.0 or 1.0."""
+
+    @property
+    def episode_decisions(self) -> int:
+        """Most decisions in an episode; the last one may be cut short by the time limit."""
+        return -(-self.episode_steps // self.action_repeat)
+
+
+class TaskEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
+    """Repeats each action and reports endings; the outermost wrapper, so the time limit below counts simulator steps.
+
+    Observations are float32 [M], actions float32 [N] in [-1, 1]. `reset(seed=s)` makes the episode that follows a
+    function of s and the actions alone.
+    """
+
+    def __init__(self, env: gymnasium.Env[Array, Array], task_spec: TaskSpec) -> None:
+        super().__init__(env)
+        self.task_spec = task_spec
+        self.action_space = spaces.Box(-1.0, 1.0, (task_spec.action_dim,), np.float32)
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Take one decision: action [N] -> (observation [M], summed reward, terminated, truncated, info).
+
+        `info["env_steps"]` is the number of simulator steps taken, fewer than `action_repeat` at an episode's end;
+        the rest of `info` is the last simulator step's.
+        """
+        total, steps, terminated, truncated = 0.0, 0, False, False
+        while steps < self.task_spec.action_repeat and not (terminated or truncated):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            steps += 1
+        if terminated and not self.task_spec.terminates:
+            terminated, truncated = False, True
+        return obs, total, bool(terminated), bool(truncated), {**info, "env_steps": steps}
+
+    def render(self) -> NDArray[np.uint8]:
+        """The current state as an RGB frame, uint8 [height, width, 3]; RenderError if this machine cannot draw it."""
+        try:
+            frame = self.env.render()
+        except gymnasium.error.Error as error:  # its text is what to do: reset first, or which package to install
+            raise RenderError(f"cannot render: {error}") from error
+        except Exception as error:  # GL, EGL and MuJoCo share no base class for "cannot draw here"
+            raise gl_error(error) from error
+        if not isinstance(frame, np.ndarray):
+            raise RenderError("cannot render: this environment draws no RGB frames")
+        return frame

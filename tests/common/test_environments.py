@@ -1,0 +1,354 @@
+"""The contract every task keeps, checked on toys that expose it, and on a few real tasks of each family."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from common.config import ConfigError, validate
+from common.environments import task_env
+from common.environments.config import EnvConfig
+from common.environments.make import list_tasks, make_env
+
+REAL = [
+    "dmc/walker-walk",
+    "dmc/ball_in_cup-catch",
+    "dmc/humanoid_CMU-run",
+    "dmc/quadruped-walk",
+    "dmc/lqr-lqr_6_2",
+    "metaworld/reach",
+    "metaworld/pick-place-wall",
+    "gym/Pendulum-v1",
+    "gym/Hopper-v5",
+]
+ONE_OF_EACH = ["dmc/walker-walk", "dmc/point_mass-hard", "dmc/lqr-lqr_2_1", "metaworld/push", "gym/Hopper-v5"]
+
+
+class Toy(gymnasium.Env):
+    """Counts its steps: step k pays k, observes [k, 0, 0, 0, 0], and reports the action it was given."""
+
+    def __init__(self, render_mode=None, low=(-3.0, 0.0), high=(1.0, 10.0), ends_at=10**9):
+        self.observation_space = spaces.Dict({"b": spaces.Box(-1, 1, (2, 2)), "a": spaces.Box(-9, 9, (), np.float64)})
+        self.action_space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+        self.ends_at = ends_at
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.count += 1
+        return self._observe(), self.count, self.count >= self.ends_at, False, {"action": action}
+
+    def _observe(self):
+        return {"a": np.float64(self.count), "b": np.zeros((2, 2), np.float32)}
+
+
+class Button(Toy):
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.action_space = spaces.Discrete(2)
+
+
+gymnasium.register("Toy-v0", Toy, max_episode_steps=7)
+gymnasium.register("ToyEnds-v0", Toy, max_episode_steps=7, kwargs={"ends_at": 5})
+gymnasium.register("ToyEndless-v0", Toy)
+gymnasium.register("ToyUnbounded-v0", Toy, max_episode_steps=7, kwargs={"high": (1.0, np.inf)})
+gymnasium.register("Button-v0", Button, max_episode_steps=7)
+
+
+def make(task, **config):
+    return make_env(task, EnvConfig(**config))
+
+
+def rollout(env, seed, decisions=8):
+    """Observations [T + 1, M] and rewards [T] of an episode's start, under actions fixed by nothing but their index."""
+    observations, rewards = [env.reset(seed=seed)[0]], []
+    for index in range(decisions):
+        action = np.sin(index + np.arange(env.task_spec.action_dim)).astype(np.float32)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        observations.append(obs)
+        rewards.append(reward)
+        if terminated or truncated:
+            break
+    return np.stack(observations), np.array(rewards)
+
+
+def test_every_task_of_both_suites_is_listed():
+    tasks = list_tasks()
+    assert len(set(tasks)) == len(tasks)
+    assert sum(task.startswith("metaworld/") for task in tasks) == 50
+    assert sum(task.startswith("dmc/") for task in tasks) == 51
+    assert {"dmc/ball_in_cup-catch", "dmc/humanoid_CMU-run", "metaworld/reach"} <= set(tasks)
+
+
+@pytest.mark.parametrize("task", [task for task in REAL if not task.startswith("gym/")])
+def test_the_tasks_made_here_are_listed(task):
+    assert task in list_tasks()
+
+
+@pytest.mark.parametrize("task", REAL)
+def test_spaces_and_first_step(task):
+    env = make(task, action_repeat=2)
+    spec = env.task_spec
+    assert env.action_space == spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+    assert env.observation_space.shape == (spec.obs_dim,)
+    obs, _ = env.reset(seed=3)
+    after, reward, terminated, truncated, info = env.step(np.zeros(spec.action_dim, np.float32))
+    for array in (obs, after):
+        assert array.dtype == np.float32
+        assert array.shape == (spec.obs_dim,)
+        assert np.isfinite(array).all()
+    assert type(reward) is float
+    assert type(terminated) is bool
+    assert type(truncated) is bool
+    assert info["env_steps"] == 2
+    assert spec.has_success == ("success" in info) == task.startswith("metaworld/")
+
+
+@pytest.mark.parametrize(
+    ("task", "steps", "terminates"),
+    [
+        ("dmc/walker-walk", 1000, False),
+        ("dmc/lqr-lqr_2_1", 1000, True),
+        ("metaworld/reach", 200, False),
+        ("gym/Pendulum-v1", 200, True),
+        ("gym/Hopper-v5", 1000, True),
+    ],
+)
+def test_what_a_task_declares_and_what_overrides_it(task, steps, terminates):
+    spec = make(task, action_repeat=3).task_spec
+    assert (spec.episode_steps, spec.episode_decisions, spec.terminates) == (steps, -(-steps // 3), terminates)
+    spec = make(task, terminates=not terminates, episode_steps=10, action_repeat=4).task_spec
+    assert (spec.episode_steps, spec.episode_decisions, spec.terminates) == (10, 3, not terminates)
+
+
+def test_dmc_limits_are_the_suites_own():
+    suite = importlib.import_module("dm_control.suite")
+    for domain in ("acrobot", "cartpole", "fish", "humanoid", "manipulator", "swimmer", "walker"):
+        env = suite.load(domain, suite.TASKS_BY_DOMAIN[domain][0])
+        assert (
+            round(env._step_limit) == make(f"dmc/{domain}-{suite.TASKS_BY_DOMAIN[domain][0]}").task_spec.episode_steps
+        )
+
+
+@pytest.mark.parametrize("task", ONE_OF_EACH)
+def test_a_seed_fixes_the_whole_episode(task):
+    env, other = make(task), make(task)
+    first = rollout(env, seed=1)
+    different = rollout(env, seed=2)
+    again, elsewhere = rollout(env, seed=1), rollout(other, seed=1)
+    for repeat in (again, elsewhere):
+        np.testing.assert_array_equal(first[0], repeat[0])
+        np.testing.assert_array_equal(first[1], repeat[1])
+    assert not np.array_equal(first[0][0], different[0][0])
+
+
+@pytest.mark.parametrize("task", ONE_OF_EACH)
+def test_unseeded_resets_differ_and_follow_from_the_seed(task):
+    env = make(task)
+    starts = [env.reset(seed=5)[0], env.reset()[0], env.reset()[0]]
+    assert not np.array_equal(starts[0], starts[1])
+    assert not np.array_equal(starts[1], starts[2])
+    env.reset(seed=5)
+    np.testing.assert_array_equal(env.reset()[0], starts[1])
+
+
+def test_metaworld_shows_a_new_goal_at_each_reset_and_keeps_it_for_the_episode():
+    env = make("metaworld/reach", episode_steps=600)
+    goals = [env.reset(seed=seed)[0][-3:] for seed in range(3)]
+    assert len(np.unique(goals, axis=0)) == 3
+    assert np.abs(goals).min() > 0
+    obs, _, _, _, info = env.step(np.ones(4, np.float32))
+    np.testing.assert_array_equal(obs[-3:], goals[-1])
+    np.testing.assert_array_equal(env.unwrapped._target_pos.astype(np.float32), goals[-1])
+    assert info["success"] == 0.0
+
+
+def test_metaworld_reports_success_and_outlasts_the_librarys_own_limit():
+    env = make("metaworld/reach", episode_steps=510, action_repeat=3)
+    obs, _ = env.reset(seed=0)
+    truncated, decisions, success = False, 0, []
+    while not truncated:  # the gripper is driven to the goal it observes
+        action = np.append(np.clip(20 * (obs[-3:] - obs[:3]), -1, 1), 0).astype(np.float32)
+        obs, _, terminated, truncated, info = env.step(action)
+        assert not terminated
+        decisions += 1
+        success.append(info["success"])
+    assert decisions == 170
+    assert set(success) == {0.0, 1.0}
+    assert all(type(value) is float for value in success)
+
+
+@pytest.mark.parametrize(("action", "sent"), [((-1, -1), (-3, 0)), ((0, 0), (-1, 5)), ((1, 0.5), (1, 7.5))])
+def test_actions_are_scaled_to_the_tasks_bounds(action, sent):
+    env = make("gym/Toy-v0")
+    env.reset(seed=0)
+    info = env.step(np.array(action, np.float32))[-1]
+    np.testing.assert_allclose(info["action"], sent, atol=1e-6)
+
+
+def test_lqr_gets_the_action_as_it_is():
+    env = make("dmc/lqr-lqr_6_2")
+    env.reset(seed=0)
+    env.step(np.array([0.5, -1.0], np.float32))
+    np.testing.assert_allclose(env.unwrapped._env.physics.control(), [0.5, -1.0])
+
+
+def test_dict_observations_are_flattened():
+    obs, _ = make("gym/Toy-v0").reset(seed=0)
+    assert obs.dtype == np.float32
+    np.testing.assert_array_equal(obs, np.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("task", "repeat", "decisions"),
+    [  # each decision: (observed count, summed reward, env_steps, terminated, truncated)
+        ("Toy-v0", 1, [(k, k, 1, False, k == 7) for k in range(1, 8)]),
+        ("Toy-v0", 3, [(3, 6, 3, False, False), (6, 15, 3, False, False), (7, 7, 1, False, True)]),
+        ("ToyEnds-v0", 3, [(3, 6, 3, False, False), (5, 9, 2, True, False)]),
+        ("ToyEnds-v0", 5, [(5, 15, 5, True, False)]),
+    ],
+)
+def test_repeat_sums_rewards_counts_steps_and_stops_at_the_end(task, repeat, decisions):
+    env = make(f"gym/{task}", action_repeat=repeat)
+    for _ in range(2):  # the second episode starts from nothing
+        env.reset(seed=0)
+        got = []
+        for _ in decisions:
+            obs, reward, terminated, truncated, info = env.step(np.zeros(2, np.float32))
+            got.append((obs[0], reward, info["env_steps"], terminated, truncated))
+        assert got == decisions
+
+
+def test_a_task_told_not_to_terminate_truncates_instead():
+    env = make("gym/ToyEnds-v0", terminates=False, action_repeat=5)
+    env.reset(seed=0)
+    assert env.step(np.zeros(2, np.float32))[2:4] == (False, True)
+
+
+@pytest.mark.parametrize("task", ["dmc/pendulum-swingup", "metaworld/reach", "gym/Pendulum-v1"])
+def test_the_time_limit_truncates(task):
+    env = make(task, episode_steps=5, action_repeat=2)
+    env.reset(seed=0)
+    action = np.zeros(env.task_spec.action_dim, np.float32)
+    steps = [env.step(action)[2:] for _ in range(env.task_spec.episode_decisions)]
+    assert [(terminated, truncated, info["env_steps"]) for terminated, truncated, info in steps] == [
+        (False, False, 2),
+        (False, False, 2),
+        (False, True, 1),
+    ]
+
+
+def test_lqr_terminates_at_rest():
+    env = make("dmc/lqr-lqr_2_1")
+    env.reset(seed=0)
+    physics = env.unwrapped._env.physics
+    with physics.reset_context():
+        physics.data.qpos[:] = 0
+    assert env.step(np.zeros(1, np.float32))[2:4] == (True, False)
+
+
+def test_hopper_terminates_when_it_falls():
+    env = make("gym/Hopper-v5", action_repeat=4)
+    env.reset(seed=0)
+    ends = [env.step(np.ones(3, np.float32))[2:4]]
+    while not any(ends[-1]):
+        ends.append(env.step(np.ones(3, np.float32))[2:4])
+    assert ends[-1] == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("task", "hint"),
+    [
+        ("dmc/walker-wlak", "dmc/walker-walk"),
+        ("metaworld/raech", "metaworld/reach"),
+        ("gym/Pendulm-v1", "gym/Pendulum-v1"),
+        ("walker-walk", "dmc/walker-walk"),
+        ("foo/bar", "FAMILY/NAME with FAMILY one of dmc, metaworld, gym"),
+        ("gym/CartPole-v1", "needs a Box action space"),
+        ("gym/Button-v0", "needs a Box action space"),
+        ("gym/ToyUnbounded-v0", "unbounded actions"),
+        ("gym/ToyEndless-v0", "set episode_steps"),
+        ("gym/no_such_module:Pendulum-v1", "cannot be made"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(task, hint):
+    with pytest.raises(ConfigError) as caught:
+        make(task)
+    assert hint in str(caught.value)
+    assert task in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [{"action_repeat": 0}, {"episode_steps": 0}, {"terminates": 1}, {"frame_skip": 2}])
+def test_config_refuses_nonsense(bad):
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        validate(EnvConfig, bad, "test")
+
+
+def test_the_config_module_loads_no_simulator():
+    code = "import sys, common.environments.make; print({'mujoco', 'dm_control', 'metaworld'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+DRAW = """
+import sys
+from common.environments.config import EnvConfig
+from common.environments.make import make_env
+from common.environments.rendering import RenderError
+for task in sys.argv[1:]:
+    env = make_env(task, EnvConfig())
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    try:
+        frame = env.render()
+        print(task, frame.dtype, frame.ndim, frame.shape[2], len(set(frame.flat)) > 20)
+    except RenderError as error:
+        print(task, error)
+    env.close()
+"""
+
+
+def draw(gl, *tasks):
+    """What a fresh process prints, with MUJOCO_GL as given, None for unset: it is read once, at import."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    environment |= {"MUJOCO_GL": gl} if gl else {}
+    command = [sys.executable, "-c", DRAW, *tasks]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_without_gl_everything_works_but_rendering():
+    tasks = ["dmc/walker-walk", "metaworld/reach", "gym/Hopper-v5"]
+    done = draw("disabled", *tasks)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == tasks
+    assert all("cannot render" in line and "MUJOCO_GL" in line and "libegl1" in line for line in lines)
+
+
+def test_by_default_frames_are_drawn_or_refused_in_words():
+    tasks = ["dmc/walker-walk", "metaworld/reach", "gym/Hopper-v5"]
+    done = draw(None, *tasks)
+    assert done.returncode == 0, done.stderr
+    has_egl = (
+        subprocess.run([sys.executable, "-c", "import mujoco.egl"], capture_output=True, check=False).returncode == 0
+    )
+    wanted = "uint8 3 3 True" if has_egl or sys.platform != "linux" else "cannot render"
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(tasks)
+    assert all(wanted in line for line in lines), done.stdout
+
+
+def test_an_environment_that_draws_nothing_says_so():
+    env = make("gym/Toy-v0")
+    env.reset(seed=0)
+    env.unwrapped.render = lambda: None
+    with pytest.raises(task_env.RenderError, match="draws no RGB frames"):
+        env.render()

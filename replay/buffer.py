@@ -1,0 +1,257 @@
+"""Replay: the most recent episodes in preallocated memory, and batches of windows gathered from them.
+
+    actor --Episode--> add      evicts the oldest episodes, computes returns-to-go, copies into the rings
+                       sample   sampler: decision numbers -> windows gathered by index --Batch--> learner
+                       state, episodes, load   stop and go on exactly
+
+Decisions and episodes carry running numbers that are never reused; a number's place is its remainder in a ring. An
+episode's T+1 observations are rows d+e, d+e+1, .. for first decision d and episode number e, for each earlier episode
+put one observation more than decisions in front of it.
+
+Choice: the observation ring has a quarter more rows than the other rings, for the observations after the last
+decisions; episodes leave when either is full. Why: it is enough for episodes of 4 decisions and more on average;
+shorter ones merely leave earlier. What would change it: a task of such episodes (then: twice as many rows).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from common.batch import Batch
+from common.config import Config
+from common.episode import Episode
+from replay.codec import scalars, seal, unseal
+from replay.samplers import Balanced, ReturnWeighted, Sampler, Uniform
+
+VERSION = 1
+"""Format of `Replay.state()`; raised whenever its meaning changes."""
+
+
+class ReplayConfig(Config):
+    """How much is kept, and how windows are chosen from it."""
+
+    capacity: int = Field(500_000, gt=0)
+    """decisions kept; the longest run here makes 500,000 (Meta-World: 1M simulator steps, action repeat 2)"""
+    sampler: Literal["uniform", "return_weighted", "balanced"] = "uniform"
+    """how the first decision of a window is chosen (replay/samplers.py)"""
+    return_floor: float = Field(0.1, gt=0.0)
+    """return_weighted: weight of the worst episode's decisions, the best's being 1 more; 0.1 is a ratio of 11"""
+    balanced_temperature: float = Field(20.0, gt=0.0)
+    """balanced: how many more visits make a decision e times less likely; 20 is the transformer-world-model paper's"""
+
+
+class Replay:
+    """Stores whole episodes up to a number of decisions, and samples windows of L = `window` consecutive ones."""
+
+    def __init__(
+        self, config: ReplayConfig, obs_dim: int, action_dim: int, window: int, discount: float, seed: int
+    ) -> None:
+        """Reserve all memory. M = obs_dim, N = action_dim; `discount` per decision, for the returns-to-go."""
+        assert min(obs_dim, action_dim, window) > 0, (obs_dim, action_dim, window)
+        assert 0.0 <= discount <= 1.0, discount
+        self.config = config
+        self._window, self._discount = window, discount
+        self._rng = np.random.default_rng(seed)
+        self._sampler = _make_sampler(config)
+        self._stored = range(0)  # decision numbers
+        self._first_episode = 0  # number of the oldest stored episode
+        self._scalars: deque[dict[str, Any]] = deque()  # of the stored episodes, oldest first
+
+        # The last row of each ring is never written: it is what windows read behind an episode's end.
+        self._capacity, self._rows = config.capacity, config.capacity + config.capacity // 4 + 1
+        self._observations = np.zeros((self._rows + 1, obs_dim), np.float32)
+        self._actions = np.zeros((self._capacity + 1, action_dim), np.float32)
+        self._rewards = np.zeros(self._capacity + 1, np.float32)
+        self._returns_to_go = np.zeros(self._capacity + 1, np.float32)
+        self._terminated = np.zeros(self._capacity + 1, np.bool_)
+        self._end_of = np.zeros(self._capacity, np.int64)  # number after the last decision of the same episode
+        self._episode_of = np.zeros(self._capacity, np.int64)  # number of the episode
+
+    @property
+    def decisions(self) -> int:
+        """Decisions stored, at most `capacity`."""
+        return len(self._stored)
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes stored."""
+        return len(self._scalars)
+
+    @property
+    def inserted(self) -> int:
+        """Decisions ever added, evicted ones included."""
+        return self._stored.stop
+
+    @property
+    def fill(self) -> float:
+        """Stored decisions as a fraction of capacity."""
+        return self.decisions / self._capacity
+
+    def __len__(self) -> int:
+        return self.decisions
+
+    def add(self, episode: Episode) -> None:
+        """Copy an episode in, evicting the oldest until it fits. ValueError, and no change, if it cannot be stored."""
+        self._check(episode)
+        while not self._fits(episode.decisions):
+            self._evict()
+        span = range(self._stored.stop, self._stored.stop + episode.decisions)
+        number = self._first_episode + self.num_episodes
+        places, rows = self._places(span, number)
+
+        self._observations[rows] = episode.observations
+        self._actions[places] = episode.actions
+        self._rewards[places] = episode.rewards
+        self._returns_to_go[places] = returns_to_go(episode.rewards, self._discount)
+        self._terminated[places] = False
+        self._terminated[places[-1]] = episode.terminated
+        self._end_of[places] = span.stop
+        self._episode_of[places] = number
+
+        self._stored = range(self._stored.start, span.stop)
+        self._scalars.append(scalars(episode))
+        self._sampler.add(span, episode.episode_return)
+
+    def sample(self, batch_size: int) -> Batch:
+        """B = batch_size windows, drawn with replacement, as fresh arrays. ValueError if nothing is stored."""
+        if not self._stored or batch_size < 1:
+            raise ValueError(
+                f"sample: got batch_size {batch_size} of {self.decisions} decisions, want 1 or more of both"
+            )
+        starts = self._sampler.draw(self._stored, batch_size, self._rng)  # [B]
+        first = starts % self._capacity  # [B]
+        left = (self._end_of[first] - starts)[:, None]  # [B, 1] decisions from the start to the episode's end
+        first_row = starts + self._episode_of[first]  # [B]
+        steps = np.arange(self._window + 1)  # [L+1]
+
+        mask = steps[:-1] < left  # [B, L]
+        places = np.where(mask, (first[:, None] + steps[:-1]) % self._capacity, self._capacity)  # [B, L]
+        rows = np.where(steps <= left, (first_row[:, None] + steps) % self._rows, self._rows)  # [B, L+1]
+        return Batch(
+            observations=_gather(self._observations, rows),
+            actions=_gather(self._actions, places),
+            rewards=_gather(self._rewards, places),
+            terminated=_gather(self._terminated, places),
+            mask=mask,
+            returns_to_go=_gather(self._returns_to_go, places),
+        )
+
+    def episodes(self) -> Iterator[Episode]:
+        """The stored episodes, oldest first, as copies. Do not add while iterating."""
+        first = self._stored.start
+        for number, values in enumerate(self._scalars, start=self._first_episode):
+            span = range(first, int(self._end_of[first % self._capacity]))
+            places, rows = self._places(span, number)
+            yield Episode(self._observations[rows], self._actions[places], self._rewards[places], **values)
+            first = span.stop
+
+    def state(self) -> bytes:
+        """All that `episodes()` does not tell: settings, numbering, random state, what the sampler has counted."""
+        return seal(
+            {
+                "settings": self._settings(),
+                "decisions": [self._stored.start, self._stored.stop],
+                "episodes": [self._first_episode, self._first_episode + self.num_episodes],
+                "rng": json.dumps(self._rng.bit_generator.state),  # 128-bit integers, too large for msgpack's own
+                "sampler": self._sampler.state(),
+            }
+        )
+
+    def load(self, state: bytes, episodes: Iterable[Episode]) -> None:
+        """Go on where another Replay's `state()` and `episodes()` were taken: the next batches are identical.
+
+        For a new Replay with the same settings; its own seed is forgotten. ValueError if state and episodes do not
+        belong together or do not fit here; this Replay is then half loaded and of no use.
+        """
+        content = unseal(state)
+        settings = content.get("settings")
+        if settings != self._settings() or self.inserted:
+            here = f"{self._settings()} and nothing added yet" if self.inserted else self._settings()
+            raise ValueError(f"replay state: got settings {settings}, want {here}")
+        start, stop = content["decisions"]
+        self._stored = range(start, start)
+        self._first_episode, next_episode = content["episodes"]
+        for episode in episodes:
+            self.add(episode)
+        got = (self._stored, self._first_episode + self.num_episodes)
+        if got != (range(start, stop), next_episode):
+            want = f"decisions {start} to {stop} in episodes up to {next_episode}"
+            raise ValueError(
+                f"replay state: got decisions {got[0].start} to {got[0].stop}, up to {got[1]}, want {want}"
+            )
+        self._sampler.load(content["sampler"])
+        self._rng.bit_generator.state = json.loads(content["rng"])
+
+    def _check(self, episode: Episode) -> None:
+        """ValueError, naming got and wanted, unless this episode can be stored and learned from."""
+        steps = episode.decisions
+        if steps > self._capacity:
+            raise ValueError(f"episode: got {steps} decisions, want at most the capacity, {self._capacity}")
+        obs_dim, action_dim = self._observations.shape[1], self._actions.shape[1]
+        shapes = {"observations": (steps + 1, obs_dim), "actions": (steps, action_dim), "rewards": (steps,)}
+        for name, want in shapes.items():
+            array = getattr(episode, name)
+            if array.shape != want or array.dtype != np.float32:
+                raise ValueError(f"episode {name}: got {array.dtype} {array.shape}, want float32 {want}")
+            if not (finite := np.isfinite(array)).all():
+                raise ValueError(f"episode {name}: got {array[~finite][0]} among the values, want finite ones")
+        if (largest := np.abs(episode.actions).max()) > 1.0:
+            raise ValueError(f"episode actions: got a magnitude of {largest}, want actions in [-1, 1]")
+
+    def _fits(self, steps: int) -> bool:
+        decisions = self.decisions + steps
+        return decisions <= self._capacity and decisions + self.num_episodes + 1 <= self._rows
+
+    def _evict(self) -> None:
+        """Forget the oldest episode; its rows are overwritten in time."""
+        start = self._stored.start
+        span = range(start, int(self._end_of[start % self._capacity]))
+        self._sampler.evict(span)
+        self._scalars.popleft()
+        self._first_episode += 1
+        self._stored = range(span.stop, self._stored.stop)
+
+    def _places(self, span: range, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where an episode's decisions [T] and its observations [T+1] are in their rings."""
+        steps = np.arange(len(span) + 1)
+        return (span.start + steps[:-1]) % self._capacity, (span.start + number + steps) % self._rows
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            **self.config.model_dump(),
+            "obs_dim": self._observations.shape[1],
+            "action_dim": self._actions.shape[1],
+            "window": self._window,
+            "discount": self._discount,
+        }
+
+
+def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
+    """Discounted sum of rewards from each step to the end: [T] -> float64 [T].
+
+    Backwards and in float64: each value is then the next one and a reward. Forward recursion subtracts rewards from a
+    total and divides by the discount, which magnifies rounding errors by discount^-T.
+    """
+    backwards = accumulate(rewards[::-1].tolist(), lambda later, reward: reward + discount * later)
+    return np.fromiter(backwards, np.float64, len(rewards))[::-1]
+
+
+def _gather(ring: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """ring[indices]; mode="clip" only because numpy is then spared the checks and a buffer."""
+    return np.take(ring, indices, axis=0, mode="clip")
+
+
+def _make_sampler(config: ReplayConfig) -> Sampler:
+    if config.sampler == "uniform":
+        return Uniform()
+    if config.sampler == "return_weighted":
+        return ReturnWeighted(config.capacity, config.return_floor)
+    return Balanced(config.capacity, config.balanced_temperature)

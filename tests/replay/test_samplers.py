@@ -1,0 +1,171 @@
+"""replay/samplers.py: each sampler's distribution against the formula it states, written out slowly."""
+
+import numpy as np
+import pytest
+
+from replay.samplers import Balanced, ReturnWeighted, Sampler, Uniform
+
+DRAWS = 200_000
+
+
+def add_all(sampler: Sampler, episodes: list[tuple[int, float]], first: int = 0) -> range:
+    """Add (length, return) episodes; the range of decision numbers they got."""
+    number = first
+    for length, episode_return in episodes:
+        sampler.add(range(number, number + length), episode_return)
+        number += length
+    return range(first, number)
+
+
+def frequencies(sampler: Sampler, stored: range, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
+    """How often each stored decision is drawn, as fractions."""
+    drawn = sampler.draw(stored, draws, np.random.default_rng(seed))
+    assert len(drawn) == draws
+    assert drawn.min() >= stored.start
+    assert drawn.max() < stored.stop
+    return np.bincount(drawn - stored.start, minlength=len(stored)) / draws
+
+
+def assert_distribution(got: np.ndarray, want: np.ndarray, draws: int = DRAWS) -> None:
+    """No frequency is further than 5 standard deviations from its probability."""
+    assert want.sum() == pytest.approx(1.0)
+    tolerance = 5 * np.sqrt(want * (1 - want) / draws) + 1e-12
+    assert (np.abs(got - want) <= tolerance).all(), np.abs((got - want) / tolerance).max()
+
+
+def slow_return_weighted(episodes: list[tuple[int, float]], floor: float) -> np.ndarray:
+    """The docstring's formula, decision by decision."""
+    returns = [episode_return for _, episode_return in episodes]
+    weights = []
+    for length, episode_return in episodes:
+        spread = max(returns) - min(returns)
+        weights += [floor + ((episode_return - min(returns)) / spread if spread else 0.0)] * length
+    return np.array(weights) / sum(weights)
+
+
+def test_uniform():
+    stored = range(17, 17 + 40)
+    assert_distribution(frequencies(Uniform(), stored), np.full(40, 1 / 40))
+
+
+@pytest.mark.parametrize(
+    "returns",
+    [(1.0, 2.0, 5.0), (-5.0, -2.0, -1.0), (-1.0, 0.0, 1e6), (0.0, 0.0, 0.0), (-3.0, -3.0, -3.0), (0.0, 1e-9, 2e-9)],
+)
+@pytest.mark.parametrize("floor", [0.01, 0.1, 2.0])
+def test_return_weighted(returns, floor):
+    episodes = list(zip((3, 10, 5), returns, strict=True))
+    sampler = ReturnWeighted(20, floor)
+    stored = add_all(sampler, episodes)
+    assert_distribution(frequencies(sampler, stored), slow_return_weighted(episodes, floor))
+
+
+def test_return_weighted_does_not_see_shift_or_scale():
+    episodes = [(4, -2.0), (2, 0.5), (6, 1.0)]
+    drawn = []
+    for shift, scale in [(0.0, 1.0), (-64.0, 1.0), (64.0, 0.25), (0.0, 1024.0)]:  # powers of 2: no rounding
+        sampler = ReturnWeighted(12, 0.1)
+        stored = add_all(sampler, [(length, shift + scale * r) for length, r in episodes])
+        drawn.append(sampler.draw(stored, 1000, np.random.default_rng(1)))
+    for other in drawn[1:]:
+        np.testing.assert_array_equal(other, drawn[0])
+
+
+def test_return_weighted_forgets_evicted_episodes():
+    floor, episodes = 0.1, [(4, 100.0), (3, -100.0), (5, 1.0), (2, 2.0), (3, 1.0), (4, 3.0)]
+    sampler = ReturnWeighted(14, floor)
+    add_all(sampler, episodes[:3])
+    sampler.evict(range(0, 4))
+    sampler.evict(range(4, 7))
+    add_all(sampler, episodes[3:], first=12)  # 17..20 wraps around the ring of 14
+    stored = range(7, 21)
+    assert_distribution(frequencies(sampler, stored), slow_return_weighted(episodes[2:], floor))
+
+
+def slow_softmax(visits: np.ndarray, temperature: float) -> np.ndarray:
+    weights = [np.exp((min(visits) - v) / temperature) for v in visits]
+    return np.array(weights) / sum(weights)
+
+
+def load_visits(sampler: Balanced, visits: np.ndarray, base: int = 0) -> None:
+    sampler.load({"base": base, "visits": np.asarray(visits, "<i8").tobytes()})
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 20.0])
+@pytest.mark.parametrize("offset", [0, 1_000, 100_000, 10**9])
+def test_balanced_is_the_softmax_however_large_the_counts(temperature, offset):
+    visits = offset + np.random.default_rng(0).integers(0, 6, 25)
+    sampler = Balanced(25, temperature)
+    add_all(sampler, [(25, 0.0)])
+    load_visits(sampler, visits)
+    assert_distribution(frequencies(sampler, range(25)), slow_softmax(visits, temperature))
+
+
+def test_balanced_equals_recomputing_the_softmax_for_every_batch():
+    """The tree's weights, followed through adds, evictions, draws and rebases, are those of the counts."""
+    rng, temperature, capacity = np.random.default_rng(0), 0.02, 40  # cold: rebases come often
+    sampler = Balanced(capacity, temperature)
+    lengths: list[int] = []
+    visits: list[int] = []  # the slow twin: of the stored decisions, oldest first
+    first, rebases_by_add, rebases_by_draw = 0, 0, 0
+    for _ in range(150):
+        length = int(rng.integers(1, 12))
+        while len(visits) + length > capacity:
+            gone = lengths.pop(0)
+            sampler.evict(range(first, first + gone))
+            visits, first = visits[gone:], first + gone
+        base = sampler._base
+        sampler.add(range(first + len(visits), first + len(visits) + length), 0.0)
+        rebases_by_add += sampler._base != base
+        lengths.append(length)
+        visits += [0] * length
+        stored = range(first, first + len(visits))
+        for _ in range(int(rng.integers(1, 60))):
+            base = sampler._base
+            if sampler._tree.total >= sampler._TINY:
+                got = sampler._tree.weights[np.array(stored) % capacity] / sampler._tree.total
+                np.testing.assert_allclose(got, slow_softmax(np.array(visits), temperature), rtol=1e-9, atol=1e-30)
+            for number in sampler.draw(stored, 16, rng):
+                visits[number - first] += 1
+            rebases_by_draw += sampler._base != base
+    assert rebases_by_add > 5
+    assert rebases_by_draw > 5
+
+
+def test_balanced_new_decisions_beside_heavily_visited_ones():
+    """The new ones' weight would overflow relative to the old base; they take all draws until they have caught up."""
+    sampler = Balanced(8, 0.1)
+    add_all(sampler, [(4, 0.0)])
+    load_visits(sampler, np.array([100_000, 100_001, 100_000, 100_002, -1, -1, -1, -1]), base=100_000)
+    sampler.add(range(4, 6), 0.0)
+    assert np.isfinite(sampler._tree.total)
+    assert_distribution(frequencies(sampler, range(6), draws=1000), np.array([0, 0, 0, 0, 0.5, 0.5]), 1000)
+
+
+def test_balanced_survives_the_eviction_of_all_weight_but_underflowed_ones():
+    sampler = Balanced(8, 0.1)
+    add_all(sampler, [(4, 0.0), (4, 0.0)])
+    load_visits(sampler, np.array([0, 0, 0, 0, 500, 500, 501, 500]))  # exp(-5000) is 0
+    sampler.evict(range(0, 4))
+    assert sampler._tree.total == 0.0
+    want = slow_softmax(np.array([500, 500, 501, 500]), 0.1)
+    assert_distribution(frequencies(sampler, range(4, 8)), want)
+
+
+def test_balanced_evens_out_what_came_early():
+    """Episodes of 100 arrive, each followed by 100 draws: the first is drawn far less often than under uniform."""
+    early = {}
+    for name, sampler in {"uniform": Uniform(), "balanced": Balanced(2000, 1.0)}.items():
+        rng, counts = np.random.default_rng(0), np.zeros(2000)
+        for start in range(0, 2000, 100):
+            sampler.add(range(start, start + 100), 0.0)
+            np.add.at(counts, sampler.draw(range(start + 100), 100, rng), 1)
+        early[name] = counts[:100].sum()
+    harmonic = 100 * sum(1 / n for n in range(1, 21))  # 360: what uniform gives the first episode, of 2,000 draws
+    assert early["uniform"] == pytest.approx(harmonic, rel=0.2)
+    assert early["balanced"] < 0.75 * harmonic
+
+
+def test_balanced_refuses_counts_of_another_capacity():
+    with pytest.raises(ValueError, match="got 3, want one per decision of capacity 4"):
+        load_visits(Balanced(4, 1.0), np.zeros(3))

@@ -1,0 +1,44 @@
+"""Network weights as they travel from the learner to whoever plans: one contiguous array and a version."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A snapshot of some networks' parameters, in the order in which the networks list them."""
+
+    values: np.ndarray
+    """float32 [P], every parameter, one behind the other"""
+    version: int
+    """the learner's update count; only grows"""
+    checksum: int
+    """CRC-32 of the bytes of `values`"""
+
+    @staticmethod
+    @torch.no_grad()
+    def of(networks: nn.Module, version: int) -> Weights:
+        """Snapshot of all parameters."""
+        flat = torch.cat([p.detach().flatten() for p in networks.parameters()]).float().cpu().numpy()
+        return Weights(flat, version, zlib.crc32(flat.data))
+
+    @torch.no_grad()
+    def copy_into(self, networks: nn.Module) -> None:
+        """Overwrite the networks' parameters. ValueError if the array is damaged or of another architecture."""
+        if zlib.crc32(np.ascontiguousarray(self.values).data) != self.checksum:
+            raise ValueError(f"weights version {self.version}: checksum differs, the snapshot is damaged")
+        parameters = list(networks.parameters())
+        want = sum(p.numel() for p in parameters)
+        if self.values.size != want:
+            raise ValueError(f"weights version {self.version}: got {self.values.size} parameters, want {want}")
+        flat = torch.from_numpy(self.values)
+        start = 0
+        for p in parameters:
+            p.copy_(flat[start : start + p.numel()].view_as(p))
+            start += p.numel()

@@ -1,0 +1,340 @@
+"""Model predictive control with a dynamics model and a terminal value (paper, Algorithm 2, Eq. 10).
+
+Pure torch, for E environments at once, as a function of its arguments: all random numbers come in as `Noise`, drawn
+from one generator per environment, so an environment's plan does not depend on who else is in the batch.
+
+Letters beyond the usual: I iterations, J Gaussian samples, Q candidates proposed by the QT (J_QT in the paper),
+P the population of one iteration (samples, proposals, elites kept), T the elites (top-k).
+
+A dynamics model is anything with TDM's `start`, `fan_out`, `rewind`, `step`; a value function anything with QT's
+`choose` and `value`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from common.config import Config
+from common.qt import QT
+from common.shapes import check_shape
+from common.tdm import TDM, Rollout
+
+
+class PlannerConfig(Config):
+    """Algorithm 2's numbers; defaults are the paper's (Table II). The economies are off by default."""
+
+    horizon: int = Field(default=3, gt=0)
+    """H, decisions"""
+    samples: int = Field(default=512, gt=0)
+    """J, Gaussian action sequences an iteration"""
+    qt_samples: int = Field(default=24, ge=0)
+    """J_QT, sequences proposed by the QT, once a decision"""
+    iterations: int = Field(default=6, gt=0)
+    """I"""
+    elites: int = Field(default=64, gt=0)
+    """sequences the Gaussian is fitted to (top-k)"""
+    init_std: float = Field(default=2.0, gt=0)
+    """std of the first iteration, in action units; the action range is [-1, 1]"""
+    min_std: float = Field(default=0.05, gt=0)
+    max_std: float = Field(default=2.0, gt=0)
+    temperature: float = Field(default=0.5, gt=0)
+    """weight of an elite is exp(temperature * (value - best value))"""
+    random_bins: float = Field(default=0.1, ge=0, le=1)
+    """chance of a uniform bin in each dimension, when the QT proposes and when collecting"""
+    terminal_value: Literal["greedy", "first_dimension"] = "greedy"
+    """V(s_H): walk all N dimensions, or the maximum over the first one (one pass; equal in the limit by Eq. 2)"""
+
+    sample_decay: float = Field(default=1.0, ge=1)
+    """economy: iteration n draws J / sample_decay^n sequences, but at least twice the elites"""
+    early_stop: bool = False
+    """economy: an environment whose std is at its floor everywhere keeps its Gaussian; all there: iterations end"""
+    noise_exponent: float = Field(default=0.0, ge=0)
+    """economy: samples are coloured over the horizon, power ~ 1 / frequency^exponent; 0 is white"""
+    keep_elites: int = Field(default=0, ge=0)
+    """economy: best sequences that compete again in the next iteration and, shifted, in the next decision"""
+
+    @model_validator(mode="after")
+    def _elites_fit(self) -> PlannerConfig:
+        population = self.samples_at(self.iterations - 1) + self.qt_samples
+        if self.elites > population:
+            raise ValueError(
+                f"elites={self.elites} is more than samples + qt_samples = {population}; "
+                f"want elites from 1 to {population}"
+            )
+        if self.keep_elites > self.elites:
+            raise ValueError(f"keep_elites={self.keep_elites} is more than elites={self.elites}")
+        if not self.min_std <= self.init_std <= self.max_std:
+            raise ValueError(
+                f"init_std={self.init_std} is not between min_std={self.min_std} and max_std={self.max_std}"
+            )
+        return self
+
+    def samples_at(self, iteration: int) -> int:
+        """J of an iteration, counted from 0."""
+        decayed = round(self.samples / self.sample_decay**iteration)
+        return min(self.samples, max(decayed, 2 * self.elites))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """All random numbers of one decision."""
+
+    normal: Tensor
+    """[E, I, J, H, N], standard normal"""
+    proposal: Tensor
+    """[E, 2, H, Q, N], uniform: whether a proposed bin is replaced, and by which"""
+    elite: Tensor
+    """[E], uniform: which elite is executed"""
+    action: Tensor
+    """[E, 2, N], uniform: whether an executed bin is replaced, and by which"""
+
+
+def draw_noise(generators: list[torch.Generator], config: PlannerConfig, action_dim: int) -> Noise:
+    """One decision's noise for each environment, from its own generator and on that generator's device."""
+    c, n = config, action_dim
+    normals, uniforms = [], []
+    shape = (c.iterations, c.samples, c.horizon, n)
+    for g in generators:
+        normals.append(torch.randn(shape, generator=g, device=g.device))
+        uniforms.append(torch.rand(2 * c.horizon * c.qt_samples * n + 1 + 2 * n, generator=g, device=g.device))
+    uniform = torch.stack(uniforms)  # [E, everything]
+    proposal, elite, action = uniform.split([2 * c.horizon * c.qt_samples * n, 1, 2 * n], dim=1)
+    return Noise(
+        normal=torch.stack(normals),
+        proposal=proposal.view(-1, 2, c.horizon, c.qt_samples, n),
+        elite=elite.squeeze(1),
+        action=action.view(-1, 2, n),
+    )
+
+
+@dataclass(frozen=True)
+class PlanState:
+    """What one decision leaves to the next of the same episode: the warm start."""
+
+    mean: Tensor
+    """[E, H, N], shifted by one step; 0 at an episode's start"""
+    elites: Tensor
+    """[E, keep_elites, H, N], shifted by one step"""
+    has_elites: Tensor
+    """bool [E], False at an episode's start"""
+
+    @staticmethod
+    def initial(environments: int, config: PlannerConfig, action_dim: int, device: torch.device) -> PlanState:
+        """Nothing planned yet."""
+        shape = (environments, config.keep_elites, config.horizon, action_dim)
+        return PlanState(
+            mean=torch.zeros(environments, config.horizon, action_dim, device=device),
+            elites=torch.zeros(shape, device=device),
+            has_elites=torch.zeros(environments, dtype=torch.bool, device=device),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The outcome of one decision."""
+
+    actions: Tensor
+    """[E, N], to execute now"""
+    state: PlanState
+    """for the next decision"""
+    values: Tensor
+    """[E], estimated return of the best sequence found (Eq. 10)"""
+    std: Tensor
+    """[E, H, N], of the last fitted Gaussian"""
+    iterations: int
+    """iterations run"""
+
+
+@dataclass(frozen=True)
+class _Population:
+    """Candidate sequences [E, P, H, N] and their estimated returns [E, P]."""
+
+    actions: Tensor
+    values: Tensor
+
+    def best(self, count: int) -> _Population:
+        """The `count` highest-valued, best first."""
+        values, index = self.values.topk(count, dim=1)  # [E, count]
+        return _Population(self.actions.take_along_dim(index[:, :, None, None], dim=1), values)
+
+
+class Planner:
+    """Algorithm 2. `value_function=None` is the paper's TDM ablation: no proposals, no terminal value."""
+
+    def __init__(self, config: PlannerConfig, discount: float, dynamics: TDM, value_function: QT | None) -> None:
+        if value_function is None:
+            config = config.model_copy(update={"qt_samples": 0})
+        self.config, self.discount = config, discount
+        self.dynamics, self.value_function = dynamics, value_function
+
+    @torch.no_grad()
+    def plan(self, observations: Tensor, state: PlanState, noise: Noise, explore: bool) -> Plan:
+        """One decision for each environment: observations [E, M].
+
+        explore: an elite is drawn by its weight and random bins are mixed into its action (collecting); without, the
+        weighted mean of the elites is executed (evaluating).
+        """
+        c = self.config
+        check_shape(state.mean, "E H N", E=len(observations), H=c.horizon, N=self.dynamics.action_dim)
+        root = self.dynamics.start(observations)
+        mean, std = state.mean, torch.full_like(state.mean, c.init_std)
+        normal = coloured(noise.normal, c.noise_exponent)
+
+        # Line 3: sequences proposed by the QT. Their returns are the same in every iteration: valued once.
+        proposals = self._propose(root, noise.proposal)
+        kept = self._previous_elites(root, state)
+        memory: Rollout | None = None
+        elites = weights = settled = None
+        for iteration in range(c.iterations):
+            # Line 2: Gaussian samples, discretised.
+            samples = mean.unsqueeze(1) + std.unsqueeze(1) * normal[:, iteration, : c.samples_at(iteration)]
+            # Lines 4-9: their returns.
+            sampled, memory = self._evaluate(root, self.dynamics.tokenizer.snap(samples), memory)
+            candidates = join(sampled, kept)
+            new_elites = join(candidates, proposals).best(c.elites)
+            # Line 10: refit the Gaussian to the elites; weights exp(temperature * (v - v_max)), normalised.
+            new_weights = torch.softmax(c.temperature * new_elites.values, dim=1)  # [E, T]
+            new_mean, new_std = weighted_moments(new_elites.actions, new_weights)
+            new_std = new_std.clamp(c.min_std, c.max_std)
+            if settled is not None and elites is not None and weights is not None:  # early stop: what settled stays
+                new_elites = _Population(
+                    torch.where(settled[:, None, None, None], elites.actions, new_elites.actions),
+                    torch.where(settled[:, None], elites.values, new_elites.values),
+                )
+                new_weights = torch.where(settled[:, None], weights, new_weights)
+                new_mean = torch.where(settled[:, None, None], mean, new_mean)
+                new_std = torch.where(settled[:, None, None], std, new_std)
+            elites, weights, mean, std = new_elites, new_weights, new_mean, new_std
+            if c.keep_elites > 0:
+                kept = candidates.best(c.keep_elites)
+            if c.early_stop:
+                settled = (std <= c.min_std).flatten(1).all(dim=1)  # [E]
+                if bool(settled.all()):
+                    break
+        assert elites is not None and weights is not None
+
+        # Line 11: execute the first action; the rest is the next decision's warm start.
+        next_state = PlanState(
+            mean=shift(mean),
+            elites=shift(elites.actions[:, : c.keep_elites]),
+            has_elites=torch.ones_like(state.has_elites),
+        )
+        actions = self._explore(elites, weights, noise) if explore else mean[:, 0]
+        return Plan(actions, next_state, elites.values[:, 0], std, iteration + 1)
+
+    def _evaluate(self, root: Rollout, actions: Tensor, memory: Rollout | None = None) -> tuple[_Population, Rollout]:
+        """Eq. 10 for sequences [E, J, H, N]; also the rollout, whose memory the next call may use again.
+
+        For tasks that can terminate, each reward counts with the probability that the episode lasted until then.
+        """
+        environments, samples, horizon, _ = actions.shape
+        if memory is not None and len(memory.observations) == environments * samples:
+            rollout = self.dynamics.rewind(memory, root, samples)
+        else:
+            rollout = self.dynamics.fan_out(root, samples, horizon)
+        returns = Returns(self.discount)
+        for step in range(horizon):
+            prediction = self.dynamics.step(rollout, actions[:, :, step].flatten(0, 1))
+            returns.add(prediction.rewards, prediction.continuation_logits)
+        return _Population(actions, self._total(returns, rollout).view(environments, samples)), rollout
+
+    def _propose(self, root: Rollout, uniform: Tensor) -> _Population | None:
+        """Sequences chosen by the QT along its own imagined states, some bins replaced, and their returns."""
+        if self.value_function is None or self.config.qt_samples == 0:
+            return None
+        c, qt = self.config, self.value_function
+        rollout = self.dynamics.fan_out(root, c.qt_samples, c.horizon)
+        returns = Returns(self.discount)
+        chosen = []
+        for step in range(c.horizon):
+            chance, which = uniform[:, :, step].transpose(0, 1).flatten(1, 2)  # each [E * Q, N]
+            bins, _ = qt.choose(rollout.observations, chance, which, c.random_bins)
+            chosen.append(qt.tokenizer.decode(bins))
+            prediction = self.dynamics.step(rollout, chosen[-1])
+            returns.add(prediction.rewards, prediction.continuation_logits)
+        actions = torch.stack(chosen, dim=1)  # [E * Q, H, N]
+        shape = (-1, c.qt_samples)
+        return _Population(actions.unflatten(0, shape), self._total(returns, rollout).view(shape))
+
+    def _total(self, returns: Returns, rollout: Rollout) -> Tensor:
+        """[B]: the rewards summed so far and the value of where the rollout stands (Eq. 10, first term)."""
+        if self.value_function is None:
+            return returns.total
+        first_only = self.config.terminal_value == "first_dimension"
+        return returns.total + returns.weight * self.value_function.value(rollout.observations, first_only)
+
+    def _previous_elites(self, root: Rollout, state: PlanState) -> _Population | None:
+        """Economy `keep_elites`: the last decision's best sequences, valued from here."""
+        if self.config.keep_elites == 0:
+            return None
+        population, _ = self._evaluate(root, self.dynamics.tokenizer.snap(state.elites))
+        return _Population(population.actions, torch.where(state.has_elites[:, None], population.values, -torch.inf))
+
+    def _explore(self, elites: _Population, weights: Tensor, noise: Noise) -> Tensor:
+        """An elite drawn by its weight, its first action with some bins replaced by uniform ones: [E, N]."""
+        tokenizer = self.dynamics.tokenizer
+        # Inverse transform: the first elite whose cumulated weight exceeds the uniform number.
+        drawn = (weights.cumsum(dim=1) <= noise.elite[:, None]).sum(dim=1).clamp(max=weights.shape[1] - 1)  # [E]
+        first = elites.actions[:, :, 0].take_along_dim(drawn[:, None, None], dim=1).squeeze(1)  # [E, N]
+        chance, which = noise.action.unbind(1)
+        return tokenizer.decode(tokenizer.replace(tokenizer.encode(first), chance, which, self.config.random_bins))
+
+
+class Returns:
+    """The running sum of Eq. 10 along imagined sequences."""
+
+    def __init__(self, discount: float) -> None:
+        self.discount = discount
+        self.total: Tensor | float = 0.0
+        self.weight: Tensor | float = 1.0  # gamma^k times the probability that the episode lasts until step k
+
+    def add(self, rewards: Tensor, continuation_logits: Tensor | None) -> None:
+        """One step: rewards [B], log-odds [B] that the episode goes on after it."""
+        self.total = self.total + self.weight * rewards
+        self.weight = self.weight * self.discount
+        if continuation_logits is not None:
+            self.weight = self.weight * torch.sigmoid(continuation_logits)
+
+
+def join(a: _Population, b: _Population | None) -> _Population:
+    """Both populations' sequences, one behind the other."""
+    if b is None:
+        return a
+    return _Population(torch.cat([a.actions, b.actions], dim=1), torch.cat([a.values, b.values], dim=1))
+
+
+def weighted_moments(actions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and std over elites: actions [E, T, H, N], weights [E, T] summing to 1 -> two of [E, H, N]."""
+    w = weights[:, :, None, None]
+    mean = (w * actions).sum(dim=1)
+    variance = (w * (actions - mean.unsqueeze(1)).square()).sum(dim=1)
+    return mean, variance.sqrt()
+
+
+def shift(x: Tensor) -> Tensor:
+    """Sequences [..., H, N] one step on; the step that comes in at the end is 0."""
+    return torch.cat([x[..., 1:, :], torch.zeros_like(x[..., :1, :])], dim=-2)
+
+
+def coloured(normal: Tensor, exponent: float) -> Tensor:
+    """White noise [E, I, J, H, N] with power ~ 1 / frequency^exponent over H, each step's variance still 1.
+
+    The autocovariance of such a sequence is the cosine transform of its spectrum; its Cholesky factor turns white
+    noise into it. (Pinneri et al., Sample-efficient Cross-Entropy Method, CoRL 2020, Section 3.1.)
+    """
+    if exponent == 0:
+        return normal
+    horizon = normal.shape[-2]
+    # Frequencies of a sequence twice as long: its first half is stationary without wrapping round to its own start.
+    frequency = torch.arange(1, horizon + 1, dtype=torch.float64) / (2 * horizon)
+    power = frequency**-exponent
+    lag = torch.arange(horizon, dtype=torch.float64)
+    autocovariance = (power * torch.cos(2 * torch.pi * lag[:, None] * frequency)).sum(dim=1) / power.sum()  # [H]
+    covariance = autocovariance[(lag[:, None] - lag).abs().long()]  # [H, H], Toeplitz
+    factor = torch.linalg.cholesky(covariance + 1e-9 * torch.eye(horizon, dtype=torch.float64))
+    return torch.einsum("gh,eijhn->eijgn", factor.to(normal), normal)

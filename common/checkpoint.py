@@ -98,6 +98,11 @@ class CheckpointStore:
             raise CheckpointError(f"{self.directory}: no checkpoint can be loaded; " + "; ".join(skipped))
         return None
 
+    def newest(self) -> Path | None:
+        """Where the newest checkpoint is, unverified; None if there is none."""
+        folders = self._folders()
+        return folders[-1] if folders else None
+
     def _folders(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         numbered = [path for path in self.directory.glob("*-step-*") if path.name.split("-")[0].isdigit()]

@@ -10,12 +10,27 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
+from common.config import Config
 from common.qt import QT
 from common.seeding import derive_seed
 from common.weights import Weights
 from planner_service.planner import Planner, PlanState, draw_noise
+
+
+class EpsilonConfig(Config):
+    """The QT ablation's epsilon-greedy collecting: chance of a uniform action, falling linearly."""
+
+    start: float = Field(default=1.0, ge=0, le=1)
+    end: float = Field(default=0.01, ge=0, le=1)
+    share: float = Field(default=0.3, gt=0, le=1)
+    """share of the training after which `end` is reached"""
+
+    def at(self, progress: float) -> float:
+        """Epsilon after that share of the training."""
+        return self.start + (self.end - self.start) * min(1.0, progress / self.share)
 
 
 class Policy(Protocol):
@@ -36,8 +51,9 @@ class Policy(Protocol):
 class MPCPolicy:
     """Plans every decision. Exploration > 0 turns on the planner's own: a drawn elite, some random bins."""
 
-    def __init__(self, planner: Planner, device: torch.device) -> None:
-        self.planner, self.device = planner, device
+    def __init__(self, planner: Planner, device: torch.device, bfloat16: bool = False) -> None:
+        """bfloat16: plan under autocast."""
+        self.planner, self.device, self.bfloat16 = planner, device, bfloat16
         self.networks = nn.ModuleDict({"tdm": planner.dynamics})
         if planner.value_function is not None:
             self.networks["qt"] = planner.value_function
@@ -57,7 +73,8 @@ class MPCPolicy:
     def act(self, observations: np.ndarray) -> np.ndarray:
         noise = draw_noise(self.generators, self.planner.config, self.planner.dynamics.action_dim)
         on_device = torch.from_numpy(observations).to(self.device)
-        plan = self.planner.plan(on_device, self.state, noise, self.explore)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            plan = self.planner.plan(on_device, self.state, noise, self.explore)
         self.state = plan.state
         return plan.actions.cpu().numpy()
 

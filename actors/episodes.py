@@ -1,0 +1,84 @@
+"""The environment loop: a policy acts in E environments in lockstep until each has finished one episode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from common.environments.task_env import TaskEnv
+from common.episode import Episode
+from planner_service.policy import Policy
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: someone asked
+    """Whoever watches asked to stop; the episodes in flight are dropped."""
+
+
+def run_episodes(
+    envs: Sequence[TaskEnv],
+    policy: Policy,
+    seeds: Sequence[int],
+    exploration: float,
+    should_stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[TaskEnv], None] | None = None,
+) -> list[Episode]:
+    """One episode in each environment, fully determined by its seed and the policy's weights.
+
+    seeds: one per environment, for the environment and the policy's own randomness. exploration in [0, 1], 0 when
+    evaluating. watch: called with the first environment after its reset and after each of its steps (for videos).
+    Raises Stopped as soon as should_stop() holds.
+    """
+    starts = [env.reset(seed=seed % 2**31)[0] for env, seed in zip(envs, seeds, strict=True)]  # MuJoCo's take 31 bits
+    recordings = [_Recording(observation) for observation in starts]
+    policy.begin(list(seeds), exploration)
+    if watch:
+        watch(envs[0])
+    while any(not r.done for r in recordings):
+        if should_stop():
+            raise Stopped
+        # An environment that is done keeps its place in the batch, so that the others' rows do not move.
+        actions = policy.act(np.stack([r.observations[-1] for r in recordings]))  # [E, M] -> [E, N]
+        for i, (env, recording) in enumerate(zip(envs, recordings, strict=True)):
+            if recording.done:
+                continue
+            recording.add(actions[i], env.step(actions[i]), policy.weights_version)
+            if watch and i == 0:
+                watch(env)
+    return [r.episode() for r in recordings]
+
+
+class _Recording:
+    """An episode under way."""
+
+    def __init__(self, observation: np.ndarray) -> None:
+        self.observations = [observation]
+        self.actions: list[np.ndarray] = []
+        self.rewards: list[float] = []
+        self.versions: list[int] = []
+        self.env_steps = 0
+        self.success: float | None = None
+        self.terminated = self.done = False
+
+    def add(self, action: np.ndarray, outcome: tuple, version: int) -> None:
+        """One decision and what env.step answered."""
+        observation, reward, terminated, truncated, info = outcome
+        self.observations.append(observation)
+        self.actions.append(action)
+        self.rewards.append(float(reward))
+        self.versions.append(version)
+        self.env_steps += info["env_steps"]
+        self.success = info.get("success", self.success)
+        self.terminated, self.done = terminated, terminated or truncated
+
+    def episode(self) -> Episode:
+        return Episode(
+            observations=np.stack(self.observations),
+            actions=np.stack(self.actions),
+            rewards=np.array(self.rewards, np.float32),
+            terminated=self.terminated,
+            env_steps=self.env_steps,
+            success=self.success,
+            oldest_weights=min(self.versions),
+            newest_weights=max(self.versions),
+        )

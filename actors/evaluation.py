@@ -1,0 +1,45 @@
+"""Evaluation: the policy without exploration, in its own environments, the same start states every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.episodes import run_episodes
+from common.environments.task_env import TaskEnv
+from common.seeding import derive_seed
+from planner_service.policy import Policy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What some evaluation episodes gave."""
+
+    returns: list[float]
+    """undiscounted, one per episode"""
+    success: float | None
+    """share of episodes that ended in success; None where the task defines none"""
+
+    @property
+    def mean_return(self) -> float:
+        """Mean over episodes."""
+        return float(np.mean(self.returns))
+
+
+def evaluate(
+    envs: Sequence[TaskEnv], policy: Policy, seed: int, should_stop: Callable[[], bool] = lambda: False
+) -> Evaluation:
+    """One episode in each environment, planned in one batch; the same seed and weights give the same result."""
+    seeds = [derive_seed(seed, "evaluation", i) for i in range(len(envs))]
+    episodes = run_episodes(envs, policy, seeds, exploration=0.0, should_stop=should_stop)
+    successes = [e.success for e in episodes if e.success is not None]
+    return Evaluation([e.episode_return for e in episodes], float(np.mean(successes)) if successes else None)
+
+
+def film(env: TaskEnv, policy: Policy, seed: int) -> list[np.ndarray]:
+    """Frames uint8 [height, width, 3] of the first evaluation episode. Raises RenderError where nothing can draw."""
+    frames: list[np.ndarray] = []
+    run_episodes([env], policy, [derive_seed(seed, "evaluation", 0)], 0.0, watch=lambda e: frames.append(e.render()))
+    return frames

@@ -1,0 +1,75 @@
+"""The three agents as compositions: which networks there are, what trains them, and what acts with them.
+
+| agent  | networks | acts by                                                                |
+|--------|----------|------------------------------------------------------------------------|
+| qt-tdm | tdm, qt  | planning with the TDM, QT proposals and QT terminal values             |
+| tdm    | tdm      | planning with the TDM alone                                            |
+| qt     | qt       | the QT's greedy action; epsilon-greedy when collecting                 |
+"""
+
+from __future__ import annotations
+
+import torch
+
+from common.config import ConfigError
+from common.environments.task_env import TaskSpec
+from common.qt import QT
+from common.tdm import TDM
+from deploy.run_config import RunConfig
+from learner.update import Learner, Part, QTLearner, TDMLearner
+from planner_service.planner import Planner
+from planner_service.policy import GreedyPolicy, MPCPolicy, Policy
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` or a torch device. ConfigError if there is no such device here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device={name}: not usable here ({str(error).splitlines()[0]}); want auto or cpu") from None
+    return device
+
+
+def use_bfloat16(config: RunConfig, device: torch.device) -> bool:
+    """Whether networks run in bfloat16 (autocast). `auto` is yes on a GPU; few CPUs gain by it."""
+    return config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+
+
+def make_tdm(config: RunConfig, spec: TaskSpec) -> TDM:
+    """A fresh TDM for the task."""
+    return TDM(config.tdm, spec.obs_dim, spec.action_dim, spec.terminates)
+
+
+def make_qt(config: RunConfig, spec: TaskSpec) -> QT:
+    """A fresh QT for the task."""
+    return QT(config.qt, spec.obs_dim, spec.action_dim)
+
+
+def make_learner(config: RunConfig, spec: TaskSpec, device: torch.device) -> Learner:
+    """The agent's networks, freshly initialised from torch's global generator, and their training."""
+    parts: list[Part] = []
+    if config.agent in ("qt-tdm", "tdm"):
+        parts.append(TDMLearner(config.learner, make_tdm(config, spec).to(device)))
+    if config.agent in ("qt-tdm", "qt"):
+        parts.append(QTLearner(config.learner, make_qt(config, spec).to(device), config.discount))
+    decisions = config.training.env_steps // spec.action_repeat - config.training.seed_decisions
+    total_updates = max(1, round(decisions * config.training.update_ratio))
+    return Learner(config.learner, parts, device, total_updates, use_bfloat16(config, device))
+
+
+def make_policy(config: RunConfig, spec: TaskSpec, device: torch.device) -> Policy:
+    """What acts with the learner's weights: a copy of its own, to be filled with `load`."""
+    with torch.random.fork_rng():  # initial weights are thrown away: they must not move the learner's random stream
+        tdm, qt = make_tdm(config, spec).to(device), make_qt(config, spec).to(device)
+    if config.agent == "qt":
+        return GreedyPolicy(qt, device)
+    planner = Planner(config.planner, config.discount, tdm, qt if config.agent == "qt-tdm" else None)
+    return MPCPolicy(planner, device, use_bfloat16(config, device))
+
+
+def exploration(config: RunConfig, env_steps: int) -> float:
+    """How much the collecting agent explores now, in [0, 1]: scheduled for qt; a planner explores as configured."""
+    return config.epsilon.at(env_steps / config.training.env_steps) if config.agent == "qt" else 1.0

@@ -1,0 +1,217 @@
+"""The door: `qttdm train | eval | plot | tasks | bench`.
+
+A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from common.config import ConfigError, load_config
+from common.run_dir import RunDir
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    # Imported late, so that `--help` and a mistyped option answer at once.
+    from common.checkpoint import CheckpointError
+    from common.environments.rendering import RenderError
+    from deploy.video import VideoError
+    from learner.update import NonFiniteLossError
+
+    try:
+        options.command(options)
+    except ConfigError as error:
+        print(f"qttdm: {error}", file=sys.stderr)
+        return 2
+    except (NonFiniteLossError, CheckpointError, RenderError, VideoError) as error:
+        print(f"qttdm: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train a new run, or go on with one."""
+    from deploy.local import LocalRun, new_run, open_run
+    from deploy.plot import plot_runs
+    from deploy.progress import Progress
+    from deploy.run_config import RunConfig, preset_path
+
+    stop = StopWhen(options.max_minutes)
+    if options.resume:
+        given = [
+            name for name in ("preset", "task", "seed", "agent", "run_dir", "env_steps", "set") if getattr(options, name)
+        ]
+        if given:
+            raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{given[0]}")
+        run_dir = RunDir.open(options.resume)
+        start: Callable[[], LocalRun] = lambda: open_run(run_dir)  # noqa: E731
+    else:
+        overrides = [*options.set]
+        if options.env_steps is not None:
+            overrides.append(f"training.env_steps={options.env_steps}")
+        config = load_config(
+            RunConfig,
+            preset_path(options.preset or "laptop"),
+            overrides=overrides,
+            task=options.task,
+            seed=options.seed,
+            agent=options.agent,
+        )
+        check_task(config)
+        run_dir = RunDir.create(options.run_dir) if options.run_dir else RunDir.create_for(config.task)
+        start = lambda: new_run(config, run_dir)  # noqa: E731
+    with run_dir.lock(), stop:
+        run = start()
+        print(f"{run.config.agent} on {run.config.task}, seed {run.config.seed}, {run.device}: {run_dir.path}")
+        with Progress(run.config.training.env_steps, options.max_minutes) as progress:
+            run.train(progress, stop)
+            if not stop.interrupted:
+                run.finish(progress)
+        if stop.interrupted:
+            print(f"saved; go on with: qttdm train --resume {run_dir.path}")
+        else:
+            print(plot_runs([run_dir.path], run_dir.curve_path))
+            print(f"curve: {run_dir.curve_path}")
+
+
+def check_task(config: object) -> None:
+    """Make the environment once and hold the settings against it, before a run directory is made."""
+    from common.environments.make import make_env
+    from deploy.agent import choose_device
+    from deploy.run_config import RunConfig, check_fits
+
+    assert isinstance(config, RunConfig)
+    choose_device(config.device)
+    check_fits(config, make_env(config.task, config.env).task_spec)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Evaluate a run's newest checkpoint."""
+    from deploy.local import open_run
+    from deploy.video import write_video
+
+    run = open_run(RunDir.open(options.run))
+    started = time.monotonic()
+    result = run.evaluate(options.episodes)
+    for i, episode_return in enumerate(result.returns):
+        print(f"episode {i}: return {episode_return:.1f}")
+    success = "" if result.success is None else f", success {result.success:.0%}"
+    print(f"mean return {result.mean_return:.1f}{success}, {time.monotonic() - started:.1f} s")
+    if options.video:
+        write_video(run.film(), run.run_dir.video_path, run.frames_per_second)
+        print(f"video: {run.run_dir.video_path}")
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Learning curves of one or more runs."""
+    from deploy.plot import plot_runs
+
+    print(plot_runs(options.runs, options.out, options.references, options.metric))
+    print(f"curve: {options.out}")
+
+
+def tasks(options: argparse.Namespace) -> None:
+    """All tasks, one a line."""
+    from common.environments.make import list_tasks
+
+    for name in list_tasks():
+        print(name)
+    print("gym/<id>: any Gymnasium environment with a Box action space, such as gym/Pendulum-v1")
+
+
+class StopWhen:
+    """Says whether to stop: at the first Ctrl-C (or SIGTERM), or after so many minutes. A second Ctrl-C kills."""
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.interrupted = False
+
+    def __call__(self) -> bool:
+        return self.interrupted or (self.deadline is not None and time.monotonic() > self.deadline)
+
+    def __enter__(self) -> StopWhen:
+        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        print("stopping: saving a checkpoint (once more to give up)", file=sys.stderr)
+
+
+def positive_int(text: str) -> int:
+    """argparse type: 1, 2, ..."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a whole number from 1")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a number above 0")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """argparse type: 0, 1, 2, ..."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a whole number from 0")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qttdm", description="QT-TDM: planning with a Transformer Dynamics Model and a Q-Transformer"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    p = commands.add_parser("train", help="train an agent, or go on with a run")
+    p.set_defaults(command=train)
+    p.add_argument("--preset", metavar="P", help="debug, laptop (default), paper-dmc, paper-metaworld or a .yaml file")
+    p.add_argument("--task", metavar="T", help="such as dmc/walker-walk; `qttdm tasks` lists them")
+    p.add_argument("--seed", metavar="S", type=whole_number, help="every random stream derives from it")
+    p.add_argument("--agent", metavar="A", help="qt-tdm (default), tdm or qt")
+    p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as planner.horizon=5")
+    p.add_argument("--run-dir", metavar="DIR", type=Path, help="default: runs/<task>-<time>; must not exist")
+    p.add_argument("--resume", metavar="RUN", type=Path, help="go on with this run from its newest checkpoint")
+    p.add_argument("--env-steps", metavar="N", type=positive_int, help="simulator steps to train for")
+    p.add_argument("--max-minutes", metavar="X", type=positive_float, help="end cleanly after so long")
+
+    p = commands.add_parser("eval", help="evaluate a run's newest checkpoint")
+    p.set_defaults(command=evaluate)
+    p.add_argument("run", metavar="RUN", type=Path)
+    p.add_argument("--episodes", metavar="N", type=positive_int, default=10)
+    p.add_argument("--video", action="store_true", help="film the first episode")
+
+    p = commands.add_parser("plot", help="learning curves: mean, 95%% bootstrap interval and IQM over seeds")
+    p.set_defaults(command=plot)
+    p.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    p.add_argument("--out", metavar="PNG", type=Path, default=Path("curve.png"))
+    p.add_argument("--references", metavar="CSV", type=Path, help="published curves to draw beside")
+    p.add_argument("--metric", choices=("return", "success"), help="default: success where the task defines it")
+
+    p = commands.add_parser("tasks", help="list the tasks")
+    p.set_defaults(command=tasks)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

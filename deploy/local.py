@@ -1,0 +1,258 @@
+"""QT-TDM in one process: the paper's alternation (Algorithm 1), exactly.
+
+    collect one episode -> replay -> as many updates as it had decisions -> now and then: evaluate, checkpoint
+
+The state of a run is its counters and what `LocalRun.save` writes. Every episode's randomness derives from the run's
+seed and the episode's number, so a run that stops anywhere and is resumed does what it would have done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgpack
+import torch
+
+from actors.episodes import Stopped, run_episodes
+from actors.evaluation import Evaluation, evaluate, film
+from common.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from common.config import ConfigError, dump_config, load_config
+from common.environments.make import make_env
+from common.environments.rendering import RenderError
+from common.environments.task_env import TaskEnv
+from common.metrics import MetricsWriter
+from common.run_dir import RunDir
+from common.seeding import derive_seed
+from deploy.agent import choose_device, exploration, make_learner, make_policy
+from deploy.progress import Progress
+from deploy.run_config import RunConfig, check_fits
+from deploy.video import VideoError, write_video
+from learner.update import NonFiniteLossError
+from planner_service.policy import RandomPolicy
+from replay.buffer import Replay
+from replay.codec import decode, encode
+
+
+@dataclass
+class Counters:
+    """How far a run is."""
+
+    env_steps: int = 0
+    decisions: int = 0
+    updates: int = 0
+    episodes: int = 0
+    owed: float = 0.0
+    """updates that the decisions so far ask for and that have not been made"""
+    evaluations: int = 0
+    """evaluations that have been due and made"""
+    checkpoints: int = 0
+    """multiples of `checkpoint_every` passed"""
+    wall_seconds: float = 0.0
+
+
+class LocalRun:
+    """One run in its directory: `train()` until its end or until asked to stop."""
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, checkpoint: Checkpoint | None = None) -> None:
+        """A fresh run, or the continuation of one. ConfigError if the settings do not fit together or to the task."""
+        self.config, self.run_dir = config, run_dir
+        self.device = choose_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.env = make_env(config.task, config.env)
+        spec = self.spec = self.env.task_spec
+        check_fits(config, spec)
+        torch.manual_seed(derive_seed(config.seed, "learner"))
+        self.learner = make_learner(config, spec, self.device)
+        self.policy = make_policy(config, spec, self.device)
+        self.random_policy = RandomPolicy(spec.action_dim)
+        replay_seed = derive_seed(config.seed, "replay")
+        self.replay = Replay(
+            config.replay, spec.obs_dim, spec.action_dim, config.tdm.window, config.discount, replay_seed
+        )
+        self.store = CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints)
+        self.counters = Counters()
+        self._eval_envs: list[TaskEnv] = []
+        metrics_bytes = None
+        if checkpoint is not None:
+            metrics_bytes = self._load(checkpoint)
+        self.metrics = MetricsWriter(run_dir.metrics_path, metrics_bytes)
+        self._started = time.monotonic() - self.counters.wall_seconds
+        self._evaluated_updates = -1  # of which weights the last evaluation was
+
+    def train(self, progress: Progress, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Algorithm 1 until `env_steps` are collected, or until should_stop(); then a checkpoint.
+
+        Raises NonFiniteLossError, naming the last good checkpoint.
+        """
+        c, t = self.counters, self.config.training
+        try:
+            while c.env_steps < t.env_steps or c.owed >= 1:
+                self._collect(progress, should_stop)
+                self._learn(progress, should_stop)
+                if c.env_steps // t.eval_every > c.evaluations:
+                    self._evaluate(progress, should_stop)
+                if c.env_steps // t.checkpoint_every > c.checkpoints:
+                    self.save()
+        except Stopped:
+            progress.note("stopped early; the episode in flight is dropped")
+        except NonFiniteLossError as error:
+            last = self.store.newest()
+            kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
+            raise NonFiniteLossError(f"{error}; {kept}") from None
+        self.save()
+
+    def finish(self, progress: Progress) -> None:
+        """A last evaluation unless the newest weights have one, and a short video of the behaviour."""
+        if self._evaluated_updates != self.counters.updates:
+            self._evaluate(progress, lambda: False)
+            self.save()
+        try:
+            write_video(self.film(), self.run_dir.video_path, self.frames_per_second)
+            progress.note(f"video: {self.run_dir.video_path}")
+        except (RenderError, VideoError) as error:
+            progress.note(f"no video: {error}")
+
+    def evaluate(self, episodes: int, should_stop: Callable[[], bool] = lambda: False) -> Evaluation:
+        """The current weights, in environments of their own."""
+        while len(self._eval_envs) < episodes:
+            self._eval_envs.append(make_env(self.config.task, self.config.env))
+        self.policy.load(self.learner.weights())
+        return evaluate(self._eval_envs[:episodes], self.policy, self.config.seed, should_stop)
+
+    def film(self) -> list[Any]:
+        """Frames of the first evaluation episode with the current weights. RenderError where nothing can draw."""
+        self.policy.load(self.learner.weights())
+        return film(make_env(self.config.task, self.config.env), self.policy, self.config.seed)
+
+    @property
+    def frames_per_second(self) -> float:
+        """For a video in which one frame is one decision: the simulator's own rate over the action repeat."""
+        return self.env.metadata.get("render_fps", 30) / self.spec.action_repeat
+
+    def save(self) -> None:
+        """An atomic checkpoint of everything; at this point nothing is lost by a kill."""
+        c = self.counters
+        c.checkpoints = c.env_steps // self.config.training.checkpoint_every
+        self._tick()
+        self.store.save(
+            c.env_steps,
+            self.learner.state(),
+            {"counters": asdict(c), "metrics_bytes": self.metrics.sync()},
+            {
+                "replay.state": self.replay.state(),
+                "replay.episodes": msgpack.packb([encode(e) for e in self.replay.episodes()]),
+            },
+        )
+
+    def _load(self, checkpoint: Checkpoint) -> int:
+        """Undo `save`; returns how many bytes of metrics belong to it."""
+        self.counters = Counters(**checkpoint.meta["counters"])
+        self.learner.load_state(checkpoint.tensors)
+        episodes = msgpack.unpackb(checkpoint.blobs["replay.episodes"])
+        self.replay.load(checkpoint.blobs["replay.state"], map(decode, episodes))
+        return int(checkpoint.meta["metrics_bytes"])
+
+    def _collect(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
+        """Line 2: one episode into replay. Not while updates are owed, which is so only after an early stop."""
+        c, t = self.counters, self.config.training
+        if c.owed >= 1:
+            return
+        started = time.monotonic()
+        random = c.decisions < t.seed_decisions
+        policy = self.random_policy if random else self.policy
+        epsilon = 1.0 if random else exploration(self.config, c.env_steps)
+        policy.load(self.learner.weights())
+        seed = derive_seed(self.config.seed, "episode", c.episodes)
+        (episode,) = run_episodes([self.env], policy, [seed], epsilon, should_stop)
+        self.replay.add(episode)
+        c.env_steps += episode.env_steps
+        c.decisions += episode.decisions
+        c.episodes += 1
+        if not random:
+            c.owed += episode.decisions * t.update_ratio
+        self._report(
+            progress,
+            "train",
+            episode_return=episode.episode_return,
+            episode_length=episode.decisions,
+            success=episode.success,
+            epsilon=epsilon if random or self.config.agent == "qt" else self.config.planner.random_bins,
+            decisions_per_second=episode.decisions / (time.monotonic() - started),
+        )
+
+    def _learn(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
+        """Lines 3-14: the updates owed."""
+        c, t = self.counters, self.config.training
+        while c.owed >= 1:
+            started, first = time.monotonic(), c.updates
+            while c.owed >= 1 and c.updates - first < t.log_every and not should_stop():
+                self.learner.update(self.replay.sample(self.config.learner.batch_size))
+                c.updates += 1
+                c.owed -= 1
+            losses = self.learner.drain()
+            if losses:
+                speed = (c.updates - first) / (time.monotonic() - started)
+                self._report(progress, "update", **losses, updates_per_second=speed)
+            if should_stop():
+                raise Stopped
+
+    def _evaluate(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
+        """The evaluation that is due: mean over `eval_episodes` episodes."""
+        c, started = self.counters, time.monotonic()
+        result = self.evaluate(self.config.training.eval_episodes, should_stop)
+        c.evaluations = c.env_steps // self.config.training.eval_every
+        self._evaluated_updates = c.updates
+        self._report(
+            progress,
+            "eval",
+            episode_return=result.mean_return,
+            episode_returns=result.returns,
+            success=result.success,
+            episodes_evaluated=len(result.returns),
+            eval_seconds=time.monotonic() - started,
+        )
+        progress.evaluation(c.env_steps, result.mean_return, result.success)
+
+    def _report(self, progress: Progress, kind: str, **values: Any) -> None:
+        """One line of metrics.jsonl, and the display."""
+        c = self.counters
+        self._tick()
+        counters = {
+            "env_steps": c.env_steps,
+            "decisions": c.decisions,
+            "updates": c.updates,
+            "episodes": c.episodes,
+            "wall_seconds": round(c.wall_seconds, 3),
+        }
+        self.metrics.write(kind, **counters, **values)
+        if kind == "eval":  # the display shows evaluations apart from training returns
+            values = {}
+        progress.update(**counters, **values)
+
+    def _tick(self) -> None:
+        self.counters.wall_seconds = time.monotonic() - self._started
+
+
+def open_run(run_dir: RunDir) -> LocalRun:
+    """The run in that directory, as its newest good checkpoint left it. ConfigError if it has none."""
+    config = load_config(RunConfig, run_dir.config_path)
+    store = CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints)
+    try:
+        checkpoint = store.load_latest()
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if checkpoint is None:
+        raise ConfigError(f"{run_dir.path}: no checkpoint to go on from; start anew with another --run-dir")
+    for message in checkpoint.skipped:
+        print(message)
+    return LocalRun(config, run_dir, checkpoint)
+
+
+def new_run(config: RunConfig, run_dir: RunDir) -> LocalRun:
+    """A fresh run; its resolved configuration is written first."""
+    run_dir.config_path.write_text(dump_config(config))
+    return LocalRun(config, run_dir)

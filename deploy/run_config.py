@@ -1,0 +1,113 @@
+"""The whole configuration of a run: every component's own settings under one roof, and what must hold between them."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from common.config import Config, ConfigError
+from common.environments.config import EnvConfig
+from common.environments.task_env import TaskSpec
+from common.qt import QTConfig
+from common.tdm import TDMConfig
+from learner.update import LearnerConfig
+from planner_service.planner import PlannerConfig
+from planner_service.policy import EpsilonConfig
+from replay.buffer import ReplayConfig
+
+
+class TrainingConfig(Config):
+    """Algorithm 1's schedule."""
+
+    env_steps: int = Field(default=500_000, gt=0)
+    """simulator steps to train for, action repeats counted"""
+    seed_decisions: int = Field(default=2_000, ge=1)
+    """uniformly random decisions at the start; no updates before they are collected"""
+    update_ratio: float = Field(default=1.0, gt=0)
+    """updates per decision"""
+    eval_every: int = Field(default=10_000, gt=0)
+    """simulator steps between evaluations"""
+    eval_episodes: int = Field(default=10, gt=0)
+    checkpoint_every: int = Field(default=50_000, gt=0)
+    """simulator steps between checkpoints; there is one more at the end and at Ctrl-C"""
+    keep_checkpoints: int = Field(default=3, gt=0)
+    log_every: int = Field(default=250, gt=0)
+    """updates between two looks at the losses, at most: one wait for the device each"""
+
+
+class RunConfig(Config):
+    """What `config.yaml` holds."""
+
+    task: str
+    """<family>/<name>; `qttdm tasks` lists them"""
+    agent: Literal["qt-tdm", "tdm", "qt"] = "qt-tdm"
+    """the paper's method, or one of its two modules alone"""
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    """a torch device; auto: cuda where there is one, else cpu"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16: autocast in planning and learning, parameters stay float32; auto: on a GPU only"""
+    threads: int | None = Field(default=None, gt=0)
+    """torch's CPU threads; null: torch decides"""
+    discount: float = Field(default=0.98, gt=0, lt=1)
+    """gamma, per decision"""
+    env: EnvConfig = EnvConfig()
+    tdm: TDMConfig = TDMConfig()
+    qt: QTConfig = QTConfig()
+    planner: PlannerConfig = PlannerConfig()
+    epsilon: EpsilonConfig = EpsilonConfig()
+    replay: ReplayConfig = ReplayConfig()
+    learner: LearnerConfig = LearnerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+def check_fits(config: RunConfig, spec: TaskSpec) -> None:
+    """ConfigError, naming keys, values and what would do, if the settings contradict each other or the task."""
+    window, decisions = config.tdm.window, spec.episode_decisions
+    n_steps = config.learner.qt.n_step
+    total = config.training.env_steps // spec.action_repeat
+    checks = [
+        (
+            window <= decisions,
+            f"tdm.window={window} is longer than an episode of {config.task}, {decisions} decisions "
+            f"(env.action_repeat={spec.action_repeat}); want tdm.window from 1 to {decisions}",
+        ),
+        (
+            config.planner.horizon <= window,
+            f"planner.horizon={config.planner.horizon} is longer than tdm.window={window}, the longest sequence the "
+            f"TDM learns; want planner.horizon from 1 to {window}",
+        ),
+        (
+            config.learner.qt.states_per_window + n_steps - 1 <= window,
+            f"learner.qt.states_per_window={config.learner.qt.states_per_window} with learner.qt.n_step={n_steps} "
+            f"does not fit tdm.window={window}; want their sum to be at most {window + 1}",
+        ),
+        (
+            config.replay.capacity >= decisions,
+            f"replay.capacity={config.replay.capacity} does not hold one episode of {decisions} decisions; "
+            f"want at least {decisions}",
+        ),
+        (
+            config.training.seed_decisions < total,
+            f"training.seed_decisions={config.training.seed_decisions} leaves nothing to learn in: "
+            f"training.env_steps={config.training.env_steps} is {total} decisions; want fewer seed decisions",
+        ),
+    ]
+    for holds, message in checks:
+        if not holds:
+            raise ConfigError(message)
+
+
+def preset_path(name: str) -> Path:
+    """A preset's file, by name or as a path ending in .yaml. ConfigError lists the names there are."""
+    if name.endswith(".yaml"):
+        return Path(name)
+    folder = Path(str(resources.files("deploy.configs")))
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        names = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise ConfigError(f"--preset {name}: there is none; want one of {', '.join(names)}, or a path to a .yaml file")
+    return path

@@ -1,0 +1,75 @@
+"""The two losses: TDM's (paper, Eq. 8) and QT's (Eq. 9), each a mean over the steps that exist."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.tdm import Prediction
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class DynamicsLoss:
+    """Eq. 8 and its terms, scalars."""
+
+    total: Tensor
+    state: Tensor
+    """mean squared error per state dimension"""
+    reward: Tensor
+    """negative log-likelihood under a unit-variance Normal, nats"""
+    continuation: Tensor
+    """binary cross-entropy, nats; 0 for tasks that cannot terminate"""
+
+
+def dynamics_loss(
+    prediction: Prediction,
+    next_observations: Tensor,
+    rewards: Tensor,
+    terminated: Tensor,
+    mask: Tensor,
+    state_weight: float,
+    reward_weight: float,
+    continuation_weight: float,
+) -> DynamicsLoss:
+    """Eq. 8: beta_1 * squared error of the next state - beta_2 * ln p(reward), and the continuation's cross-entropy.
+
+    prediction [B, L, ..], next_observations [B, L, M], rewards [B, L], terminated and mask bool [B, L].
+    """
+    state = masked_mean((prediction.observations - next_observations).square().mean(dim=-1), mask)
+    reward = masked_mean(0.5 * (prediction.rewards - rewards).square(), mask) + HALF_LOG_TWO_PI
+    total = state_weight * state + reward_weight * reward
+    continuation = torch.zeros_like(state)
+    if prediction.continuation_logits is not None:
+        goes_on = (~terminated).to(rewards.dtype)
+        logits = prediction.continuation_logits
+        continuation = masked_mean(F.binary_cross_entropy_with_logits(logits, goes_on, reduction="none"), mask)
+        total = total + continuation_weight * continuation
+    return DynamicsLoss(total, state, reward, continuation)
+
+
+def q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor, conservative_weight: float) -> tuple[Tensor, Tensor]:
+    """Eq. 9 as smooth L1 on the Q of the bins taken, both heads towards the same targets.
+
+    q [2, B, N, K], bins int64 [B, N], targets [B, N], mask bool [B]
+    -> loss (mean over steps and dimensions, sum over heads), Q of the bins taken [2, B, N].
+    conservative_weight > 0 adds the mean square of the Q of bins not taken (offline data; off online).
+    """
+    taken = q.gather(-1, bins.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)  # [2, B, N]
+    error = F.smooth_l1_loss(taken, targets.expand_as(taken), reduction="none")
+    loss = masked_mean(error.sum(dim=0).mean(dim=-1), mask)
+    if conservative_weight > 0:
+        others = (q.square().sum(dim=-1) - taken.square()) / (q.shape[-1] - 1)  # [2, B, N]
+        loss = loss + conservative_weight * masked_mean(others.sum(dim=0).mean(dim=-1), mask)
+    return loss, taken
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x over the places where mask is True; both of one shape, at least one place True."""
+    m = mask.to(x.dtype)
+    return (x * m).sum() / m.sum()

@@ -1,0 +1,344 @@
+"""Algorithm 1, lines 4-14: one gradient step of the TDM and one of the QT on one batch.
+
+    replay --Batch--> Learner.update --> TDMLearner.update   (Eq. 8)
+                                    \\-> QTLearner.update    (Eq. 2, 9), EMA target
+    Learner.drain() -> metrics        the only place that waits for the device
+
+The learner is a composition: QT-TDM has both parts, the ablations one each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from common.batch import Batch
+from common.config import Config
+from common.qt import QT
+from common.tdm import TDM
+from common.weights import Weights
+from learner.losses import dynamics_loss, q_loss
+from learner.targets import bellman_targets, n_step_returns
+
+
+class OptimizerConfig(Config):
+    """Adam and its schedule."""
+
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    """linear: decays to 0 at the last update of the training"""
+    weight_decay: float = Field(default=1e-6, ge=0)
+    max_grad_norm: float = Field(gt=0)
+
+
+class TDMLearnerConfig(OptimizerConfig):
+    """Paper, Table IV."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    max_grad_norm: float = Field(default=30.0, gt=0)
+    state_weight: float = Field(default=1.0, gt=0)
+    """beta_1"""
+    reward_weight: float = Field(default=2.0, gt=0)
+    """beta_2"""
+    continuation_weight: float = Field(default=1.0, gt=0)
+
+
+class QTLearnerConfig(OptimizerConfig):
+    """Paper, Table IV."""
+
+    learning_rate: float = Field(default=3e-4, gt=0)
+    max_grad_norm: float = Field(default=20.0, gt=0)
+    n_step: int = Field(default=3, gt=0)
+    states_per_window: int = Field(default=1, gt=0)
+    """leading steps of each window that are training states; the paper uses the first"""
+    ema_coefficient: float = Field(default=0.005, gt=0, le=1)
+    """zeta: how far the target moves towards the network"""
+    ema_every: int = Field(default=5, gt=0)
+    """updates between two such moves"""
+    monte_carlo_clamp: bool = False
+    """bound targets from below by the return-to-go; for sparse rewards"""
+    conservative_weight: float = Field(default=0.0, ge=0)
+    """pulls the Q of bins not taken towards 0; for offline data"""
+
+
+class LearnerConfig(Config):
+    """Both updates."""
+
+    batch_size: int = Field(default=512, gt=0)
+    """B, windows"""
+    compile: bool = False
+    """torch.compile the two losses (needs a C++ compiler, takes a minute at start)"""
+    reward_scale: float = Field(default=1.0, gt=0)
+    """rewards times this inside the agent"""
+    tdm: TDMLearnerConfig = TDMLearnerConfig()
+    qt: QTLearnerConfig = QTLearnerConfig()
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became infinite or not a number; the message says which and at which update."""
+
+
+Tensors = Mapping[str, Tensor]
+
+
+class Part(Protocol):
+    """One network's training: what Learner composes."""
+
+    name: str
+    network: nn.Module
+
+    def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, state: Tensors) -> None: ...
+
+
+class AdamStep:
+    """Adam with the paper's betas, a learning-rate schedule and gradient clipping, for one network."""
+
+    def __init__(self, config: OptimizerConfig, network: nn.Module) -> None:
+        self.config = config
+        self.parameters = list(network.parameters())
+        self.adam = torch.optim.Adam(
+            self.parameters,
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            eps=1e-5,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def step(self, loss: Tensor, progress: float) -> Tensor:
+        """Descend; progress in [0, 1] is the share of training done. Returns the gradient norm before clipping."""
+        self.adam.param_groups[0]["lr"] = self.learning_rate(progress)
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.adam.step()
+        return norm
+
+    def learning_rate(self, progress: float) -> float:
+        """The schedule's rate at that share of training."""
+        decay = 1.0 - min(progress, 1.0) if self.config.schedule == "linear" else 1.0
+        return self.config.learning_rate * decay
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts by parameter number; empty before the first step."""
+        state = self.adam.state_dict()["state"]
+        return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+    def load_state(self, tensors: Tensors) -> None:
+        """Undo `state`."""
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            index, key = name.split(".")
+            entries.setdefault(int(index), {})[key] = value
+        self.adam.load_state_dict({"state": entries, "param_groups": self.adam.state_dict()["param_groups"]})
+
+
+class TDMLearner:
+    """Algorithm 1, lines 5-9."""
+
+    name = "tdm"
+
+    def __init__(self, config: LearnerConfig, network: TDM) -> None:
+        self.config, self.network = config.tdm, network
+        self.optimizer = AdamStep(self.config, network)
+        self.loss = torch.compile(self._loss) if config.compile else self._loss
+
+    def _loss(self, batch: Tensors) -> Any:
+        prediction = self.network(batch["observations"][:, :-1], batch["actions"])
+        c = self.config
+        return dynamics_loss(
+            prediction,
+            batch["observations"][:, 1:],
+            batch["rewards"],
+            batch["terminated"],
+            batch["mask"],
+            c.state_weight,
+            c.reward_weight,
+            c.continuation_weight,
+        )
+
+    def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
+        """One step on a batch of windows; metrics stay on the device."""
+        loss = self.loss(batch)
+        norm = self.optimizer.step(loss.total, progress)
+        return {
+            "loss_state": loss.state.detach(),
+            "loss_reward": loss.reward.detach(),
+            "loss_continuation": loss.continuation.detach(),
+            "grad_norm_tdm": norm,
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and optimiser."""
+        return prefixed("network", self.network.state_dict()) | prefixed("adam", self.optimizer.state())
+
+    def load_state(self, state: Tensors) -> None:
+        """Undo `state`."""
+        self.network.load_state_dict(under("network", state))
+        self.optimizer.load_state(under("adam", state))
+
+
+class QTLearner:
+    """Algorithm 1, lines 10-14. The target network is always in eval mode: targets carry no dropout noise."""
+
+    name = "qt"
+
+    def __init__(self, config: LearnerConfig, network: QT, discount: float) -> None:
+        self.config, self.network, self.discount = config.qt, network, discount
+        self.target = copy.deepcopy(network).eval().requires_grad_(False)
+        self.optimizer = AdamStep(self.config, network)
+        self.updates = 0
+        self.loss = torch.compile(self._loss) if config.compile else self._loss
+
+    def _loss(self, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        c, s = self.config, self.config.states_per_window
+        returns, weight, index = n_step_returns(
+            batch["rewards"], batch["mask"], batch["terminated"], s, c.n_step, self.discount
+        )  # each [B, S]
+        observations = batch["observations"][:, :s].flatten(0, 1)  # [B * S, M]
+        later = batch["observations"].take_along_dim(index.unsqueeze(-1), dim=1).flatten(0, 1)  # [B * S, M]
+        bins = self.network.tokenizer.encode(batch["actions"][:, :s]).flatten(0, 1)  # [B * S, N]
+        taken_before = bins[:, :-1]  # [B * S, N-1]
+        with torch.no_grad():
+            if taken_before.shape[1] > 0:
+                next_dimension_q = self.target(observations, taken_before)[:, :, 1:]
+            else:  # one dimension: there is no next one
+                next_dimension_q = observations.new_empty(2, len(bins), 0, self.network.config.bins)
+            targets = bellman_targets(
+                next_dimension_q,
+                self.target(later, bins[:, :0])[:, :, 0],
+                returns.flatten(),
+                weight.flatten(),
+                batch["returns_to_go"][:, :s].flatten() if c.monte_carlo_clamp else None,
+            )
+        q = self.network(observations, taken_before)
+        mask = batch["mask"][:, :s].flatten()
+        loss, taken = q_loss(q, bins, targets, mask, c.conservative_weight)
+        return loss, taken, targets
+
+    def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
+        """One step on the leading states of a batch of windows; metrics stay on the device."""
+        loss, taken, targets = self.loss(batch)
+        norm = self.optimizer.step(loss, progress)
+        self.updates += 1
+        if self.updates % self.config.ema_every == 0:
+            self._follow()
+        return {
+            "loss_q": loss.detach(),
+            "grad_norm_qt": norm,
+            "q_mean": taken.detach().mean(),
+            "q_target_mean": targets.mean(),
+        }
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Line 14: the target moves towards the network by zeta."""
+        torch._foreach_lerp_(
+            list(self.target.parameters()), list(self.network.parameters()), self.config.ema_coefficient
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, target, optimiser and the count that paces the target."""
+        return (
+            prefixed("network", self.network.state_dict())
+            | prefixed("target", self.target.state_dict())
+            | prefixed("adam", self.optimizer.state())
+            | {"updates": torch.tensor(self.updates)}
+        )
+
+    def load_state(self, state: Tensors) -> None:
+        """Undo `state`."""
+        self.network.load_state_dict(under("network", state))
+        self.target.load_state_dict(under("target", state))
+        self.optimizer.load_state(under("adam", state))
+        self.updates = int(state["updates"])
+
+
+class Learner:
+    """All parts' updates on one device, metrics kept there until asked for."""
+
+    def __init__(
+        self, config: LearnerConfig, parts: Sequence[Part], device: torch.device, total_updates: int, bfloat16: bool
+    ) -> None:
+        """total_updates: at which linear schedules reach 0. bfloat16: autocast; parameters stay float32."""
+        self.config, self.parts, self.device, self.total_updates = config, parts, device, total_updates
+        self.bfloat16 = bfloat16
+        self.networks = nn.ModuleDict({part.name: part.network for part in parts}).to(device).train()
+        self.updates = 0
+        self._pending: list[dict[str, Tensor]] = []
+
+    def update(self, batch: Batch) -> None:
+        """One update of every part."""
+        on_device = self._to_device(batch)
+        progress = self.updates / self.total_updates
+        metrics: dict[str, Tensor] = {}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            for part in self.parts:
+                metrics |= part.update(on_device, progress)
+        self.updates += 1
+        self._pending.append(metrics)
+
+    def drain(self) -> dict[str, float]:
+        """Means of all metrics since the last call, in one wait for the device; {} if there was no update.
+
+        Raises NonFiniteLossError at the first loss that is not finite.
+        """
+        if not self._pending:
+            return {}
+        names = list(self._pending[0])
+        table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._pending]).cpu()
+        first = self.updates - len(self._pending) + 1
+        self._pending.clear()
+        for row, finite in enumerate(table.isfinite()):
+            if not finite.all():
+                bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
+                raise NonFiniteLossError(f"{', '.join(bad)} not finite at update {first + row}")
+        return dict(zip(names, table.mean(dim=0).tolist(), strict=True))
+
+    def weights(self) -> Weights:
+        """What policies need, as of now."""
+        return Weights.of(self.networks, self.updates)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, the dropout generators' states included."""
+        state = {"updates": torch.tensor(self.updates), "rng.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        for part in self.parts:
+            state |= prefixed(part.name, part.state())
+        return state
+
+    def load_state(self, state: Tensors) -> None:
+        """Undo `state`."""
+        self.updates = int(state["updates"])
+        torch.set_rng_state(state["rng.cpu"])
+        if self.device.type == "cuda" and "rng.cuda" in state:
+            torch.cuda.set_rng_state(state["rng.cuda"], self.device)
+        for part in self.parts:
+            part.load_state(under(part.name, state))
+
+    def _to_device(self, batch: Batch) -> dict[str, Tensor]:
+        tensors = {name: torch.from_numpy(array) for name, array in vars(batch).items()}
+        if self.device.type == "cuda":  # pinned memory lets the copy run beside the computation
+            tensors = {name: t.pin_memory().to(self.device, non_blocking=True) for name, t in tensors.items()}
+        for name in ("rewards", "returns_to_go"):
+            tensors[name] = tensors[name] * self.config.reward_scale
+        return tensors
+
+
+def prefixed(name: str, tensors: Tensors) -> dict[str, Tensor]:
+    """{"a": x} -> {"name/a": x}"""
+    return {f"{name}/{key}": value for key, value in tensors.items()}
+
+
+def under(name: str, tensors: Tensors) -> dict[str, Tensor]:
+    """The entries below `name`, without it: undoes `prefixed`."""
+    start = f"{name}/"
+    return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}

@@ -25,7 +25,7 @@ class _ApplyMask(torch.autograd.Function):
         return torch.ops.aten.native_dropout_backward(x, keep, scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (keep,) = ctx.saved_tensors
         return torch.ops.aten.native_dropout_backward(gradient, keep, ctx.scale), None, None
 
@@ -45,7 +45,7 @@ class Dropout(nn.Module):
             return F.dropout(x, self.probability)
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
-        return _ApplyMask.apply(x, keep, 256 / (256 - self.threshold))  # type: ignore[no-any-return]
+        return _ApplyMask.apply(x, keep, 256 / (256 - self.threshold))
 
     def extra_repr(self) -> str:
         return f"p={self.probability}"

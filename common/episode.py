@@ -35,7 +35,8 @@ class Episode:
     def __post_init__(self) -> None:
         steps = len(self.rewards)
         got = (len(self.observations), len(self.actions), steps)
-        assert got == (steps + 1, steps, steps) and steps > 0, f"want T+1, T, T > 0 rows, got {got}"
+        assert steps > 0, "an episode has at least one decision"
+        assert got == (steps + 1, steps, steps), f"want T+1, T, T rows, got {got}"
 
     @property
     def decisions(self) -> int:

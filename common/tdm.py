@@ -7,6 +7,7 @@ the episode continues.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,9 @@ class TDMConfig(TransformerConfig):
     bins: int = Field(default=256, ge=2)
     """K, bins per action dimension"""
     head_dim: int = Field(default=512, gt=0)
-    """width of the three hidden layers of each prediction head"""
+    """width of the hidden layers of each prediction head"""
+    head_layers: int = Field(default=3, gt=0)
+    """hidden layers of each prediction head"""
     head_dropout: float = Field(default=0.01, ge=0, lt=1)
     predict_change: bool = False
     """the state head outputs s_{t+1} - s_t instead of s_{t+1}: most of a state stays as it is"""
@@ -107,18 +110,33 @@ class TDM(nn.Module):
         return Rollout(root.observations.repeat_interleave(copies, dim=0), rollout.cache, root.steps)
 
     def step(self, rollout: Rollout, actions: Tensor) -> Prediction:
-        """Take actions [B, N] in [-1, 1]: one pass through the trunk, `rollout` moves on to the predicted states.
-
-        The tokens of a step are all known when it is taken, so they go through together: the N action tokens of the
-        first step (its state was encoded by `start`), state and action tokens of later ones.
-        """
+        """Take actions [B, N] in [-1, 1]; `rollout` moves on to the predicted states."""
         check_shape(actions, "B N", B=len(rollout.observations), N=self.action_dim)
-        tokens = self.action_embedding(self.tokenizer.encode(actions))  # [B, N, D]
+        return self._advance(rollout, self._action_tokens(actions.unsqueeze(1), rollout.steps)[:, 0])
+
+    def imagine(self, rollout: Rollout, actions: Tensor) -> Iterator[Prediction]:
+        """Take known sequences of actions [B, H, N], step by step; the same as calling `step` H times."""
+        check_shape(actions, "B H N", B=len(rollout.observations), N=self.action_dim)
+        tokens = self._action_tokens(actions, rollout.steps)  # all at once: fewer, larger operations
+        for step in range(actions.shape[1]):
+            yield self._advance(rollout, tokens[:, step])
+
+    def _action_tokens(self, actions: Tensor, first_step: int) -> Tensor:
+        """Embeddings of actions [B, H, N] at the steps first_step .. first_step+H-1, positions added: [B, H, N, D]."""
+        horizon = actions.shape[1]
+        positions = self.position_embedding.weight.unflatten(0, (self.config.window, self.action_dim + 1))
+        return self.action_embedding(self.tokenizer.encode(actions)) + positions[first_step : first_step + horizon, 1:]
+
+    def _advance(self, rollout: Rollout, tokens: Tensor) -> Prediction:
+        """One pass through the trunk for one step, given its action tokens [B, N, D].
+
+        All tokens of a step are known when it is taken, so they go through together: the N action tokens of the first
+        step (its state was encoded by `start`), state and action tokens of later ones.
+        """
         if rollout.steps > 0:
-            states = self.state_embedding(rollout.observations).unsqueeze(1)  # [B, 1, D]
-            tokens = torch.cat([states, tokens], dim=1)  # [B, N+1, D]
-        end = (rollout.steps + 1) * (self.action_dim + 1)
-        tokens = tokens + self.position_embedding.weight[end - tokens.shape[1] : end]
+            position = self.position_embedding.weight[rollout.steps * (self.action_dim + 1)]
+            states = self.state_embedding(rollout.observations) + position  # [B, D]
+            tokens = torch.cat([states.unsqueeze(1), tokens], dim=1)  # [B, N+1, D]
         hidden = self.trunk(self.embedding_norm(tokens), stride=tokens.shape[1], cache=rollout.cache)  # [B, 1, D]
         prediction = self._predict(hidden.squeeze(1), rollout.observations)
         rollout.observations = prediction.observations
@@ -136,11 +154,13 @@ class TDM(nn.Module):
 
 
 def prediction_head(config: TDMConfig, outputs: int) -> nn.Sequential:
-    """MLP with three hidden layers, LeakyReLU and dropout; the last layer starts at zero."""
+    """MLP with LeakyReLU and dropout (paper: three hidden layers of 512); the last layer starts at zero."""
     layers: list[nn.Module] = []
     width = config.embed_dim
-    for _ in range(3):
-        layers += [nn.Linear(width, config.head_dim), nn.LeakyReLU(), Dropout(config.head_dropout)]
+    for _ in range(config.head_layers):
+        layers += [nn.Linear(width, config.head_dim), nn.LeakyReLU()]
+        if config.head_dropout > 0:
+            layers.append(Dropout(config.head_dropout))
         width = config.head_dim
     last = nn.Linear(width, outputs)
     nn.init.zeros_(last.weight)

@@ -23,7 +23,7 @@ class ActionTokenizer:
 
     def decode(self, bins: Tensor) -> Tensor:
         """Value of a bin: int64, any shape -> float32, same shape."""
-        return bins * (2.0 / (self.bins - 1)) - 1.0
+        return bins / (0.5 * (self.bins - 1)) - 1.0  # division: exactly +1 for the last bin, whatever K
 
     def snap(self, actions: Tensor) -> Tensor:
         """The nearest bin's value: decode(encode(actions)), without leaving floating point."""

@@ -49,18 +49,20 @@ class KeyValueCache:
 
     def __init__(self, num_layers: int, num_heads: int, sequences: int, room: int, head_dim: int, like: Tensor) -> None:
         """Space for `room` tokens of each sequence, empty; dtype and device of `like`."""
-        self.num_heads = num_heads
         self.length = 0
-        shape = (sequences * num_heads, room, head_dim)
-        self.layers = [(like.new_empty(shape), like.new_empty(shape)) for _ in range(num_layers)]
+        self.layers = [like.new_empty(2, sequences, num_heads, room, head_dim) for _ in range(num_layers)]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [B * num_heads, S, d] behind the `length` present tokens -> all of them, [B * num_heads, C, d]."""
-        end = self.length + keys.shape[1]
-        all_keys, all_values = self.layers[layer]
-        all_keys[:, self.length : end] = keys
-        all_values[:, self.length : end] = values
-        return all_keys[:, :end], all_values[:, :end]
+    def append(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, S, 2 D] behind the `length` present tokens -> keys and values, each [B * num_heads, C, d]."""
+        memory = self.layers[layer]  # [2, B, heads, room, d]
+        batch, tokens, _ = keys_and_values.shape
+        end = self.length + tokens
+        # [B, S, 2, heads, d] -> [2, B, heads, S, d], in one copy
+        memory[:, :, :, self.length : end] = keys_and_values.view(
+            batch, tokens, 2, memory.shape[2], memory.shape[4]
+        ).permute(2, 0, 3, 1, 4)
+        keys, values = memory.flatten(1, 2)[:, :, :end].unbind(0)
+        return keys, values
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
@@ -69,14 +71,10 @@ class KeyValueCache:
 
     def fan_out(self, copies: int, room: int) -> KeyValueCache:
         """A new cache with space for `room` tokens in which each sequence stands `copies` times in a row."""
-        first = self.layers[0][0]
-        rows, _, head_dim = first.shape
-        sequences = rows // self.num_heads
-        wide = KeyValueCache(len(self.layers), self.num_heads, sequences * copies, room, head_dim, first)
+        _, sequences, num_heads, _, head_dim = self.layers[0].shape
+        wide = KeyValueCache(len(self.layers), num_heads, sequences * copies, room, head_dim, self.layers[0])
         for source, target in zip(self.layers, wide.layers, strict=True):
-            for x, y in zip(source, target, strict=True):
-                x = x[:, : self.length].view(sequences, 1, self.num_heads, self.length, head_dim)
-                y.view(sequences, copies, self.num_heads, room, head_dim)[:, :, :, : self.length] = x
+            target.unflatten(1, (sequences, copies))[:, :, :, :, : self.length] = source[:, :, None, :, : self.length]
         wide.length = self.length
         return wide
 
@@ -117,25 +115,20 @@ class CausalSelfAttention(nn.Module):
             # A token alone attends to itself alone: its output is its own value.
             return self.projection(F.linear(x, weight[2 * dim :], bias[2 * dim :]))
         if stride == 1:
-            q, k, v = self.qkv(x).split(dim, dim=-1)
+            q, keys_and_values = self.qkv(x).split([dim, 2 * dim], dim=-1)
         else:
             q = F.linear(x[:, (tokens - 1) % stride :: stride], weight[:dim], bias[:dim])  # [B, R, D]
-            k, v = F.linear(x, weight[dim:], bias[dim:]).split(dim, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, heads, R or S, d]
-        if cache is None:
-            y = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=None if stride == 1 else causal_mask(q.shape[2], tokens, stride, x.device),
-                is_causal=stride == 1,
-                dropout_p=dropout,
-            )
+            keys_and_values = F.linear(x, weight[dim:], bias[dim:])
+        read = q.shape[1]
+        q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, R, d]
+        if cache is not None:
+            k, v = cache.append(layer, keys_and_values)
+            y = attend(q.reshape(-1, read, q.shape[-1]), k, v, stride).view_as(q)
         else:
-            q, k, v = (t.flatten(0, 1) for t in (q, k, v))  # [B * heads, R or S, d]
-            k, v = cache.append(layer, k, v)
-            y = attend(q, k, v, stride).unflatten(0, (batch, -1))
-        return self.projection(y.transpose(1, 2).flatten(2))  # [B, R, D]
+            k, v = keys_and_values.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, S, d]
+            mask = None if stride == 1 else causal_mask(read, tokens, stride, x.device)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
+        return self.projection(y.transpose(1, 2).reshape(batch, read, dim))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, stride: int) -> Tensor:
@@ -195,9 +188,8 @@ class Transformer(nn.Module):
     def new_cache(self, sequences: int, room: int) -> KeyValueCache:
         """An empty cache for `room` tokens of each of `sequences` sequences."""
         c = self.config
-        return KeyValueCache(
-            c.num_layers, c.num_heads, sequences, room, c.embed_dim // c.num_heads, self.norm.weight.detach()
-        )
+        like = self.norm.weight.detach()
+        return KeyValueCache(c.num_layers, c.num_heads, sequences, room, c.embed_dim // c.num_heads, like)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -47,7 +47,9 @@ def train(options: argparse.Namespace) -> None:
     stop = StopWhen(options.max_minutes)
     if options.resume:
         given = [
-            name for name in ("preset", "task", "seed", "agent", "run_dir", "env_steps", "set") if getattr(options, name)
+            name
+            for name in ("preset", "task", "seed", "agent", "run_dir", "env_steps", "set")
+            if getattr(options, name)
         ]
         if given:
             raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{given[0]}")

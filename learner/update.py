@@ -90,7 +90,9 @@ class Part(Protocol):
     """One network's training: what Learner composes."""
 
     name: str
-    network: nn.Module
+
+    @property
+    def network(self) -> nn.Module: ...
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]: ...
     def state(self) -> dict[str, Tensor]: ...

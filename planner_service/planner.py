@@ -6,8 +6,8 @@ from one generator per environment, so an environment's plan does not depend on 
 Letters beyond the usual: I iterations, J Gaussian samples, Q candidates proposed by the QT (J_QT in the paper),
 P the population of one iteration (samples, proposals, elites kept), T the elites (top-k).
 
-A dynamics model is anything with TDM's `start`, `fan_out`, `rewind`, `step`; a value function anything with QT's
-`choose` and `value`.
+A dynamics model is anything with TDM's `start`, `fan_out`, `rewind`, `step`, `imagine`; a value function anything with
+QT's `choose` and `value`.
 """
 
 from __future__ import annotations
@@ -163,6 +163,31 @@ class _Population:
         return _Population(self.actions.take_along_dim(index[:, :, None, None], dim=1), values)
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A Gaussian and the elites it was fitted to."""
+
+    elites: _Population
+    weights: Tensor
+    """[E, T]"""
+    mean: Tensor
+    """[E, H, N]"""
+    std: Tensor
+    """[E, H, N]"""
+
+    def unless_settled(self, newest: _Fit, min_std: float) -> _Fit:
+        """`newest`, but this one for environments whose std is at its floor everywhere already."""
+        settled = (self.std <= min_std).flatten(1).all(dim=1)[:, None, None]  # [E, 1, 1]
+        actions = torch.where(settled.unsqueeze(-1), self.elites.actions, newest.elites.actions)
+        values = torch.where(settled[:, 0], self.elites.values, newest.elites.values)
+        return _Fit(
+            _Population(actions, values),
+            torch.where(settled[:, 0], self.weights, newest.weights),
+            torch.where(settled, self.mean, newest.mean),
+            torch.where(settled, self.std, newest.std),
+        )
+
+
 class Planner:
     """Algorithm 2. `value_function=None` is the paper's TDM ablation: no proposals, no terminal value."""
 
@@ -189,43 +214,37 @@ class Planner:
         proposals = self._propose(root, noise.proposal)
         kept = self._previous_elites(root, state)
         memory: Rollout | None = None
-        elites = weights = settled = None
+        fit: _Fit | None = None
         for iteration in range(c.iterations):
             # Line 2: Gaussian samples, discretised.
             samples = mean.unsqueeze(1) + std.unsqueeze(1) * normal[:, iteration, : c.samples_at(iteration)]
             # Lines 4-9: their returns.
             sampled, memory = self._evaluate(root, self.dynamics.tokenizer.snap(samples), memory)
             candidates = join(sampled, kept)
-            new_elites = join(candidates, proposals).best(c.elites)
-            # Line 10: refit the Gaussian to the elites; weights exp(temperature * (v - v_max)), normalised.
-            new_weights = torch.softmax(c.temperature * new_elites.values, dim=1)  # [E, T]
-            new_mean, new_std = weighted_moments(new_elites.actions, new_weights)
-            new_std = new_std.clamp(c.min_std, c.max_std)
-            if settled is not None and elites is not None and weights is not None:  # early stop: what settled stays
-                new_elites = _Population(
-                    torch.where(settled[:, None, None, None], elites.actions, new_elites.actions),
-                    torch.where(settled[:, None], elites.values, new_elites.values),
-                )
-                new_weights = torch.where(settled[:, None], weights, new_weights)
-                new_mean = torch.where(settled[:, None, None], mean, new_mean)
-                new_std = torch.where(settled[:, None, None], std, new_std)
-            elites, weights, mean, std = new_elites, new_weights, new_mean, new_std
+            # Line 10: refit the Gaussian to the elites.
+            newest = self._refit(join(candidates, proposals).best(c.elites))
+            fit = fit.unless_settled(newest, c.min_std) if fit is not None and c.early_stop else newest
+            mean, std = fit.mean, fit.std
             if c.keep_elites > 0:
                 kept = candidates.best(c.keep_elites)
-            if c.early_stop:
-                settled = (std <= c.min_std).flatten(1).all(dim=1)  # [E]
-                if bool(settled.all()):
-                    break
-        assert elites is not None and weights is not None
+            if c.early_stop and bool((std <= c.min_std).all()):
+                break
+        assert fit is not None
 
         # Line 11: execute the first action; the rest is the next decision's warm start.
         next_state = PlanState(
             mean=shift(mean),
-            elites=shift(elites.actions[:, : c.keep_elites]),
+            elites=shift(fit.elites.actions[:, : c.keep_elites]),
             has_elites=torch.ones_like(state.has_elites),
         )
-        actions = self._explore(elites, weights, noise) if explore else mean[:, 0]
-        return Plan(actions, next_state, elites.values[:, 0], std, iteration + 1)
+        actions = self._explore(fit, noise) if explore else mean[:, 0]
+        return Plan(actions, next_state, fit.elites.values[:, 0], std, iteration + 1)
+
+    def _refit(self, elites: _Population) -> _Fit:
+        """Weights exp(temperature * (value - best value)), normalised, and the Gaussian they give."""
+        weights = torch.softmax(self.config.temperature * elites.values, dim=1)  # [E, T]
+        mean, std = weighted_moments(elites.actions, weights)
+        return _Fit(elites, weights, mean, std.clamp(self.config.min_std, self.config.max_std))
 
     def _evaluate(self, root: Rollout, actions: Tensor, memory: Rollout | None = None) -> tuple[_Population, Rollout]:
         """Eq. 10 for sequences [E, J, H, N]; also the rollout, whose memory the next call may use again.
@@ -238,8 +257,7 @@ class Planner:
         else:
             rollout = self.dynamics.fan_out(root, samples, horizon)
         returns = Returns(self.discount)
-        for step in range(horizon):
-            prediction = self.dynamics.step(rollout, actions[:, :, step].flatten(0, 1))
+        for prediction in self.dynamics.imagine(rollout, actions.flatten(0, 1)):
             returns.add(prediction.rewards, prediction.continuation_logits)
         return _Population(actions, self._total(returns, rollout).view(environments, samples)), rollout
 
@@ -275,12 +293,13 @@ class Planner:
         population, _ = self._evaluate(root, self.dynamics.tokenizer.snap(state.elites))
         return _Population(population.actions, torch.where(state.has_elites[:, None], population.values, -torch.inf))
 
-    def _explore(self, elites: _Population, weights: Tensor, noise: Noise) -> Tensor:
+    def _explore(self, fit: _Fit, noise: Noise) -> Tensor:
         """An elite drawn by its weight, its first action with some bins replaced by uniform ones: [E, N]."""
         tokenizer = self.dynamics.tokenizer
         # Inverse transform: the first elite whose cumulated weight exceeds the uniform number.
-        drawn = (weights.cumsum(dim=1) <= noise.elite[:, None]).sum(dim=1).clamp(max=weights.shape[1] - 1)  # [E]
-        first = elites.actions[:, :, 0].take_along_dim(drawn[:, None, None], dim=1).squeeze(1)  # [E, N]
+        last = fit.weights.shape[1] - 1
+        drawn = (fit.weights.cumsum(dim=1) <= noise.elite[:, None]).sum(dim=1).clamp(max=last)  # [E]
+        first = fit.elites.actions[:, :, 0].take_along_dim(drawn[:, None, None], dim=1).squeeze(1)  # [E, N]
         chance, which = noise.action.unbind(1)
         return tokenizer.decode(tokenizer.replace(tokenizer.encode(first), chance, which, self.config.random_bins))
 
@@ -290,8 +309,8 @@ class Returns:
 
     def __init__(self, discount: float) -> None:
         self.discount = discount
-        self.total: Tensor | float = 0.0
-        self.weight: Tensor | float = 1.0  # gamma^k times the probability that the episode lasts until step k
+        self.total = torch.zeros(())
+        self.weight = torch.ones(())  # gamma^k times the probability that the episode lasts until step k
 
     def add(self, rewards: Tensor, continuation_logits: Tensor | None) -> None:
         """One step: rewards [B], log-odds [B] that the episode goes on after it."""

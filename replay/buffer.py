@@ -37,13 +37,13 @@ VERSION = 1
 class ReplayConfig(Config):
     """How much is kept, and how windows are chosen from it."""
 
-    capacity: int = Field(500_000, gt=0)
+    capacity: int = Field(default=500_000, gt=0)
     """decisions kept; the longest run here makes 500,000 (Meta-World: 1M simulator steps, action repeat 2)"""
     sampler: Literal["uniform", "return_weighted", "balanced"] = "uniform"
     """how the first decision of a window is chosen (replay/samplers.py)"""
-    return_floor: float = Field(0.1, gt=0.0)
+    return_floor: float = Field(default=0.1, gt=0.0)
     """return_weighted: weight of the worst episode's decisions, the best's being 1 more; 0.1 is a ratio of 11"""
-    balanced_temperature: float = Field(20.0, gt=0.0)
+    balanced_temperature: float = Field(default=20.0, gt=0.0)
     """balanced: how many more visits make a decision e times less likely; 20 is the transformer-world-model paper's"""
 
 

@@ -1,0 +1,54 @@
+# The list of things one can do. `make` prints it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TASK ?=
+PRESET ?= laptop
+SEED ?= 0
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install train smoke test test-learning test-gpu bench lint format clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(VENV)/installed ## make the virtual environment in .venv (the others do it when needed)
+
+# torch first and by version: a CPU-only wheel at hand is then taken as it is; with a GPU the same command brings CUDA's.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"want Python 3.11 or later, got {sys.version.split()[0]}; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+train: $(VENV)/installed ## train on this machine: TASK=dmc/walker-walk PRESET=laptop SEED=0 ARGS='--max-minutes 5'
+	$(BIN)/qttdm train --preset $(PRESET) --seed $(SEED) $(if $(TASK),--task $(TASK)) $(ARGS)
+
+smoke: $(VENV)/installed ## the whole system in under a minute
+	$(BIN)/qttdm train --preset debug $(ARGS)
+
+test: $(VENV)/installed ## the test suite: CPU, no GPU, a few minutes
+	$(BIN)/python -m pytest -m 'not learning and not gpu' $(ARGS)
+
+test-learning: $(VENV)/installed ## train for real and assert the return: half an hour
+	$(BIN)/python -m pytest -m learning $(ARGS)
+
+test-gpu: $(VENV)/installed ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench: $(VENV)/installed ## decision and update times against this machine's own matrix-product rate
+	$(BIN)/python -m deploy.bench $(ARGS)
+
+lint: $(VENV)/installed ## formatter, linter and type checker, nothing changed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the virtual environment and caches, not the runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -100,7 +100,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from deploy.local import open_run
     from deploy.video import write_video
 
-    run = open_run(RunDir.open(options.run))
+    run = open_run(RunDir.open(options.run), options.set)
     started = time.monotonic()
     result = run.evaluate(options.episodes)
     for i, episode_return in enumerate(result.returns):
@@ -201,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(command=evaluate)
     p.add_argument("run", metavar="RUN", type=Path)
     p.add_argument("--episodes", metavar="N", type=positive_int, default=10)
+    p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as planner.samples=32")
     p.add_argument("--video", action="store_true", help="film the first episode")
 
     p = commands.add_parser("plot", help="learning curves: mean, 95%% bootstrap interval and IQM over seeds")

@@ -9,7 +9,7 @@ seed and the episode's number, so a run that stops anywhere and is resumed does 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -237,9 +237,12 @@ class LocalRun:
         self.counters.wall_seconds = time.monotonic() - self._started
 
 
-def open_run(run_dir: RunDir) -> LocalRun:
-    """The run in that directory, as its newest good checkpoint left it. ConfigError if it has none."""
-    config = load_config(RunConfig, run_dir.config_path)
+def open_run(run_dir: RunDir, overrides: Sequence[str] = ()) -> LocalRun:
+    """The run in that directory, as its newest good checkpoint left it. ConfigError if it has none.
+
+    overrides: `KEY=VALUE` settings to evaluate it with, such as another planner's.
+    """
+    config = load_config(RunConfig, run_dir.config_path, overrides=overrides)
     store = CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints)
     try:
         checkpoint = store.load_latest()

@@ -47,6 +47,7 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
 
     def __init__(self, env: control.Environment) -> None:
         self._env = env
+        self.metadata = {**self.metadata, "render_fps": round(1 / env.control_timestep())}
         shape = env.observation_spec()[control.FLAT_OBSERVATION_KEY].shape
         self.observation_space = spaces.Box(-np.inf, np.inf, shape, np.float64)
         action = env.action_spec()

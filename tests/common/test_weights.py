@@ -48,6 +48,7 @@ def test_half_precision_parameters_travel_as_float32():
     assert np.array_equal(Weights.of(receiver, 0).values, weights.values)
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # it is only read
 def test_a_read_only_array_can_be_copied_from():
     weights = Weights.of(make_networks(), 0)
     frozen = np.frombuffer(weights.values.tobytes(), np.float32)  # as it comes out of a message

@@ -1,0 +1,150 @@
+"""Stand-ins for what is slow or learned: dynamics and values given as functions, toy environments, tiny settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces, wrappers
+from torch import Tensor, nn
+
+from common.config import load_config
+from common.environments.task_env import TaskEnv, TaskSpec
+from common.qt import QT, QTConfig
+from common.tdm import TDM, Prediction, TDMConfig
+from common.tokenizer import ActionTokenizer
+from deploy.run_config import RunConfig, preset_path
+
+torch.set_num_threads(1)  # tensors here are tiny: a second thread only waits for the first
+
+StepFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+"""states [B, M], actions [B, N] -> next states [B, M], rewards [B], log-odds [B] of going on or None"""
+
+
+@dataclass
+class FakeRollout:
+    """Where imagined sequences stand."""
+
+    observations: Tensor
+
+
+class FakeDynamics:
+    """A dynamics model, to the planner, that is a function; remembers what was imagined."""
+
+    def __init__(self, step: StepFunction, action_dim: int, bins: int) -> None:
+        self.step_function, self.action_dim = step, action_dim
+        self.tokenizer = ActionTokenizer(bins)
+        self.taken: list[Tensor] = []  # the actions [B, N] of every imagined step
+
+    def start(self, observations: Tensor) -> FakeRollout:
+        return FakeRollout(observations)
+
+    def fan_out(self, root: FakeRollout, copies: int, horizon: int) -> FakeRollout:
+        return FakeRollout(root.observations.repeat_interleave(copies, dim=0))
+
+    def rewind(self, rollout: FakeRollout, root: FakeRollout, copies: int) -> FakeRollout:
+        return FakeRollout(root.observations.repeat_interleave(copies, dim=0))
+
+    def step(self, rollout: FakeRollout, actions: Tensor) -> Prediction:
+        self.taken.append(actions)
+        rollout.observations, rewards, logits = self.step_function(rollout.observations, actions)
+        return Prediction(rollout.observations, rewards, logits)
+
+    def imagine(self, rollout: FakeRollout, actions: Tensor) -> Iterator[Prediction]:
+        for step in range(actions.shape[1]):
+            yield self.step(rollout, actions[:, step])
+
+
+class FakeValue:
+    """A value function, to the planner, that is a function; proposes the middle bin."""
+
+    def __init__(self, value: Callable[[Tensor], Tensor], action_dim: int, bins: int) -> None:
+        self.value_function, self.action_dim = value, action_dim
+        self.tokenizer = ActionTokenizer(bins)
+
+    def value(self, observations: Tensor, first_dimension_only: bool = False) -> Tensor:
+        return self.value_function(observations)
+
+    def choose(
+        self, observations: Tensor, chance: Tensor | None = None, which: Tensor | None = None, probability: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        bins = torch.full((len(observations), self.action_dim), self.tokenizer.bins // 2)
+        if chance is not None and which is not None:
+            bins = self.tokenizer.replace(bins, chance, which, probability)
+        return bins, self.value_function(observations)
+
+
+def randomise(network: nn.Module, std: float = 0.3) -> nn.Module:
+    """Every parameter moved by N(0, std): fresh networks end in zeros, which would hide most mistakes."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(std * torch.randn(parameter.shape))
+    return network.eval().requires_grad_(False)
+
+
+def tiny_tdm(seed: int, obs_dim: int = 3, action_dim: int = 2, bins: int = 7, can_terminate: bool = True) -> TDM:
+    """A real TDM with random weights, a function of the seed, in eval mode."""
+    config = TDMConfig(embed_dim=8, num_heads=2, num_layers=2, window=5, bins=bins, head_dim=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return randomise(TDM(config, obs_dim, action_dim, can_terminate))
+
+
+def tiny_qt(seed: int, obs_dim: int = 3, action_dim: int = 2, bins: int = 7) -> QT:
+    """A real QT with random weights, a function of the seed, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return randomise(QT(QTConfig(embed_dim=8, num_heads=2, num_layers=2, bins=bins), obs_dim, action_dim))
+
+
+class Point(gymnasium.Env[np.ndarray, np.ndarray]):
+    """A point in the plane, pushed by its actions: observes its place and its age, is paid for being near the origin.
+
+    ends_at: the step (counted over one episode) at which the task itself ends. pay: multiplies the reward.
+    """
+
+    def __init__(self, render_mode: str | None = None, ends_at: int = 10**9, pay: float = 1.0) -> None:
+        self.observation_space = spaces.Box(-100.0, 100.0, (3,), np.float64)
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float64)
+        self.ends_at, self.pay = ends_at, pay
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.place, self.age = self.np_random.uniform(-1, 1, 2), 0
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.place = self.place + 0.1 * np.asarray(action) + 0.01 * self.np_random.normal(size=2)
+        self.age += 1
+        info = {"success": float(self.age % 2)}
+        return self._observe(), self.pay * float(np.exp(-np.sum(self.place**2))), self.age >= self.ends_at, False, info
+
+    def _observe(self) -> np.ndarray:
+        return np.array([*self.place, 0.01 * self.age])
+
+
+def point_env(steps: int, action_repeat: int = 1, ends_at: int = 10**9, has_success: bool = True) -> TaskEnv:
+    """A Point as the agent sees it: at most `steps` simulator steps, ending by itself after `ends_at`."""
+    env = wrappers.DtypeObservation(wrappers.TimeLimit(Point(ends_at=ends_at), steps), np.float32)
+    return TaskEnv(env, TaskSpec(3, 2, action_repeat, steps, terminates=True, has_success=has_success))
+
+
+gymnasium.register("FakePoint-v0", Point, max_episode_steps=80)
+gymnasium.register("FakePointEnds-v0", Point, max_episode_steps=80, kwargs={"ends_at": 36})
+gymnasium.register("FakePointPoisoned-v0", Point, max_episode_steps=80, kwargs={"pay": 1e38})
+
+
+def tiny_config(*overrides: str, task: str = "gym/FakePoint-v0", agent: str | None = None, seed: int = 0) -> RunConfig:
+    """The debug preset on a toy task: 10 decisions an episode, the first one random, no evaluation or checkpoint."""
+    own = [
+        "threads=1",
+        "device=cpu",
+        "env={action_repeat: 8, episode_steps: 80}",
+        "training={env_steps: 320, seed_decisions: 10, eval_every: 10000, checkpoint_every: 10000, eval_episodes: 2}",
+    ]
+    overrides = (*own, *overrides)
+    return load_config(RunConfig, preset_path("debug"), task=task, agent=agent, seed=seed, overrides=overrides)

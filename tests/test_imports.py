@@ -1,0 +1,93 @@
+"""The layout is the architecture: which folder may import which, and where Ray may be known."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ARROWS = {
+    "common": set(),
+    "replay": {"common"},
+    "planner_service": {"common"},
+    "learner": {"common"},
+    "actors": {"common", "planner_service"},
+    "deploy": {"common", "replay", "planner_service", "learner", "actors"},
+}
+FILES = sorted(path.relative_to(ROOT) for folder in ARROWS for path in (ROOT / folder).rglob("*.py"))
+
+
+def imported(source: str) -> list[str]:
+    """Every module that a source imports, at any depth of nesting, as dotted names."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append("." * node.level + (node.module or ""))
+    return names
+
+
+def violations(path: Path, source: str) -> list[str]:
+    """What is wrong with the imports of a file at `path`, relative to the root."""
+    folder, wrong = path.parts[0], []
+    for name in imported(source):
+        package = name.partition(".")[0]
+        if package in ARROWS and package != folder and package not in ARROWS[folder]:
+            wrong.append(f"{path}: {folder} may not import {name}")
+        if package == "tests" or not package:
+            wrong.append(f"{path}: imports {name}")
+        if package == "ray" and folder != "deploy" and path.name != "remote.py":
+            wrong.append(f"{path}: only remote.py and deploy/ may import ray")
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_follow_the_arrows(path):
+    assert violations(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("common/tdm.py", "from planner_service.planner import Planner"),
+        ("common/tdm.py", "import replay.buffer as b"),
+        ("replay/buffer.py", "import learner"),
+        ("learner/update.py", "def f():\n    from planner_service import planner"),
+        ("learner/update.py", "if TYPE_CHECKING:\n    from replay.buffer import Replay"),
+        ("actors/episodes.py", "from deploy.local import LocalRun"),
+        ("planner_service/planner.py", "from . import policy"),
+        ("replay/buffer.py", "import ray"),
+        ("learner/update.py", "def f():\n    from ray.util import queue"),
+        ("deploy/local.py", "from tests.fakes import Point"),
+    ],
+)
+def test_the_checker_finds_what_is_wrong(path, source):
+    assert len(violations(Path(path), source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("deploy/local.py", "import ray\nfrom learner.update import Learner"),
+        ("replay/remote.py", "import ray"),
+        ("actors/episodes.py", "from planner_service.policy import Policy\nimport common.episode\nimport numpy"),
+        ("learner/update.py", "from learner.losses import q_loss\nimport rayon\nimport commonplace"),
+    ],
+)
+def test_the_checker_lets_pass_what_is_right(path, source):
+    assert violations(Path(path), source) == []
+
+
+def test_every_folder_is_there():
+    assert {path.parts[0] for path in FILES} == set(ARROWS)
+
+
+def test_every_init_is_empty():
+    assert [str(path) for path in FILES if path.name == "__init__.py" and (ROOT / path).read_text().strip()] == []
+
+
+def test_no_module_is_named_after_the_standard_library():
+    names = {part for path in FILES for part in path.with_suffix("").parts if part != "__init__"}
+    assert names & set(sys.stdlib_module_names) == set()

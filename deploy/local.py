@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import msgpack
@@ -76,12 +77,14 @@ class LocalRun:
         self.store = CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints)
         self.counters = Counters()
         self._eval_envs: list[TaskEnv] = []
-        metrics_bytes = None
-        if checkpoint is not None:
-            metrics_bytes = self._load(checkpoint)
-        self.metrics = MetricsWriter(run_dir.metrics_path, metrics_bytes)
+        self._metrics_bytes = None if checkpoint is None else self._load(checkpoint)
         self._started = time.monotonic() - self.counters.wall_seconds
         self._evaluated_updates = -1  # of which weights the last evaluation was
+
+    @cached_property
+    def metrics(self) -> MetricsWriter:
+        """Opened, and cut back to the checkpoint, by whoever writes first: looking at a run leaves its files alone."""
+        return MetricsWriter(self.run_dir.metrics_path, self._metrics_bytes)
 
     def train(self, progress: Progress, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Algorithm 1 until `env_steps` are collected, or until should_stop(); then a checkpoint.
@@ -157,9 +160,9 @@ class LocalRun:
         return int(checkpoint.meta["metrics_bytes"])
 
     def _collect(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
-        """Line 2: one episode into replay. Not while updates are owed, which is so only after an early stop."""
+        """Line 2: one episode into replay. Not while updates or an evaluation are owed: so only after an early stop."""
         c, t = self.counters, self.config.training
-        if c.owed >= 1:
+        if c.owed >= 1 or c.env_steps // t.eval_every > c.evaluations:
             return
         started = time.monotonic()
         random = c.decisions < t.seed_decisions

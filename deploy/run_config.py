@@ -69,6 +69,7 @@ def check_fits(config: RunConfig, spec: TaskSpec) -> None:
     window, decisions = config.tdm.window, spec.episode_decisions
     n_steps = config.learner.qt.n_step
     total = config.training.env_steps // spec.action_repeat
+    samples = config.planner.samples_at(config.planner.iterations - 1)
     checks = [
         (
             window <= decisions,
@@ -79,6 +80,11 @@ def check_fits(config: RunConfig, spec: TaskSpec) -> None:
             config.planner.horizon <= window,
             f"planner.horizon={config.planner.horizon} is longer than tdm.window={window}, the longest sequence the "
             f"TDM learns; want planner.horizon from 1 to {window}",
+        ),
+        (
+            config.agent != "tdm" or config.planner.elites <= samples,
+            f"planner.elites={config.planner.elites} is more than the {samples} samples of an iteration, and agent=tdm "
+            f"has no QT to propose others; want planner.elites from 1 to {samples}",
         ),
         (
             config.learner.qt.states_per_window + n_steps - 1 <= window,

@@ -143,6 +143,8 @@ def tiny_config(*overrides: str, task: str = "gym/FakePoint-v0", agent: str | No
     own = [
         "threads=1",
         "device=cpu",
+        "tdm={num_layers: 1, head_layers: 1}",
+        "planner={horizon: 2, samples: 8, qt_samples: 2}",
         "env={action_repeat: 8, episode_steps: 80}",
         "training={env_steps: 320, seed_decisions: 10, eval_every: 10000, checkpoint_every: 10000, eval_episodes: 2}",
     ]

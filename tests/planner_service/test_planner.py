@@ -511,7 +511,7 @@ class TestEconomies:
 @pytest.mark.parametrize(
     ("override", "names"),
     [
-        ("planner.elites=200", ["elites=200", "from 1 to 20"]),
+        ("planner.elites=200", ["elites=200", "from 1 to 10"]),
         ("planner.keep_elites=5", ["keep_elites=5", "elites=4"]),
         ("planner.init_std=3.0", ["init_std=3.0", "min_std=0.05", "max_std=2.0"]),
         ("planner.init_std=0.01", ["init_std=0.01", "min_std=0.05", "max_std=2.0"]),

@@ -106,9 +106,9 @@ def draw_noise(generators: list[torch.Generator], config: PlannerConfig, action_
     proposal, elite, action = uniform.split([2 * c.horizon * c.qt_samples * n, 1, 2 * n], dim=1)
     return Noise(
         normal=torch.stack(normals),
-        proposal=proposal.view(-1, 2, c.horizon, c.qt_samples, n),
+        proposal=proposal.view(len(generators), 2, c.horizon, c.qt_samples, n),
         elite=elite.squeeze(1),
-        action=action.view(-1, 2, n),
+        action=action.view(len(generators), 2, n),
     )
 
 
@@ -210,16 +210,18 @@ class Planner:
         mean, std = state.mean, torch.full_like(state.mean, c.init_std)
         normal = coloured(noise.normal, c.noise_exponent)
 
-        # Line 3: sequences proposed by the QT. Their returns are the same in every iteration: valued once.
-        proposals = self._propose(root, noise.proposal)
-        kept = self._previous_elites(root, state)
         memory: Rollout | None = None
         fit: _Fit | None = None
         for iteration in range(c.iterations):
             # Line 2: Gaussian samples, discretised.
             samples = mean.unsqueeze(1) + std.unsqueeze(1) * normal[:, iteration, : c.samples_at(iteration)]
-            # Lines 4-9: their returns.
-            sampled, memory = self._evaluate(root, self.dynamics.tokenizer.snap(samples), memory)
+            samples = self.dynamics.tokenizer.snap(samples)
+            # Lines 3-9: their returns. Those of the QT's proposals are the same in every iteration: the first one's
+            # rollout takes them along.
+            if iteration == 0:
+                sampled, kept, proposals = self._evaluate_first(root, samples, state, noise.proposal)
+            else:
+                sampled, memory = self._evaluate(root, samples, memory)
             candidates = join(sampled, kept)
             # Line 10: refit the Gaussian to the elites.
             newest = self._refit(join(candidates, proposals).best(c.elites))
@@ -261,23 +263,38 @@ class Planner:
             returns.add(prediction.rewards, prediction.continuation_logits)
         return _Population(actions, self._total(returns, rollout).view(environments, samples)), rollout
 
-    def _propose(self, root: Rollout, uniform: Tensor) -> _Population | None:
-        """Sequences chosen by the QT along its own imagined states, some bins replaced, and their returns."""
-        if self.value_function is None or self.config.qt_samples == 0:
-            return None
+    def _evaluate_first(
+        self, root: Rollout, samples: Tensor, state: PlanState, uniform: Tensor
+    ) -> tuple[_Population, _Population | None, _Population | None]:
+        """Eq. 10 for samples [E, J, H, N], for the last decision's elites, and for Q sequences that the QT proposes.
+
+        A proposed action is the QT's greedy one in the state that the sequence has come to, some bins replaced by
+        uniform ones. All sequences go through the TDM together.
+        """
         c, qt = self.config, self.value_function
-        rollout = self.dynamics.fan_out(root, c.qt_samples, c.horizon)
+        known = samples if c.keep_elites == 0 else torch.cat([samples, state.elites], dim=1)
+        environments, num_known = known.shape[:2]
+        num_proposed = c.qt_samples if qt is not None else 0
+        rollout = self.dynamics.fan_out(root, num_known + num_proposed, c.horizon)
         returns = Returns(self.discount)
-        chosen = []
+        taken = []
         for step in range(c.horizon):
-            chance, which = uniform[:, :, step].transpose(0, 1).flatten(1, 2)  # each [E * Q, N]
-            bins, _ = qt.choose(rollout.observations, chance, which, c.random_bins)
-            chosen.append(qt.tokenizer.decode(bins))
-            prediction = self.dynamics.step(rollout, chosen[-1])
+            actions = known[:, :, step]  # [E, known, N]
+            if qt is not None and num_proposed > 0:
+                states = rollout.observations.unflatten(0, (environments, -1))[:, num_known:].flatten(0, 1)  # [E*Q, M]
+                chance, which = uniform[:, :, step].transpose(0, 1).flatten(1, 2)  # each [E*Q, N]
+                bins, _ = qt.choose(states, chance, which, c.random_bins)
+                proposed = qt.tokenizer.decode(bins).unflatten(0, (environments, -1))  # [E, Q, N]
+                actions = torch.cat([actions, proposed], dim=1)  # [E, known + Q, N]
+            taken.append(actions)
+            prediction = self.dynamics.step(rollout, actions.flatten(0, 1))
             returns.add(prediction.rewards, prediction.continuation_logits)
-        actions = torch.stack(chosen, dim=1)  # [E * Q, H, N]
-        shape = (-1, c.qt_samples)
-        return _Population(actions.unflatten(0, shape), self._total(returns, rollout).view(shape))
+        sequences = torch.stack(taken, dim=2)  # [E, known + Q, H, N]
+        values = self._total(returns, rollout).view(environments, -1)
+        sizes = [samples.shape[1], c.keep_elites, num_proposed]
+        groups = [_Population(a, v) for a, v in zip(sequences.split(sizes, 1), values.split(sizes, 1), strict=True)]
+        kept = _Population(groups[1].actions, groups[1].values.masked_fill(~state.has_elites[:, None], -torch.inf))
+        return groups[0], kept if c.keep_elites > 0 else None, groups[2] if num_proposed > 0 else None
 
     def _total(self, returns: Returns, rollout: Rollout) -> Tensor:
         """[B]: the rewards summed so far and the value of where the rollout stands (Eq. 10, first term)."""
@@ -285,13 +302,6 @@ class Planner:
             return returns.total
         first_only = self.config.terminal_value == "first_dimension"
         return returns.total + returns.weight * self.value_function.value(rollout.observations, first_only)
-
-    def _previous_elites(self, root: Rollout, state: PlanState) -> _Population | None:
-        """Economy `keep_elites`: the last decision's best sequences, valued from here."""
-        if self.config.keep_elites == 0:
-            return None
-        population, _ = self._evaluate(root, self.dynamics.tokenizer.snap(state.elites))
-        return _Population(population.actions, torch.where(state.has_elites[:, None], population.values, -torch.inf))
 
     def _explore(self, fit: _Fit, noise: Noise) -> Tensor:
         """An elite drawn by its weight, its first action with some bins replaced by uniform ones: [E, N]."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from common.config import ConfigError, load_config
 from common.run_dir import RunDir
@@ -46,11 +47,8 @@ def train(options: argparse.Namespace) -> None:
 
     stop = StopWhen(options.max_minutes)
     if options.resume:
-        given = [
-            name
-            for name in ("preset", "task", "seed", "agent", "run_dir", "env_steps", "set")
-            if getattr(options, name)
-        ]
+        names = ("preset", "task", "seed", "agent", "run_dir", "env_steps", "set")
+        given = [name.replace("_", "-") for name in names if getattr(options, name) not in (None, [])]
         if given:
             raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{given[0]}")
         run_dir = RunDir.open(options.resume)
@@ -179,8 +177,15 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong without repeating the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"qttdm: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="qttdm", description="QT-TDM: planning with a Transformer Dynamics Model and a Q-Transformer"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -48,6 +48,8 @@ class PlannerConfig(Config):
     """chance of a uniform bin in each dimension, when the QT proposes and when collecting"""
     terminal_value: Literal["greedy", "first_dimension"] = "greedy"
     """V(s_H): walk all N dimensions, or the maximum over the first one (one pass; equal in the limit by Eq. 2)"""
+    compile: bool = False
+    """torch.compile the whole decision; needs a C++ compiler and minutes at the start, captures CUDA graphs on a GPU"""
 
     sample_decay: float = Field(default=1.0, ge=1)
     """economy: iteration n draws J / sample_decay^n sequences, but at least twice the elites"""

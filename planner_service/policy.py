@@ -59,6 +59,8 @@ class MPCPolicy:
             self.networks["qt"] = planner.value_function
         freeze(self.networks)
         self.weights_version = 0
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        self.plan = torch.compile(planner.plan, mode=mode) if planner.config.compile else planner.plan
 
     def load(self, weights: Weights) -> None:
         weights.copy_into(self.networks)
@@ -74,7 +76,7 @@ class MPCPolicy:
         noise = draw_noise(self.generators, self.planner.config, self.planner.dynamics.action_dim)
         on_device = torch.from_numpy(observations).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            plan = self.planner.plan(on_device, self.state, noise, self.explore)
+            plan = self.plan(on_device, self.state, noise, self.explore)
         self.state = plan.state
         return plan.actions.cpu().numpy()
 

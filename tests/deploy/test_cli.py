@@ -206,7 +206,7 @@ class TestTraining:
 
     def test_max_minutes_ends_cleanly(self, here, capsys):
         start = time.monotonic()
-        long = ["--set=training.env_steps=10000000", "--max-minutes", "0.02"]
+        long = ["--env-steps", "10000000", "--max-minutes", "0.02"]
         status, out, err = run_main(capsys, *TOY, *long, "--run-dir", "run")
         assert (status, err) == (0, "")
         assert time.monotonic() - start < 60

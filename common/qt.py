@@ -52,7 +52,7 @@ class QT(nn.Module):
         if bins.shape[1] > 0:
             tokens = torch.cat([tokens, self.action_embedding(bins)], dim=1)  # [B, n+1, D]
         hidden = self.trunk(tokens + self.position_embedding.weight[: tokens.shape[1]])
-        return torch.stack([head(hidden) for head in self.heads])
+        return torch.stack(self._q(hidden))
 
     def choose(
         self, observations: Tensor, chance: Tensor | None = None, which: Tensor | None = None, probability: float = 0.0
@@ -88,7 +88,18 @@ class QT(nn.Module):
 
     def _mean_q(self, hidden: Tensor) -> Tensor:
         """Mean of the two heads: [B, D] -> [B, K]."""
-        return torch.lerp(self.heads[0](hidden), self.heads[1](hidden), 0.5)
+        first, second = self._q(hidden)
+        return torch.lerp(first, second, 0.5)
+
+    def _q(self, hidden: Tensor) -> list[Tensor]:
+        """Each head's Q-values: [..., D] -> 2 times [..., K].
+
+        Outside of autocast: in bfloat16 values around 50 are multiples of 0.25, so that many bins tie for the best, and
+        the first of them, the most negative action, wins.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self.position_embedding.weight.dtype)
+            return [head(hidden) for head in self.heads]
 
 
 def value_head(dim: int, bins: int) -> nn.Sequential:

@@ -165,6 +165,24 @@ def test_the_last_dimension_is_never_an_input(action_dim: int):
     assert torch.equal(qt.choose(states)[0], before[0])
 
 
+@torch.no_grad()
+def test_autocast_does_not_make_bins_tie():
+    qt, states = make_qt(bins=256).float(), make_states(40).float()
+    for head in qt.heads:
+        head[-1].weight.mul_(0.05)
+        head[-1].bias.fill_(50.0)  # large beside the differences between bins, as returns are
+    bins = torch.randint(256, (40, 3))
+    want, chosen = qt(states, bins), qt.choose(states)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        got, chosen_narrow = qt(states, bins), qt.choose(states)[0]
+        value = qt.value(states, first_dimension_only=True)
+    assert got.dtype == value.dtype == torch.float32
+    assert (got - want).abs().max() < 0.1 * want.std(dim=-1).mean()
+    assert (got == got.amax(dim=-1, keepdim=True)).sum(dim=-1).float().mean() < 1.1
+    # not biased towards the first bins, which argmax takes of those that tie
+    assert abs(chosen_narrow.double().mean() - chosen.double().mean()) < 10
+
+
 def test_the_two_heads_differ_and_start_at_zero():
     qt, states = make_qt(awake=False), make_states()
     bins = torch.randint(BINS, (6, 3))

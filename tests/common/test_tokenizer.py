@@ -83,9 +83,9 @@ def test_any_shape_passes_and_no_entry_sees_another():
 def test_replace_takes_the_uniform_bin_exactly_where_chance_is_below_the_probability():
     tokenizer = ActionTokenizer(5)
     bins = torch.tensor([[0, 1, 2], [3, 4, 0]])
-    chance = torch.tensor([[0.09, 0.1, 0.5], [0.0, 0.99, 0.05]])
+    chance = torch.tensor([[0.24, 0.25, 0.5], [0.0, 0.99, 0.05]])
     which = torch.tensor([[0.99, 0.0, 0.0], [0.2, 0.0, 0.59]])
-    assert tokenizer.replace(bins, chance, which, 0.1).tolist() == [[4, 1, 2], [1, 4, 2]]
+    assert tokenizer.replace(bins, chance, which, 0.25).tolist() == [[4, 1, 2], [1, 4, 2]]
 
 
 def test_replace_honours_its_probability_and_is_uniform_over_bins():
@@ -104,7 +104,7 @@ def test_replace_honours_its_probability_and_is_uniform_over_bins():
 
 @pytest.mark.parametrize("bins", BINS)
 def test_replace_at_its_extremes(bins: int):
-    tokenizer, present = ActionTokenizer(bins), torch.zeros(4, dtype=torch.int64)
+    tokenizer, present = ActionTokenizer(bins), torch.ones(4, dtype=torch.int64)
     largest = 1 - 2**-24  # the largest number that torch.rand returns
     chance, which = torch.tensor([0.0, 0.3, 0.6, largest]), torch.tensor([0.0, 0.5, largest, largest])
     assert torch.equal(tokenizer.replace(present, chance, which, 0.0), present)

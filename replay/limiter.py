@@ -1,0 +1,85 @@
+"""Pace: how many updates there are for each decision, whatever the speed of actors and learner.
+
+    actors  -- want_insert? -->  Pace  <-- want_sample? -- learner
+               inserted(T)               sampled()
+
+After the seed decisions, updates follow decisions at `update_ratio`. Whoever is ahead waits: the learner when it has
+made every update that the decisions so far ask for; the actors when more than `lead` updates are still owed. So at any
+moment
+
+    ratio * (D - seed) - lead - ratio * (decisions in flight)  <=  U  <=  ratio * (D - seed)
+
+with D decisions inserted and U updates made. Both sides cannot wait at once: that would need owed < 1 and owed >= lead.
+Plain arithmetic, no clock and no transport: whoever waits does so outside, with a timeout of its own.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from common.config import Config
+
+
+class PaceConfig(Config):
+    """The contract between actors and learner."""
+
+    lead: float = Field(default=500.0, ge=1)
+    """updates that may be owed before actors wait; below 1 both sides could wait for each other for ever"""
+
+
+class Pace:
+    """Counts decisions and updates, and says who may go on."""
+
+    def __init__(self, config: PaceConfig, update_ratio: float, seed_decisions: int) -> None:
+        """update_ratio: updates per decision, > 0; seed_decisions: decisions before the first update, >= 1."""
+        assert update_ratio > 0, update_ratio
+        assert seed_decisions >= 1, seed_decisions
+        self.config, self.update_ratio, self.seed_decisions = config, update_ratio, seed_decisions
+        self.decisions = 0
+        self.updates = 0
+
+    @property
+    def owed(self) -> float:
+        """Updates that the decisions so far ask for and that have not been made; 0 before the seed is in."""
+        return max(0.0, self.update_ratio * (self.decisions - self.seed_decisions) - self.updates)
+
+    @property
+    def want_insert(self) -> bool:
+        """May actors begin another episode?"""
+        return self.decisions < self.seed_decisions or self.owed < self.config.lead
+
+    @property
+    def want_sample(self) -> bool:
+        """May the learner make another update?"""
+        return self.owed >= 1
+
+    def inserted(self, decisions: int) -> None:
+        """An episode of that many decisions has been stored."""
+        self.decisions += decisions
+
+    def sampled(self, updates: int = 1) -> None:
+        """That many updates have been made."""
+        self.updates += updates
+
+    def waiting_for(self) -> str:
+        """Who waits for what now, in words, for timeouts and logs."""
+        if not self.want_sample:
+            needed = self.seed_decisions + (self.updates + 1) / self.update_ratio - self.decisions
+            return f"the learner waits for {needed:.0f} more decisions ({self.decisions} so far)"
+        if not self.want_insert:
+            excess = self.owed - self.config.lead
+            return f"actors wait for more than {excess:.0f} updates ({self.updates} so far, {self.owed:.0f} owed)"
+        return "nobody waits"
+
+    def save(self) -> dict[str, int]:
+        """Counters, for a checkpoint."""
+        return {"decisions": self.decisions, "updates": self.updates}
+
+    def load(self, counters: dict[str, int], decisions: int | None = None) -> None:
+        """Go on from a checkpoint.
+
+        decisions: what replay really holds now, if more was stored after the checkpoint. Those updates are owed and
+        made up for, rather than forgotten: the ratio holds over the whole run, resumes included.
+        """
+        self.updates = counters["updates"]
+        self.decisions = counters["decisions"] if decisions is None else decisions

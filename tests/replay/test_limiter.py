@@ -1,0 +1,101 @@
+"""Pace: the ratio holds over any stretch, whoever is slow, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from common.config import ConfigError, validate
+from replay.limiter import Pace, PaceConfig
+
+
+def make(lead: float = 10, ratio: float = 1.0, seed: int = 5) -> Pace:
+    return Pace(PaceConfig(lead=lead), ratio, seed)
+
+
+def test_blocks_and_unblocks_exactly_at_the_bounds() -> None:
+    pace = make(lead=10, ratio=1.0, seed=5)
+    assert pace.want_insert
+    assert not pace.want_sample
+    pace.inserted(5)
+    assert not pace.want_sample, "the seed itself is worth no update"
+    pace.inserted(1)
+    assert pace.want_sample
+    pace.inserted(8)
+    assert pace.owed == 9
+    assert pace.want_insert
+    pace.inserted(1)
+    assert not pace.want_insert
+    pace.sampled()
+    assert pace.want_insert
+    pace.sampled(9)
+    assert not pace.want_sample
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("actors", [1, 3, 8])
+@pytest.mark.parametrize("fast", ["learner", "actors", "neither"])
+def test_ratio_holds_over_any_stretch_and_nobody_is_stuck(ratio: float, actors: int, fast: str) -> None:
+    """A random schedule of actors with episodes in flight and a learner: the bound of the module's docstring."""
+    rng = random.Random(f"{ratio} {actors} {fast}")
+    pace, episode, seed = make(lead=50, ratio=ratio, seed=30), 20, 30
+    in_flight = [0] * actors
+    slack = pace.config.lead + ratio * episode * actors
+    for _ in range(5_000):
+        assert pace.want_insert or pace.want_sample or any(in_flight), pace.waiting_for()
+        if rng.random() < {"learner": 0.9, "actors": 0.1, "neither": 0.5}[fast]:
+            if pace.want_sample:
+                pace.sampled()
+        else:
+            i = rng.randrange(actors)
+            if in_flight[i]:
+                in_flight[i] -= 1
+                if in_flight[i] == 0:
+                    pace.inserted(episode)
+            elif pace.want_insert:
+                in_flight[i] = rng.randint(1, episode)
+        earned = ratio * (pace.decisions - seed)
+        assert earned - slack <= pace.updates <= max(0.0, earned)
+    assert pace.updates > 100
+
+
+def test_a_dead_actor_holds_nobody_up() -> None:
+    """An episode that was begun and never arrives is not counted anywhere."""
+    pace = make(lead=10, seed=5)
+    pace.inserted(20)
+    while pace.want_sample:
+        pace.sampled()
+    assert pace.want_insert
+
+
+def test_save_and_load_go_on_at_the_same_place() -> None:
+    pace, again = make(), make()
+    pace.inserted(17)
+    pace.sampled(3)
+    again.load(pace.save())
+    assert (again.owed, again.want_insert, again.want_sample) == (pace.owed, pace.want_insert, pace.want_sample)
+
+
+def test_decisions_stored_after_the_checkpoint_are_paid_for_after_a_resume() -> None:
+    pace = make(lead=10, seed=5)
+    pace.inserted(15)
+    pace.sampled(10)
+    resumed = make(lead=10, seed=5)
+    resumed.load(pace.save(), decisions=40)
+    assert resumed.owed == 25
+    assert not resumed.want_insert, "no burst of new episodes before the owed updates are made"
+
+
+def test_says_who_waits_for_what() -> None:
+    pace = make(lead=10, seed=5)
+    assert pace.waiting_for() == "the learner waits for 6 more decisions (0 so far)"
+    pace.inserted(30)
+    assert pace.waiting_for() == "actors wait for more than 15 updates (0 so far, 25 owed)"
+    pace.sampled(20)
+    assert pace.waiting_for() == "nobody waits"
+
+
+def test_a_lead_that_could_deadlock_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"lead: got 0\.5, want >= 1"):
+        validate(PaceConfig, {"lead": 0.5}, "test")

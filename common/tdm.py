@@ -144,13 +144,18 @@ class TDM(nn.Module):
         return prediction
 
     def _predict(self, hidden: Tensor, observations: Tensor) -> Prediction:
-        """Heads: h_t [..., D] and s_t [..., M] -> Prediction [...]."""
-        state = self.state_head(hidden)
-        return Prediction(
-            observations=observations + state if self.config.predict_change else state,
-            rewards=self.reward_head(hidden).squeeze(-1),
-            continuation_logits=self.continuation_head(hidden).squeeze(-1) if self.continuation_head else None,
-        )
+        """Heads: h_t [..., D] and s_t [..., M] -> Prediction [...].
+
+        Outside of autocast: in bfloat16 a reward near 1 is a multiple of 0.008, and so is a state.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self.position_embedding.weight.dtype)
+            state = self.state_head(hidden)
+            return Prediction(
+                observations=observations + state if self.config.predict_change else state,
+                rewards=self.reward_head(hidden).squeeze(-1),
+                continuation_logits=self.continuation_head(hidden).squeeze(-1) if self.continuation_head else None,
+            )
 
 
 def prediction_head(config: TDMConfig, outputs: int) -> nn.Sequential:

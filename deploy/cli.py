@@ -1,4 +1,4 @@
-"""The door: `qttdm train | eval | plot | tasks | bench`.
+"""The door: `qttdm train | eval | plot | tasks`.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -55,7 +55,7 @@ def train(options: argparse.Namespace) -> None:
         start: Callable[[], LocalRun] = lambda: open_run(run_dir)  # noqa: E731
     else:
         overrides = [*options.set]
-        if options.env_steps is not None:
+        if options.env_steps is not None:  # only another spelling of the setting: giving both is refused
             overrides.append(f"training.env_steps={options.env_steps}")
         config = load_config(
             RunConfig,

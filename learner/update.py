@@ -22,7 +22,7 @@ from common.config import Config
 from common.qt import QT
 from common.tdm import TDM
 from common.weights import Weights
-from learner.losses import dynamics_loss, q_loss
+from learner.losses import dynamics_loss, masked_mean, q_loss
 from learner.targets import bellman_targets, n_step_returns
 
 
@@ -31,7 +31,7 @@ class OptimizerConfig(Config):
 
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "linear"] = "constant"
-    """linear: decays to 0 at the last update of the training"""
+    """linear: decays to 0 at the end of the training"""
     weight_decay: float = Field(default=1e-6, ge=0)
     max_grad_norm: float = Field(gt=0)
 
@@ -138,7 +138,7 @@ class AdamStep:
         entries: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             index, key = name.split(".")
-            entries.setdefault(int(index), {})[key] = value
+            entries.setdefault(int(index), {})[key] = value.clone()  # Adam keeps and changes what it is given
         self.adam.load_state_dict({"state": entries, "param_groups": self.adam.state_dict()["param_groups"]})
 
 
@@ -223,11 +223,11 @@ class QTLearner:
         q = self.network(observations, taken_before)
         mask = batch["mask"][:, :s].flatten()
         loss, taken = q_loss(q, bins, targets, mask, c.conservative_weight)
-        return loss, taken, targets
+        return loss, masked_mean(taken.detach().mean(dim=(0, 2)), mask), masked_mean(targets.mean(dim=1), mask)
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """One step on the leading states of a batch of windows; metrics stay on the device."""
-        loss, taken, targets = self.loss(batch)
+        loss, q_mean, target_mean = self.loss(batch)
         norm = self.optimizer.step(loss, progress)
         self.updates += 1
         if self.updates % self.config.ema_every == 0:
@@ -235,8 +235,8 @@ class QTLearner:
         return {
             "loss_q": loss.detach(),
             "grad_norm_qt": norm,
-            "q_mean": taken.detach().mean(),
-            "q_target_mean": targets.mean(),
+            "q_mean": q_mean,
+            "q_target_mean": target_mean,
         }
 
     @torch.no_grad()
@@ -320,6 +320,7 @@ class Learner:
     def load_state(self, state: Tensors) -> None:
         """Undo `state`."""
         self.updates = int(state["updates"])
+        self._pending.clear()
         torch.set_rng_state(state["rng.cpu"])
         if self.device.type == "cuda" and "rng.cuda" in state:
             torch.cuda.set_rng_state(state["rng.cuda"], self.device)

@@ -69,7 +69,10 @@ class PlannerConfig(Config):
                 f"want elites from 1 to {population}"
             )
         if self.keep_elites > self.elites:
-            raise ValueError(f"keep_elites={self.keep_elites} is more than elites={self.elites}")
+            raise ValueError(
+                f"keep_elites={self.keep_elites} is more than elites={self.elites}; "
+                f"want keep_elites from 0 to {self.elites}"
+            )
         if not self.min_std <= self.init_std <= self.max_std:
             raise ValueError(
                 f"init_std={self.init_std} is not between min_std={self.min_std} and max_std={self.max_std}"
@@ -361,9 +364,11 @@ def coloured(normal: Tensor, exponent: float) -> Tensor:
     if exponent == 0:
         return normal
     horizon = normal.shape[-2]
-    # Frequencies of a sequence twice as long: its first half is stationary without wrapping round to its own start.
-    frequency = torch.arange(1, horizon + 1, dtype=torch.float64) / (2 * horizon)
-    power = frequency**-exponent
+    # The real spectrum of a sequence twice as long (its first half does not wrap round to its own start). As usual,
+    # frequency 0 gets the power of the lowest other one; interior frequencies stand for themselves and their mirrors.
+    k = torch.arange(horizon + 1, dtype=torch.float64)
+    mirrored = torch.where((k == 0) | (k == horizon), 1.0, 2.0)
+    frequency, power = k / (2 * horizon), mirrored * k.clamp(min=1) ** -exponent
     lag = torch.arange(horizon, dtype=torch.float64)
     autocovariance = (power * torch.cos(2 * torch.pi * lag[:, None] * frequency)).sum(dim=1) / power.sum()  # [H]
     covariance = autocovariance[(lag[:, None] - lag).abs().long()]  # [H, H], Toeplitz

@@ -8,7 +8,6 @@ token forward, and 4 W more backward. The formulas are `decision_flops` and `upd
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,19 +154,19 @@ def random_batch(c: RunConfig, m: int, n: int, batch: int) -> Batch:
 
 
 def time_decision(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int, environments: int = 1) -> float:
-    """Median seconds of one decision for all environments."""
+    """Best seconds of one decision for all environments."""
     policy = make_policy(c, spec, device)
     assert isinstance(policy, MPCPolicy)
     policy.begin(list(range(environments)), exploration=1.0)
     observations = np.zeros((environments, spec.obs_dim), np.float32)
-    return statistics.median(timings(lambda: policy.act(observations), device, repeats))
+    return min(timings(lambda: policy.act(observations), device, repeats))
 
 
 def time_update(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int) -> float:
-    """Median seconds of one update of both models."""
+    """Best seconds of one update of both models."""
     learner = make_learner(c, spec, device)
     batch = random_batch(c, spec.obs_dim, spec.action_dim, c.learner.batch_size)
-    return statistics.median(timings(lambda: learner.update(batch), device, repeats))
+    return min(timings(lambda: learner.update(batch), device, repeats))
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from common.batch import Batch
 from common.config import Config
 from common.episode import Episode
 from replay.codec import scalars, seal, unseal
-from replay.samplers import Balanced, ReturnWeighted, Sampler, Uniform
+from replay.samplers import Balanced, Mass, ReturnWeighted, Sampler, Uniform
 
 VERSION = 1
 """Format of `Replay.state()`; raised whenever its meaning changes."""
@@ -97,9 +97,25 @@ class Replay:
     def __len__(self) -> int:
         return self.decisions
 
+    def check(self, episode: Episode) -> None:
+        """ValueError, naming got and wanted, unless this episode can be stored and learned from."""
+        steps = episode.decisions
+        if steps > self._capacity:
+            raise ValueError(f"episode: got {steps} decisions, want at most the capacity, {self._capacity}")
+        obs_dim, action_dim = self._observations.shape[1], self._actions.shape[1]
+        shapes = {"observations": (steps + 1, obs_dim), "actions": (steps, action_dim), "rewards": (steps,)}
+        for name, want in shapes.items():
+            array = getattr(episode, name)
+            if array.shape != want or array.dtype != np.float32:
+                raise ValueError(f"episode {name}: got {array.dtype} {array.shape}, want float32 {want}")
+            if not (finite := np.isfinite(array)).all():
+                raise ValueError(f"episode {name}: got {array[~finite][0]} among the values, want finite ones")
+        if (largest := np.abs(episode.actions).max()) > 1.0:
+            raise ValueError(f"episode actions: got a magnitude of {largest}, want actions in [-1, 1]")
+
     def add(self, episode: Episode) -> None:
         """Copy an episode in, evicting the oldest until it fits. ValueError, and no change, if it cannot be stored."""
-        self._check(episode)
+        self.check(episode)
         while not self._fits(episode.decisions):
             self._evict()
         span = range(self._stored.stop, self._stored.stop + episode.decisions)
@@ -119,13 +135,16 @@ class Replay:
         self._scalars.append(scalars(episode))
         self._sampler.add(span, episode.episode_return)
 
-    def sample(self, batch_size: int) -> Batch:
-        """B = batch_size windows, drawn with replacement, as fresh arrays. ValueError if nothing is stored."""
+    def sample(self, batch_size: int, returns: tuple[float, float] | None = None) -> Batch:
+        """B = batch_size windows, drawn with replacement, as fresh arrays. ValueError if nothing is stored.
+
+        returns: the lowest and highest of the whole buffer, where this is a shard of one (samplers.shares).
+        """
         if not self._stored or batch_size < 1:
             raise ValueError(
                 f"sample: got batch_size {batch_size} of {self.decisions} decisions, want 1 or more of both"
             )
-        starts = self._sampler.draw(self._stored, batch_size, self._rng)  # [B]
+        starts = self._sampler.draw(self._stored, batch_size, self._rng, returns)  # [B]
         first = starts % self._capacity  # [B]
         left = (self._end_of[first] - starts)[:, None]  # [B, 1] decisions from the start to the episode's end
         first_row = starts + self._episode_of[first]  # [B]
@@ -142,6 +161,10 @@ class Replay:
             mask=mask,
             returns_to_go=_gather(self._returns_to_go, places),
         )
+
+    def mass(self) -> Mass:
+        """Sampling weight of all that is stored, to be compared with that of other shards (samplers.shares)."""
+        return self._sampler.mass(self._stored)
 
     def episodes(self) -> Iterator[Episode]:
         """The stored episodes, oldest first, as copies. Do not add while iterating."""
@@ -188,22 +211,6 @@ class Replay:
             )
         self._sampler.load(content["sampler"])
         self._rng.bit_generator.state = json.loads(content["rng"])
-
-    def _check(self, episode: Episode) -> None:
-        """ValueError, naming got and wanted, unless this episode can be stored and learned from."""
-        steps = episode.decisions
-        if steps > self._capacity:
-            raise ValueError(f"episode: got {steps} decisions, want at most the capacity, {self._capacity}")
-        obs_dim, action_dim = self._observations.shape[1], self._actions.shape[1]
-        shapes = {"observations": (steps + 1, obs_dim), "actions": (steps, action_dim), "rewards": (steps,)}
-        for name, want in shapes.items():
-            array = getattr(episode, name)
-            if array.shape != want or array.dtype != np.float32:
-                raise ValueError(f"episode {name}: got {array.dtype} {array.shape}, want float32 {want}")
-            if not (finite := np.isfinite(array)).all():
-                raise ValueError(f"episode {name}: got {array[~finite][0]} among the values, want finite ones")
-        if (largest := np.abs(episode.actions).max()) > 1.0:
-            raise ValueError(f"episode actions: got a magnitude of {largest}, want actions in [-1, 1]")
 
     def _fits(self, steps: int) -> bool:
         decisions = self.decisions + steps

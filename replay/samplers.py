@@ -2,16 +2,53 @@
 
 Decisions carry running numbers that are never reused. Stored ones are always one range of at most `capacity` numbers:
 episodes join at its upper end and leave at its lower. So per-decision values live in rings, at number % capacity.
+
+Several samplers of one kind, each with a share of the episodes, draw as one would that had them all:
+
+    fractions, returns = shares([sampler.mass(..) for each], floor)     on masses of one moment
+    counts = rng.multinomial(batch_size, fractions)                     how many each draws, told `returns`
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from replay.sum_tree import SumTree
+
+
+@dataclass(frozen=True)
+class Mass:
+    """The weight of all that one sampler holds, in numbers that mean the same to every sampler of its kind."""
+
+    log_weight: float
+    """log of the sum of the weights, -inf if nothing is stored; return_weighted: log of the number of decisions"""
+    returns: tuple[float, float, float] | None = None
+    """return_weighted: lowest and highest return of the episodes, and the mean over decisions of their episode's"""
+
+
+def shares(masses: Sequence[Mass], floor: float) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Fractions [number of masses] of a batch that each sampler must draw, and the range of returns to draw it with.
+
+    Logs, because `balanced` weighs each sampler's decisions against a base of its own, and differences of bases may
+    have exponentials beyond any float. The range of returns (None for other kinds) is that of all samplers together:
+    weights of return_weighted are relative to it. `floor` is return_weighted's. ValueError if nothing is stored.
+    """
+    log_weights = np.array([mass.log_weight for mass in masses])
+    if not (log_weights > -np.inf).any():
+        raise ValueError(f"shares: got {len(masses)} samplers that hold nothing, want at least one decision")
+    held = [mass.returns for mass in masses if mass.returns]
+    lowest, highest = (min(r[0] for r in held), max(r[1] for r in held)) if held else (0.0, 0.0)
+    for index, mass in enumerate(masses):
+        if mass.returns:
+            log_weights[index] += math.log(floor + (mass.returns[2] - lowest) / ((highest - lowest) or 1.0))
+    weights = np.exp(log_weights - log_weights.max())
+    return weights / weights.sum(), (lowest, highest) if held else None
 
 
 class Sampler(Protocol):
@@ -23,8 +60,16 @@ class Sampler(Protocol):
     def evict(self, span: range) -> None:
         """The oldest episode, which has these decisions, leaves."""
 
-    def draw(self, stored: range, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-        """int64 [batch_size] decision numbers, drawn with replacement from the non-empty range `stored`."""
+    def draw(
+        self, stored: range, batch_size: int, rng: np.random.Generator, returns: tuple[float, float] | None = None
+    ) -> np.ndarray:
+        """int64 [batch_size] decision numbers, drawn with replacement from the non-empty range `stored`.
+
+        returns: the range that `shares` gave, if this is one sampler of several.
+        """
+
+    def mass(self, stored: range) -> Mass:
+        """Weight of the range `stored`, all that was added and not evicted."""
 
     def state(self) -> dict[str, Any]:
         """What cannot be rebuilt by adding the stored episodes again: plain values and bytes."""
@@ -42,9 +87,15 @@ class Uniform:
     def evict(self, span: range) -> None:
         """Nothing to forget."""
 
-    def draw(self, stored: range, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(
+        self, stored: range, batch_size: int, rng: np.random.Generator, returns: tuple[float, float] | None = None
+    ) -> np.ndarray:
         """O(batch_size)."""
         return rng.integers(stored.start, stored.stop, batch_size)
+
+    def mass(self, stored: range) -> Mass:
+        """Every decision weighs 1."""
+        return Mass(_log(len(stored)))
 
     def state(self) -> dict[str, Any]:
         """Empty."""
@@ -68,7 +119,7 @@ class ReturnWeighted:
     def __init__(self, capacity: int, floor: float) -> None:
         """`capacity` in decisions; `floor` > 0, the weight per decision of the worst episode (the best: floor + 1)."""
         self._floor = floor
-        self._return_of = np.zeros(capacity)  # float64, of the episode each decision belongs to
+        self._return_of = np.zeros(capacity)  # float64, of the episode each decision belongs to; 0: nothing stored
         self._sorted: list[float] = []  # one return per stored episode: its ends are R_min and R_max
 
     def add(self, span: range, episode_return: float) -> None:
@@ -77,12 +128,18 @@ class ReturnWeighted:
         insort(self._sorted, episode_return)
 
     def evict(self, span: range) -> None:
-        """One deletion from a sorted list of episodes."""
-        del self._sorted[bisect_left(self._sorted, self._return_of[span.start % len(self._return_of)])]
+        """O(length), plus one deletion from a sorted list of episodes."""
+        slots = np.arange(span.start, span.stop) % len(self._return_of)
+        del self._sorted[bisect_left(self._sorted, self._return_of[slots[0]])]
+        self._return_of[slots] = 0.0
 
-    def draw(self, stored: range, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(
+        self, stored: range, batch_size: int, rng: np.random.Generator, returns: tuple[float, float] | None = None
+    ) -> np.ndarray:
         """O(batch_size * (floor + 1) / floor) at worst, in expectation."""
         lowest, highest = self._sorted[0], self._sorted[-1]
+        if returns:  # of all shards, but some time ago
+            lowest, highest = min(lowest, returns[0]), max(highest, returns[1])
         spread = (highest - lowest) or 1.0  # all equal: every decision gets the same weight, whatever it is
         drawn = np.empty(0, np.int64)
         while len(drawn) < batch_size:
@@ -91,6 +148,12 @@ class ReturnWeighted:
             kept = rng.random(batch_size) * (self._floor + 1.0) < weights
             drawn = np.concatenate([drawn, candidates[kept]])
         return drawn[:batch_size]
+
+    def mass(self, stored: range) -> Mass:
+        """O(capacity), a sum over plain numbers: recomputed, so that rounding errors never pile up."""
+        if not self._sorted:
+            return Mass(_log(0))
+        return Mass(_log(len(stored)), (self._sorted[0], self._sorted[-1], float(self._return_of.sum()) / len(stored)))
 
     def state(self) -> dict[str, Any]:
         """Empty: the episodes say everything."""
@@ -137,14 +200,22 @@ class Balanced:
         self._visits[slots] = -1
         self._tree.set(slots, 0.0)
 
-    def draw(self, stored: range, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(
+        self, stored: range, batch_size: int, rng: np.random.Generator, returns: tuple[float, float] | None = None
+    ) -> np.ndarray:
         """O(batch_size * log capacity); counts one visit per draw."""
-        if self._tree.total < self._TINY:
-            self._rebase()
+        self._keep_in_range()
         slots = self._tree.find(rng.random(batch_size) * self._tree.total)
         np.add.at(self._visits, slots, 1)
         self._tree.set(slots, self._weight(self._visits[slots]))
         return stored.start + (slots - stored.start) % len(self._visits)
+
+    def mass(self, stored: range) -> Mass:
+        """The sum of exp(-visits / temperature), whatever the base."""
+        if not stored:
+            return Mass(_log(0))
+        self._keep_in_range()
+        return Mass(_log(self._tree.total) - self._base / self._temperature)
 
     def state(self) -> dict[str, Any]:
         """The counts, in ring order, and the base they are weighed against."""
@@ -159,6 +230,11 @@ class Balanced:
         self._visits[:] = visits
         self._fill()
 
+    def _keep_in_range(self) -> None:
+        """Make sure that the sum of the weights is a number to work with."""
+        if self._tree.total < self._TINY:
+            self._rebase()
+
     def _rebase(self) -> None:
         """Weigh against the smallest count, so that the largest weight is exactly 1."""
         self._base = int(self._visits[self._visits >= 0].min())
@@ -172,3 +248,7 @@ class Balanced:
 
     def _weight(self, visits: np.ndarray) -> np.ndarray:
         return np.exp((self._base - visits) / self._temperature)
+
+
+def _log(weight: float) -> float:
+    return math.log(weight) if weight else -math.inf

@@ -1,0 +1,489 @@
+"""replay/shard.py against a plain list of episodes; restarts are real ones, and one is a real SIGKILL."""
+
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.batch import Batch
+from common.episode import Episode
+from replay.buffer import Replay, ReplayConfig
+from replay.codec import decode, encode, seal, unseal
+from replay.samplers import Mass, shares
+from replay.segments import SegmentConfig
+from replay.shard import ReplayShard, ShardConfig
+
+ROOT = Path(__file__).parents[2]
+OBS_DIM, ACTION_DIM, WINDOW, DISCOUNT = 3, 2, 4, 0.9
+SAMPLERS = ["uniform", "return_weighted", "balanced"]
+
+
+def make_config(capacity: int = 40, max_segment_bytes: int = 1500, keep_states: int = 3, **replay) -> ShardConfig:
+    """By default a segment holds some five episodes, the memory some eight."""
+    return ShardConfig(
+        replay=ReplayConfig(capacity=capacity, **replay),
+        log=SegmentConfig(max_segment_bytes=max_segment_bytes, fsync="never"),
+        keep_states=keep_states,
+    )
+
+
+def open_shard(directory: Path, seed: int = 0, obs_dim: int = OBS_DIM, **config) -> ReplayShard:
+    return ReplayShard(directory, make_config(**config), obs_dim, ACTION_DIM, WINDOW, DISCOUNT, seed)
+
+
+def make_episode(number: int, steps: int = 5, actor: int = 0, reward: float = 0.0) -> Episode:
+    """The first observation entry says 1000 * number + step."""
+    rng = np.random.default_rng([actor, number])
+    observations = rng.normal(size=(steps + 1, OBS_DIM)).astype(np.float32)
+    observations[:, 0] = 1000 * number + np.arange(steps + 1)
+    actions = rng.uniform(-1, 1, (steps, ACTION_DIM)).astype(np.float32)
+    rewards = np.full(steps, reward, np.float32)
+    return Episode(observations, actions, rewards, False, 2 * steps, actor=actor, number=number)
+
+
+def stored(shard: ReplayShard) -> list[bytes]:
+    return [encode(episode) for episode in shard._replay.episodes()]
+
+
+def names(shard: ReplayShard) -> list[tuple[int, int]]:
+    return [(episode.actor, episode.number) for episode in shard._replay.episodes()]
+
+
+def newest_that_fit(model: list[bytes], capacity: int) -> list[bytes]:
+    """What a buffer holds after all these."""
+    kept, decisions = [], 0
+    for record in reversed(model):
+        decisions += decode(record).decisions
+        if decisions > capacity:
+            break
+        kept.insert(0, record)
+    return kept
+
+
+def segments(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.segment"))
+
+
+def assert_same_batches(one: ReplayShard, other: ReplayShard, batches: int = 3) -> None:
+    for _ in range(batches):
+        a, b = one.sample(8), other.sample(8)
+        assert all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_a_list_of_episodes(tmp_path, sampler, seed):
+    """Inserts, repeated inserts, restarts, torn tails, saved and loaded states, in any order."""
+    rng, config = random.Random(seed), {"sampler": sampler, "capacity": 60}
+    shard = open_shard(tmp_path, **config)
+    model: list[bytes] = []  # every record ever inserted
+    saved: list[tuple[bytes, int]] = []  # states, and how long the model was
+    inserts, rewound = 0, 0
+    for _ in range(120):
+        match rng.choice(["insert"] * 6 + ["again"] * 2 + ["restart", "torn", "sample", "save", "load"]):
+            case "insert":
+                actor = rng.randrange(3)
+                number = shard.next_number(actor) + rng.choice([0, 0, 0, 2])
+                model.append(encode(make_episode(number, rng.randint(4, 15), actor)))
+                assert shard.insert(model[-1])
+                inserts += 1
+            case "again" if model:
+                assert not shard.insert(rng.choice(model))
+            case "restart":
+                del shard
+                shard = open_shard(tmp_path, **config)
+            case "torn":  # a record begun and not acknowledged
+                del shard
+                with segments(tmp_path)[-1].open("ab") as file:
+                    file.write(b"\xf5SEG" + rng.randbytes(rng.randrange(60)))
+                shard = open_shard(tmp_path, **config)
+                assert shard.stats().dropped_records == 1
+            case "sample" if model:
+                shard.sample(16)
+            case "save":
+                saved = [*saved, (shard.save_state(), len(model))][-3:]
+            case "load" if saved:
+                saved = saved[: rng.randint(1, len(saved))]
+                state, count = saved[-1]
+                shard.load_state(state)
+                rewound += len(model) - count
+                del model[count:]
+        assert stored(shard) == newest_that_fit(model, 60)
+        stats = shard.stats()
+        assert stats.inserted_episodes == len(model)
+        assert stats.inserted_decisions == sum(decode(record).decisions for record in model)
+        assert stats.decisions == sum(decode(record).decisions for record in stored(shard))
+        assert (stats.episodes, stats.fill) == (len(stored(shard)), stats.decisions / 60)
+        assert stats.bytes_on_disk == sum(path.stat().st_size for path in segments(tmp_path))
+    assert inserts > 40
+    assert rewound > 5
+    assert not any(shard.insert(record) for record in model)
+
+
+def test_a_torn_last_record_is_dropped_wherever_it_tore(tmp_path):
+    shard = open_shard(tmp_path / "whole", max_segment_bytes=10**6)
+    for number in range(3):
+        shard.insert(encode(make_episode(number)))
+    size = segments(tmp_path / "whole")[0].stat().st_size
+    for length in range(size * 2 // 3, size):
+        shutil.copytree(tmp_path / "whole", tmp_path / str(length))
+        with segments(tmp_path / str(length))[0].open("r+b") as file:
+            file.truncate(length)
+        torn = open_shard(tmp_path / str(length), max_segment_bytes=10**6)
+        assert names(torn) == [(0, 0), (0, 1)]
+        assert torn.stats().dropped_records == (length > size * 2 // 3)
+        assert torn.insert(encode(make_episode(2)))
+        assert stored(torn) == stored(shard)
+
+
+def test_disk_use_is_bounded_and_names_outlive_their_episodes(tmp_path):
+    shard, largest = open_shard(tmp_path), 0
+    for number in range(150):
+        assert shard.insert(encode(make_episode(number, actor=number % 2)))
+        largest = max(largest, shard.stats().bytes_on_disk)
+    record_bytes = len(encode(make_episode(0))) + 20
+    assert largest <= 8 * record_bytes + 2 * 1500  # what is in memory, and two segments not quite full
+    assert len(segments(tmp_path)) <= 5
+    for _ in range(2):
+        assert not any(shard.insert(encode(make_episode(number, actor=number % 2))) for number in range(150))
+        assert shard.stats().duplicates == 150
+        assert (shard.next_number(0), shard.next_number(1), shard.next_number(2)) == (149, 150, 0)
+        assert shard.stats().inserted_decisions == 750
+        shard.close()
+        shard = open_shard(tmp_path)
+
+
+def test_what_cannot_be_stored_does_not_reach_the_disk(tmp_path):
+    shard, good = open_shard(tmp_path), make_episode(0)
+    too_long, not_finite = make_episode(1, 41), replace(good, rewards=np.full(5, np.nan, np.float32))
+    for record in (encode(too_long), encode(not_finite), encode(good)[:-1]):
+        with pytest.raises(ValueError, match=r"capacity|finite|damaged"):
+            shard.insert(record)
+    assert shard.stats().bytes_on_disk == 0
+    assert shard.insert(encode(good))  # its name was not taken
+
+
+def test_a_full_disk_is_an_error_and_the_episode_may_come_again(tmp_path, monkeypatch):
+    shard = open_shard(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("replay.segments._write", lambda file, data: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            shard.insert(encode(make_episode(0)))
+    assert shard.stats().episodes == 0
+    assert shard.insert(encode(make_episode(0)))
+    assert names(shard) == [(0, 0)]
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_damage_costs_one_episode(tmp_path, save):
+    shard = open_shard(tmp_path, sampler="balanced")
+    for number in range(6):
+        shard.insert(encode(make_episode(number)))
+    state = shard.save_state() if save else b""
+    del shard
+    with segments(tmp_path)[0].open("r+b") as file:
+        file.seek(400)  # in the second record
+        file.write(b"damage")
+    for dropped in (1, 1):
+        shard = open_shard(tmp_path, sampler="balanced")
+        assert [number for _, number in names(shard)] == [0, 2, 3, 4, 5]
+        assert shard.stats().dropped_records == dropped
+        assert shard.stats().inserted_decisions == (30 if save else 25)  # without a snapshot nobody knows its length
+        if save:
+            with pytest.raises(ValueError, match="damaged or of another history"):
+                shard.load_state(state)
+        del shard
+    shard = open_shard(tmp_path, sampler="balanced")
+    assert shard.insert(encode(make_episode(6)))
+    state = shard.save_state()  # from here on it is as good as any
+    shard.load_state(state)
+    assert [number for _, number in names(shard)] == [0, 2, 3, 4, 5, 6]
+
+
+def test_the_disk_lost_what_a_snapshot_counts_on(tmp_path):
+    """The log is then shorter than the snapshot says, and later records take the numbers of lost ones."""
+    shard = open_shard(tmp_path, max_segment_bytes=10**6)
+    for number in range(6):
+        shard.insert(encode(make_episode(number)))
+    shard.save_state()
+    shard.close()
+    with segments(tmp_path)[0].open("r+b") as file:
+        file.truncate(4 * segments(tmp_path)[0].stat().st_size // 6)
+    for number in (6, 7):
+        shard = open_shard(tmp_path, max_segment_bytes=10**6)
+        assert shard.insert(encode(make_episode(number)))
+        shard.close()
+    shard = open_shard(tmp_path, max_segment_bytes=10**6)
+    assert [number for _, number in names(shard)] == [0, 1, 2, 3, 6, 7]
+    assert not any(shard.insert(encode(make_episode(number))) for number in range(8))  # 4 and 5 had been acknowledged
+    assert shard.stats().inserted_decisions == 40
+
+
+def test_a_restart_after_a_save_keeps_the_visit_counts(tmp_path):
+    """A shard that forgot them would take nearly all draws from the others."""
+    shard = open_shard(tmp_path, sampler="balanced", balanced_temperature=1.0)
+    for number in range(6):
+        shard.insert(encode(make_episode(number)))
+    for _ in range(50):
+        shard.sample(30)
+    shard.save_state()
+    shard.insert(encode(make_episode(6)))
+    before = shard.mass()
+    del shard
+    assert open_shard(tmp_path, sampler="balanced", balanced_temperature=1.0).mass() == before
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("reopen", [False, True])
+def test_load_state_goes_back_exactly(tmp_path, sampler, reopen):
+    shard = open_shard(tmp_path / "a", sampler=sampler)
+    for number in range(20):
+        shard.insert(encode(make_episode(number, reward=number % 3)))
+        shard.sample(4)
+    state = shard.save_state()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for number in range(20, 50):  # far beyond the capacity: every episode of the state is evicted
+        shard.insert(encode(make_episode(number)))
+        shard.sample(4)
+    if reopen:
+        del shard
+        shard = open_shard(tmp_path / "a", sampler=sampler, seed=1)
+    shard.load_state(state)
+
+    other = open_shard(tmp_path / "b", sampler=sampler, seed=2)
+    other.load_state(state)
+    assert stored(shard) == stored(other)
+    assert [number for _, number in names(shard)] == list(range(12, 20))
+    assert_same_batches(shard, other)
+    for number in range(15, 30):
+        is_new = [each.insert(encode(make_episode(number, reward=number % 2))) for each in (shard, other)]
+        assert is_new == [number >= 20] * 2  # forgotten, so it may come again
+    assert_same_batches(shard, other)
+    del shard
+    assert stored(open_shard(tmp_path / "a", sampler=sampler)) == stored(other)
+
+
+def test_only_the_newest_states_can_be_gone_back_to_and_hold_disk_space(tmp_path):
+    shard, states, sizes = open_shard(tmp_path, keep_states=2), [], []
+    for number in range(400):
+        shard.insert(encode(make_episode(number)))
+        if number % 20 == 19:
+            states.append(shard.save_state())
+            if number == 199:
+                del shard  # what the states need is remembered across restarts
+                shard = open_shard(tmp_path, keep_states=2)
+        sizes.append(shard.stats().bytes_on_disk)
+    record_bytes = len(encode(make_episode(0))) + 20
+    assert max(sizes) <= (8 + 2 * 20) * record_bytes + 2 * 1500
+    with pytest.raises(ValueError, match="which are on disk"):
+        shard.load_state(states[-5])
+    assert shard.stats().inserted_episodes == 400
+    for state, count in ((states[-1], 400), (states[-2], 380)):
+        shard.load_state(state)
+        assert shard.stats().inserted_episodes == count
+
+
+def test_a_state_of_another_history_is_refused(tmp_path):
+    shard = open_shard(tmp_path)
+    early = shard.save_state()
+    shard.insert(encode(make_episode(0, reward=1.0)))
+    late = shard.save_state()
+    shard.load_state(early)
+    with pytest.raises(ValueError, match="want them within 0 to 0"):
+        shard.load_state(late)
+    shard.insert(encode(make_episode(0, reward=2.0)))  # the same name and length
+    with pytest.raises(ValueError, match="of another history"):
+        shard.load_state(late)
+    assert names(shard) == [(0, 0)]
+
+
+def test_a_directory_of_other_settings_is_refused(tmp_path):
+    shard = open_shard(tmp_path)
+    shard.insert(encode(make_episode(0)))
+    shard.close()
+    with pytest.raises(ValueError, match=r"episode observations: got .*\(6, 3\), want float32 \(6, 4\)"):
+        open_shard(tmp_path, obs_dim=4)
+    shard = open_shard(tmp_path)
+    state = shard.save_state()
+    shard.close()
+    with pytest.raises(ValueError, match=f"{tmp_path}: replay state: got settings"):
+        open_shard(tmp_path, capacity=50)
+    with pytest.raises(ValueError, match="got version 9, want 1"):
+        open_shard(tmp_path).load_state(seal({**unseal(state), "version": 9}))
+    (tmp_path / "snapshot").write_bytes(state[:-1])
+    with pytest.raises(ValueError, match="replay snapshot: damaged record"):
+        open_shard(tmp_path)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from replay.codec import encode
+from tests.replay.test_shard import make_episode, open_shard
+shard = open_shard(Path(sys.argv[1]), capacity=int(sys.argv[2]))
+for number in range(1_000_000):
+    assert shard.insert(encode(make_episode(number, actor=number % 3)))
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("capacity", [50_000, 40])
+def test_no_acknowledged_episode_is_lost_by_sigkill(tmp_path, capacity):
+    for lines in (1, 200):
+        directory = tmp_path / str(lines)
+        command = [sys.executable, "-c", CHILD, str(directory), str(capacity)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+            acknowledged = [int(child.stdout.readline()) for _ in range(lines)]
+            child.kill()
+            rest = child.stdout.read()
+        acknowledged += [int(line) for line in rest.split("\n")[:-1]]
+        assert child.returncode == -9
+        assert acknowledged == list(range(len(acknowledged)))
+
+        shard = open_shard(directory, capacity=capacity)
+        total = shard.stats().inserted_episodes
+        assert total - len(acknowledged) in (0, 1)  # the last may be stored and its acknowledgement not out yet
+        kept = [(number % 3, number) for number in range(total)][-(capacity // 5) :]
+        assert names(shard) == kept
+        assert not any(shard.insert(encode(make_episode(n, actor=n % 3))) for n in acknowledged)
+        assert names(shard) == kept
+
+
+def test_inserts_and_samples_from_two_threads(tmp_path):
+    shard, errors = open_shard(tmp_path, sampler="balanced"), []
+    shard.insert(encode(make_episode(0)))
+
+    def insert() -> None:
+        try:
+            for number in range(1, 150):
+                shard.insert(encode(make_episode(number)))
+                shard.stats()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=insert)
+    thread.start()
+    while thread.is_alive():
+        batch = shard.sample(16)
+        first = batch.observations[:, 0, 0]
+        following = np.where(batch.mask[:, 1], batch.observations[:, 1, 0], first + 1)
+        np.testing.assert_array_equal(following, first + 1)  # consecutive steps of one episode
+    thread.join()
+    assert not errors
+    assert shard.stats().inserted_episodes == 150
+
+
+# Three shards against the formula of one buffer that holds everything.
+
+DRAWS, LENGTHS = 200_000, [3, 9, 5, 4, 12, 6, 2, 8]
+RETURNS = [-5.0, 2.0, 40.0, 1.0, 7.5, -3.0, 12.0, 0.5]
+
+
+def three_shards(directory: Path, counts: tuple[int, int, int], **config) -> list[ReplayShard]:
+    """That many of the eight episodes to each."""
+    shards = [open_shard(directory / str(index), seed=index, **config) for index in range(3)]
+    homes = [index for index, count in enumerate(counts) for _ in range(count)]
+    for number, home in enumerate(homes):
+        reward = RETURNS[number] / LENGTHS[number]
+        shards[home].insert(encode(make_episode(number, LENGTHS[number], reward=reward)))
+    return shards
+
+
+def draw_from_all(shards: list[ReplayShard], batch_size: int, rng: np.random.Generator) -> list[Batch]:
+    """The client's rule."""
+    fractions, returns = shares([shard.mass() for shard in shards], floor=0.1)
+    counts = rng.multinomial(batch_size, fractions)
+    return [shard.sample(int(n), returns) for shard, n in zip(shards, counts, strict=True) if n]
+
+
+def starts(batches: list[Batch]) -> np.ndarray:
+    """Draws of each of the 49 decisions, in the order of LENGTHS."""
+    offsets = np.cumsum([0, *LENGTHS])
+    seen = np.concatenate([batch.observations[:, 0, 0] for batch in batches]).astype(int)
+    return np.bincount(offsets[seen // 1000] + seen % 1000, minlength=offsets[-1])
+
+
+def assert_frequencies(got: np.ndarray, weights: np.ndarray) -> None:
+    """No frequency is further than 5 standard deviations from its probability."""
+    want = weights / weights.sum()
+    tolerance = 5 * np.sqrt(want * (1 - want) / got.sum()) + 1e-12
+    assert (np.abs(got / got.sum() - want) <= tolerance).all(), np.abs((got / got.sum() - want) / tolerance).max()
+
+
+@pytest.mark.parametrize("counts", [(2, 2, 4), (1, 6, 1), (8, 0, 0)])
+@pytest.mark.parametrize("sampler", ["uniform", "return_weighted"])
+def test_three_shards_draw_like_one_buffer(tmp_path, sampler, counts):
+    shards = three_shards(tmp_path, counts, capacity=60, sampler=sampler)
+    got = starts(draw_from_all(shards, DRAWS, np.random.default_rng(0)))
+    weights = {
+        "uniform": np.ones(8),
+        "return_weighted": 0.1 + (np.array(RETURNS) - min(RETURNS)) / (max(RETURNS) - min(RETURNS)),
+    }[sampler]
+    assert_frequencies(got, np.repeat(weights, LENGTHS))
+
+    one = Replay(ReplayConfig(capacity=60, sampler=sampler), OBS_DIM, ACTION_DIM, WINDOW, DISCOUNT, 0)
+    for number, steps in enumerate(LENGTHS):
+        one.add(make_episode(number, steps, reward=RETURNS[number] / steps))
+    assert_frequencies(starts([one.sample(DRAWS)]), np.repeat(weights, LENGTHS))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 20.0])
+def test_three_balanced_shards_draw_like_one_buffer(tmp_path, temperature):
+    """After 300 draws or so of every decision, which moves the shards' bases apart."""
+    config = {"capacity": 60, "sampler": "balanced", "balanced_temperature": temperature}
+    shards = three_shards(tmp_path, (2, 2, 4), **config)
+    rng, visits = np.random.default_rng(0), np.zeros(sum(LENGTHS), int)
+    for shard in shards[:2]:
+        while shard._replay.decisions * 300 > shard.stats().sampled_batches * 30:
+            visits += starts([shard.sample(30)])
+    for _ in range(900):  # the third has never been drawn from and catches up
+        visits += starts(draw_from_all(shards, 16, rng))
+    if temperature == 1.0:
+        assert len({shard._replay._sampler._base for shard in shards} - {0}) > 1
+    got = starts(draw_from_all(shards, DRAWS, rng))
+    assert_frequencies(got, np.exp((visits.min() - visits) / temperature))
+
+
+def test_return_weighted_without_the_common_range_would_not_pass(tmp_path):
+    shards = three_shards(tmp_path, (2, 2, 4), capacity=60, sampler="return_weighted")
+    fractions, _ = shares([shard.mass() for shard in shards], floor=0.1)
+    counts = np.random.default_rng(0).multinomial(DRAWS, fractions)
+    got = starts([shard.sample(int(n)) for shard, n in zip(shards, counts, strict=True)])
+    weights = 0.1 + (np.array(RETURNS) - min(RETURNS)) / (max(RETURNS) - min(RETURNS))
+    with pytest.raises(AssertionError):
+        assert_frequencies(got, np.repeat(weights, LENGTHS))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_evicted_episodes_weigh_nothing(tmp_path, sampler):
+    shard = open_shard(tmp_path, sampler=sampler, capacity=18)  # places for 2 decisions still hold an old episode
+    for number, steps in enumerate([4, 3, 9, 2, 5]):  # the last three are stored
+        shard.insert(encode(make_episode(number, steps, reward=10.0 - number)))
+    returns = (14.0, 72.0, (9 * 72.0 + 2 * 14.0 + 5 * 30.0) / 16)
+    assert shard.mass() == Mass(pytest.approx(np.log(16)), returns if sampler == "return_weighted" else None)
+
+
+def test_a_range_older_than_the_shard_does_no_harm(tmp_path):
+    """A new best episode came between `mass` and `sample`: no weight exceeds the best one's."""
+    shard = open_shard(tmp_path, sampler="return_weighted")
+    shard.insert(encode(make_episode(0, 1, reward=0.0)))
+    shard.insert(encode(make_episode(1, 1, reward=10.0)))
+    drawn = shard.sample(20_000, returns=(-1.0, 1.0)).observations[:, 0, 0] == 1000
+    assert drawn.mean() == pytest.approx((0.1 + 1) / (2 * 0.1 + 1 + 1 / 11), abs=0.02)
+
+
+def test_shares_of_what():
+    with pytest.raises(ValueError, match="2 samplers that hold nothing"):
+        shares([Mass(-np.inf)] * 2, 0.1)
+    fractions, returns = shares([Mass(-1e9), Mass(-1e9 + np.log(3.0)), Mass(-np.inf)], 0.1)
+    np.testing.assert_allclose(fractions, [0.25, 0.75, 0.0], rtol=1e-6)
+    assert returns is None
+    fractions, returns = shares([Mass(0.0, (2.0, 2.0, 2.0)), Mass(np.log(3.0), (2.0, 2.0, 2.0))], 0.1)
+    np.testing.assert_allclose(fractions, [0.25, 0.75])
+    assert returns == (2.0, 2.0)

@@ -8,7 +8,7 @@ SEED ?= 0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train smoke test test-learning test-gpu bench lint format clean
+.PHONY: help install train smoke test test-cluster test-learning test-gpu bench lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -30,7 +30,10 @@ smoke: $(VENV)/installed ## the whole system in under a minute
 	$(BIN)/qttdm train --preset debug $(ARGS)
 
 test: $(VENV)/installed ## the test suite: CPU, no GPU, a few minutes
-	$(BIN)/python -m pytest -m 'not learning and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -m 'not learning and not gpu and not ray' $(ARGS)
+
+test-cluster: $(VENV)/installed ## the tests that start Ray
+	$(BIN)/python -m pytest -m ray $(ARGS)
 
 test-learning: $(VENV)/installed ## train for real and assert the return: half an hour
 	$(BIN)/python -m pytest -m learning $(ARGS)

@@ -1,0 +1,59 @@
+"""The same results on a CUDA device, and bfloat16 close to them (`make test-gpu`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import load_config
+from common.environments.task_env import TaskSpec
+from deploy.agent import make_learner, make_policy
+from deploy.bench import random_batch
+from deploy.run_config import RunConfig, preset_path
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SPEC = TaskSpec(24, 6, 2, 1000, terminates=True, has_success=False)
+
+
+def config(*overrides: str) -> RunConfig:
+    small = ["tdm.dropout=0", "tdm.head_dropout=0", "qt.dropout=0", "learner.batch_size=8", "planner.samples=64"]
+    return load_config(RunConfig, preset_path("paper-dmc"), overrides=[*small, *overrides])
+
+
+def losses(device: str, precision: str) -> dict[str, float]:
+    torch.manual_seed(0)
+    c = config(f"precision={precision}")
+    learner = make_learner(c, SPEC, torch.device("cpu"))
+    state = learner.state()
+    on_device = make_learner(c, SPEC, torch.device(device))
+    for part in on_device.parts:
+        part.load_state({k.removeprefix(f"{part.name}/"): v for k, v in state.items() if k.startswith(f"{part.name}/")})
+    for _ in range(3):
+        on_device.update(random_batch(c, SPEC.obs_dim, SPEC.action_dim, 8))
+    return on_device.drain()
+
+
+def test_updates_on_the_gpu_equal_those_on_the_cpu():
+    assert losses("cuda", "float32") == pytest.approx(losses("cpu", "float32"), rel=1e-3, abs=1e-4)
+
+
+def test_bfloat16_updates_come_close():
+    assert losses("cuda", "bfloat16") == pytest.approx(losses("cpu", "float32"), rel=0.1, abs=0.05)
+
+
+@pytest.mark.parametrize("agent", ["qt-tdm", "tdm", "qt"])
+def test_policies_act_on_the_gpu(agent):
+    c = config(f"agent={agent}")
+    policy = make_policy(c, SPEC, torch.device("cuda"))
+    policy.load(make_learner(c, SPEC, torch.device("cuda")).weights())
+    policy.begin([0, 1, 2], exploration=1.0)
+    observations = np.random.default_rng(0).standard_normal((3, SPEC.obs_dim), np.float32)
+    first = policy.act(observations)
+    policy.begin([0, 1, 2], exploration=1.0)
+    assert first.shape == (3, SPEC.action_dim)
+    assert (np.abs(first) <= 1).all()
+    assert policy.act(observations) == pytest.approx(first)

@@ -12,6 +12,7 @@ QT's `choose` and `value`.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -201,6 +202,16 @@ class Planner:
             config = config.model_copy(update={"qt_samples": 0})
         self.config, self.discount = config, discount
         self.dynamics, self.value_function = dynamics, value_function
+        self.colour: Tensor | None = None
+
+    def prepare(self, device: torch.device) -> None:
+        """Constants to that device, once. `plan` does it; whoever compiles `plan` does it before.
+
+        (What is made inside a CUDA graph is overwritten when the graph is replayed.)
+        """
+        c = self.config
+        if c.noise_exponent > 0 and (self.colour is None or self.colour.device != device):
+            self.colour = colour_factor(c.horizon, c.noise_exponent).to(device)
 
     @torch.no_grad()
     def plan(self, observations: Tensor, state: PlanState, noise: Noise, explore: bool) -> Plan:
@@ -213,7 +224,8 @@ class Planner:
         check_shape(state.mean, "E H N", E=len(observations), H=c.horizon, N=self.dynamics.action_dim)
         root = self.dynamics.start(observations)
         mean, std = state.mean, torch.full_like(state.mean, c.init_std)
-        normal = coloured(noise.normal, c.noise_exponent)
+        self.prepare(observations.device)
+        normal = noise.normal if self.colour is None else coloured(noise.normal, self.colour)
 
         memory: Rollout | None = None
         fit: _Fit | None = None
@@ -355,15 +367,13 @@ def shift(x: Tensor) -> Tensor:
     return torch.cat([x[..., 1:, :], torch.zeros_like(x[..., :1, :])], dim=-2)
 
 
-def coloured(normal: Tensor, exponent: float) -> Tensor:
-    """White noise [E, I, J, H, N] with power ~ 1 / frequency^exponent over H, each step's variance still 1.
+@functools.lru_cache
+def colour_factor(horizon: int, exponent: float) -> Tensor:
+    """[H, H] float32 on the CPU: turns white noise over H into noise with power ~ 1 / frequency^exponent, variance 1.
 
     The autocovariance of such a sequence is the cosine transform of its spectrum; its Cholesky factor turns white
     noise into it. (Pinneri et al., Sample-efficient Cross-Entropy Method, CoRL 2020, Section 3.1.)
     """
-    if exponent == 0:
-        return normal
-    horizon = normal.shape[-2]
     # The real spectrum of a sequence twice as long (its first half does not wrap round to its own start). As usual,
     # frequency 0 gets the power of the lowest other one; interior frequencies stand for themselves and their mirrors.
     k = torch.arange(horizon + 1, dtype=torch.float64)
@@ -372,5 +382,10 @@ def coloured(normal: Tensor, exponent: float) -> Tensor:
     lag = torch.arange(horizon, dtype=torch.float64)
     autocovariance = (power * torch.cos(2 * torch.pi * lag[:, None] * frequency)).sum(dim=1) / power.sum()  # [H]
     covariance = autocovariance[(lag[:, None] - lag).abs().long()]  # [H, H], Toeplitz
-    factor = torch.linalg.cholesky(covariance + 1e-9 * torch.eye(horizon, dtype=torch.float64))
-    return torch.einsum("gh,eijhn->eijgn", factor.to(normal), normal)
+    return torch.linalg.cholesky(covariance + 1e-9 * torch.eye(horizon, dtype=torch.float64)).float()
+
+
+def coloured(normal: Tensor, factor: Tensor) -> Tensor:
+    """White noise [E, I, J, H, N] mixed over H by `colour_factor` [H, H]: same shape."""
+    with torch.autocast(normal.device.type, enabled=False):  # samples are never rounded to bfloat16
+        return torch.einsum("gh,eijhn->eijgn", factor, normal)

@@ -59,6 +59,7 @@ class MPCPolicy:
             self.networks["qt"] = planner.value_function
         freeze(self.networks)
         self.weights_version = 0
+        planner.prepare(device)
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.plan = torch.compile(planner.plan, mode=mode) if planner.config.compile else planner.plan
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.config import ConfigError
-from planner_service.planner import Noise, Planner, PlannerConfig, PlanState, coloured, draw_noise
+from planner_service.planner import Noise, Planner, PlannerConfig, PlanState, colour_factor, coloured, draw_noise
 from tests.fakes import FakeDynamics, FakeValue, tiny_config, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
@@ -431,7 +431,7 @@ class TestEconomies:
     @pytest.mark.parametrize(("exponent", "horizon"), [(0.5, 3), (1.0, 3), (1.0, 6), (2.0, 4)])
     def test_coloured_noise_has_the_stated_spectrum(self, exponent, horizon):
         white = torch.randn(2, 2, 5000, horizon, 2, generator=torch.Generator().manual_seed(0))
-        sequences = coloured(white, exponent).transpose(-1, -2).flatten(0, 3)  # [40000, H]
+        sequences = coloured(white, colour_factor(horizon, exponent)).transpose(-1, -2).flatten(0, 3)  # [40000, H]
         covariance = sequences.T @ sequences / len(sequences)
         frequencies = [k / (2 * horizon) for k in range(horizon + 1)]
         power = [max(f, frequencies[1]) ** -exponent * (1 if f in (0, 0.5) else 2) for f in frequencies]
@@ -442,8 +442,23 @@ class TestEconomies:
         assert (covariance.diagonal(1) > 0.1).all()
 
     def test_no_exponent_no_colour(self):
-        white = torch.randn(1, 1, 4, 3, 2)
-        assert coloured(white, 0.0) is white
+        assert torch.allclose(colour_factor(4, 0.0), torch.eye(4), atol=1e-6)
+        planner = Planner(PlannerConfig(samples=8, elites=2), 0.9, tiny_tdm(0), None)
+        plan(planner, torch.zeros(1, 3))
+        assert planner.colour is None
+
+    def test_colour_is_computed_once_and_mixed_in_float32(self):
+        config = PlannerConfig(samples=8, elites=2, noise_exponent=1.5)
+        planner = Planner(config, 0.9, tiny_tdm(0), None)
+        plan(planner, torch.zeros(1, 3))
+        factor = planner.colour
+        plan(planner, torch.zeros(1, 3))
+        assert planner.colour is factor
+        assert colour_factor(3, 1.5) is colour_factor(3, 1.5)
+        white = torch.randn(1, 2, 4, 3, 2)
+        want = coloured(white, factor)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(coloured(white, factor), want)
 
     def test_the_planner_samples_in_colour(self):
         config = PlannerConfig(samples=4000, elites=2, iterations=1, horizon=6, init_std=0.2, noise_exponent=2.0)

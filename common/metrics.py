@@ -33,29 +33,37 @@ METRICS: dict[str, Metric] = {
     for metric in [
         # counters, on every line
         Metric("env_steps", "environment steps", "simulator steps collected so far, action repeats counted"),
-        Metric("decisions", "decisions", "actions chosen so far by the collecting agent"),
+        Metric("decisions", "decisions", "decisions collected so far, the random ones at the start included"),
         Metric("updates", "updates", "learner updates so far"),
         Metric("episodes", "episodes", "training episodes collected so far"),
         Metric("wall_seconds", "s", "time spent so far, earlier parts of a resumed run included"),
         # train and eval
         Metric("episode_return", "reward", "undiscounted sum of rewards of the episode; eval: mean over the episodes"),
-        Metric("success", "fraction", "whether the task was solved (eval: share of episodes); null: task does not say"),
+        Metric(
+            "success", "fraction", "success at the last step (eval: mean over the episodes); null: task does not say"
+        ),
         # train
         Metric("episode_length", "decisions", "length of the episode"),
         Metric("decisions_per_second", "1/s", "speed of collecting"),
+        Metric(
+            "epsilon",
+            "probability",
+            "chance of a random action (agent qt; 1 while all are random), or of a random bin per dimension (planners)",
+        ),
         # update
-        Metric("loss_state", "nats", "cross-entropy of the next observation's tokens, dynamics model"),
-        Metric("loss_reward", "1", "reward prediction, dynamics model"),
-        Metric("loss_continuation", "nats", "binary cross-entropy of going on, dynamics model"),
-        Metric("loss_q", "1", "temporal-difference loss of the Q-Transformer"),
+        Metric(
+            "loss_state", "observation unit^2", "mean squared error per dimension of the next state, dynamics model"
+        ),
+        Metric("loss_reward", "nats", "-log p(scaled reward) under Normal(prediction, 1), so at least 0.919"),
+        Metric("loss_continuation", "nats", "binary cross-entropy of going on; 0 for a task that cannot terminate"),
+        Metric("loss_q", "1", "smooth L1 to the targets, mean over action dimensions, sum over the two heads"),
         Metric("grad_norm_tdm", "1", "dynamics model's gradient norm before clipping"),
         Metric("grad_norm_qt", "1", "Q-Transformer's gradient norm before clipping"),
-        Metric("q_mean", "return", "predicted values of the actions taken"),
-        Metric("q_target_mean", "return", "their targets"),
+        Metric("q_mean", "scaled return", "Q of the bins taken, mean over action dimensions and heads"),
+        Metric("q_target_mean", "scaled return", "its targets: discounted sums of rewards times learner.reward_scale"),
         Metric("lr_tdm", "1", "learning rate of the dynamics model"),
         Metric("lr_qt", "1", "learning rate of the Q-Transformer"),
         Metric("updates_per_second", "1/s", "speed of learning"),
-        Metric("epsilon", "probability", "chance of a random action while collecting"),
         # eval
         Metric("episode_returns", "reward", "return of each evaluation episode, a list"),
         Metric("episodes_evaluated", "episodes", "episodes in this evaluation"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class VideoError(RuntimeError):
-    """The video or picture could not be written; its one line says why. A run can go on without it."""
+    """The video could not be written; its one line says why. A run can go on without it."""
 
 
 def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: float) -> None:
@@ -50,17 +50,6 @@ def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: float) -> 
     except (ImportError, OSError, RuntimeError) as error:
         path.unlink(missing_ok=True)
         raise VideoError(f"{path}: cannot write the video ({' '.join(str(error).split())})") from error
-
-
-def write_frame(frame: NDArray[np.uint8], path: Path) -> None:
-    """Write one frame (uint8 [height, width, 3], RGB) as png. Raises VideoError."""
-    _checked(frame, path)
-    try:
-        import imageio.v3
-
-        imageio.v3.imwrite(path, frame, extension=".png")
-    except (ImportError, OSError) as error:
-        raise VideoError(f"{path}: cannot write the picture ({error})") from error
 
 
 def _even(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

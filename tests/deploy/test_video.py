@@ -5,7 +5,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from deploy.video import VideoError, write_frame, write_video
+from deploy.video import VideoError, write_video
 
 
 def moving_bar(height: int, width: int, length: int = 12) -> list[np.ndarray]:
@@ -60,13 +60,3 @@ def test_a_place_that_cannot_be_written_or_no_ffmpeg(tmp_path: Path, monkeypatch
     with pytest.raises(VideoError, match="cannot write the video") as caught:
         write_video(moving_bar(16, 16), tmp_path / "video.mp4", fps=10)
     assert "\n" not in str(caught.value)
-
-
-def test_a_frame_is_exact(tmp_path: Path) -> None:
-    frame = np.random.default_rng(0).integers(256, size=(15, 9, 3), dtype=np.uint8)
-    write_frame(frame, tmp_path / "frame.png")
-    assert np.array_equal(imageio.v3.imread(tmp_path / "frame.png"), frame)
-    with pytest.raises(VideoError, match="cannot write the picture"):
-        write_frame(frame, tmp_path / "none" / "frame.png")
-    with pytest.raises(VideoError, match="got a frame"):
-        write_frame(frame[..., 0], tmp_path / "frame.png")

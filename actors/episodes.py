@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from planner_service.policy import Policy
 
 class Stopped(Exception):  # noqa: N818 - not an error: someone asked
     """Whoever watches asked to stop; the episodes in flight are dropped."""
+
+
+class EnvironmentFailure(RuntimeError):  # noqa: N818 - a simulation fails; the one line says which, where and why
+    """An environment raised, or answered with a number that is not finite; its error is the cause."""
 
 
 def run_episodes(
@@ -27,10 +32,9 @@ def run_episodes(
 
     seeds: one per environment, for the environment and the policy's own randomness. exploration in [0, 1], 0 when
     evaluating. watch: called with the first environment after its reset and after each of its steps (for videos).
-    Raises Stopped as soon as should_stop() holds.
+    Raises Stopped as soon as should_stop() holds, EnvironmentFailure when an environment breaks.
     """
-    starts = [env.reset(seed=seed % 2**31)[0] for env, seed in zip(envs, seeds, strict=True)]  # MuJoCo's take 31 bits
-    recordings = [_Recording(observation) for observation in starts]
+    recordings = [_Recording(_reset(env, seed)) for env, seed in zip(envs, seeds, strict=True)]
     policy.begin(list(seeds), exploration)
     if watch:
         watch(envs[0])
@@ -39,13 +43,45 @@ def run_episodes(
             raise Stopped
         # An environment that is done keeps its place in the batch, so that the others' rows do not move.
         actions = policy.act(np.stack([r.observations[-1] for r in recordings]))  # [E, M] -> [E, N]
-        for i, (env, recording) in enumerate(zip(envs, recordings, strict=True)):
+        for i, (env, recording, seed) in enumerate(zip(envs, recordings, seeds, strict=True)):
             if recording.done:
                 continue
-            recording.add(actions[i], env.step(actions[i]), policy.weights_version)
+            with _failures_of(env, f"at decision {len(recording.actions) + 1}", seed):
+                outcome = env.step(actions[i])
+                _check_finite(outcome[0], outcome[1])
+            recording.add(actions[i], outcome, policy.weights_version)
             if watch and i == 0:
                 watch(env)
     return [r.episode() for r in recordings]
+
+
+def _reset(env: TaskEnv, seed: int) -> np.ndarray:
+    """The episode's first observation [M]."""
+    with _failures_of(env, "at the reset", seed):
+        observation, _ = env.reset(seed=seed % 2**31)  # MuJoCo's seeds have 31 bits
+        _check_finite(observation, reward=0.0)
+    return observation
+
+
+@contextmanager
+def _failures_of(env: TaskEnv, when: str, seed: int) -> Iterator[None]:
+    """Whatever is raised inside becomes an EnvironmentFailure."""
+    try:
+        yield
+    except Exception as error:  # simulators share no base class for "this state cannot be simulated"
+        raw = env.unwrapped
+        task = raw.spec.id if raw.spec else type(raw).__name__
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise EnvironmentFailure(f"{task} failed {when} of the episode with seed {seed}: {what}") from error
+
+
+def _check_finite(observation: np.ndarray, reward: float) -> None:
+    """FloatingPointError, naming the first offender: observation [M]."""
+    if not np.isfinite(observation).all():
+        worst = int(np.flatnonzero(~np.isfinite(observation))[0])
+        raise FloatingPointError(f"observation[{worst}] is {observation[worst]}")
+    if not np.isfinite(reward):
+        raise FloatingPointError(f"the reward is {reward}")
 
 
 class _Recording:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from actors.episodes import Stopped, run_episodes
+from actors.episodes import EnvironmentFailure, Stopped, run_episodes
+from common.environments.config import EnvConfig
+from common.environments.make import make_env
 from planner_service.policy import RandomPolicy
 from tests.fakes import point_env
 
@@ -134,6 +136,56 @@ class TestStopping:
             collect([env], policy, seeds=[1], should_stop=lambda: asked.append(0) or len(asked) > 3)
         (after,) = collect([env], policy, seeds=[1])
         assert np.array_equal(whole.observations, after.observations)
+
+
+def spoil(env, name, call, change):
+    """The toy answers its call number `call` of `name` (from 1) with what `change` makes of the answer."""
+    original, calls = getattr(env.unwrapped, name), []
+
+    def spoiled(*arguments, **keywords):
+        calls.append(name)
+        answer = original(*arguments, **keywords)
+        return change(answer) if len(calls) == call else answer
+
+    setattr(env.unwrapped, name, spoiled)
+    return env
+
+
+def diverge(answer):
+    raise ArithmeticError("Physics state is invalid.\n  BADQACC in mj_step.")
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("name", "call", "change", "where", "why"),
+        [
+            ("step", 3, diverge, "at decision 3", "ArithmeticError: Physics state is invalid. BADQACC in mj_step."),
+            ("reset", 1, diverge, "at the reset", "ArithmeticError: Physics state is invalid. BADQACC in mj_step."),
+            ("step", 2, lambda a: (a[0] * [1, np.nan, 1], *a[1:]), "at decision 2", "observation[1] is nan"),
+            ("step", 1, lambda a: (a[0], -np.inf, *a[2:]), "at decision 1", "the reward is -inf"),
+            ("reset", 1, lambda a: (a[0] + [0, 0, np.inf], a[1]), "at the reset", "observation[2] is inf"),
+        ],
+    )
+    def test_one_line_says_which_where_and_why(self, name, call, change, where, why):
+        envs = [point_env(9), spoil(point_env(9), name, call, change)]
+        with pytest.raises(EnvironmentFailure) as caught:
+            collect(envs, Scripted(), seeds=[6, 7])
+        message = str(caught.value)
+        assert message.startswith(f"Point failed {where} of the episode with seed 7: ")
+        assert message.endswith(why)
+        assert "\n" not in message
+        assert isinstance(caught.value.__cause__, ArithmeticError)  # FloatingPointError is one
+
+    def test_a_registered_environment_goes_by_its_id(self):
+        env = make_env("gym/FakePoint-v0", EnvConfig())
+        with pytest.raises(EnvironmentFailure, match=r"^FakePoint-v0 failed at decision 1 "):
+            collect([spoil(env, "step", 1, diverge)], Scripted())
+
+    def test_what_the_policy_raises_is_not_the_environments(self):
+        policy = Scripted()
+        policy.act = diverge
+        with pytest.raises(ArithmeticError):
+            collect([point_env(3)], policy)
 
 
 def test_watch_sees_the_first_environment_at_its_start_and_after_each_step():

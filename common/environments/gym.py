@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 
 from common.config import ConfigError
@@ -14,12 +16,23 @@ def names() -> list[str]:
 
 
 def make(name: str) -> RawTask:
-    """One environment, without its registered time limit; ConfigError if what it depends on is not installed."""
+    """One environment, without its registered time limit; ConfigError if its constructor fails."""
     try:
-        # Nothing is drawn before render(), but Gymnasium wants to know at construction.
-        env = gymnasium.make(name, max_episode_steps=-1, disable_env_checker=True, render_mode="rgb_array")
-    except (gymnasium.error.Error, ImportError) as error:
-        raise ConfigError(f"gym/{name} cannot be made: {' '.join(str(error).split())}") from error
+        env = _construct(name)
+    except Exception as error:  # the constructor is anyone's code
+        raise ConfigError(f"gym/{name} cannot be made: {type(error).__name__}: {error}") from error
     spec = gymnasium.spec(name.rpartition(":")[2])  # as registered: env.spec has already lost its limit
     # Gymnasium does not declare whether an environment terminates: assume it may.
     return RawTask(env, spec.max_episode_steps, terminates=True, has_success=False)
+
+
+def _construct(name: str) -> gymnasium.Env[Any, Any]:
+    """Able to draw frames, if its constructor takes a render_mode."""
+    options: dict[str, Any] = {"max_episode_steps": -1, "disable_env_checker": True}
+    try:
+        # Nothing is drawn before render(), but Gymnasium wants to know at construction.
+        return gymnasium.make(name, **options, render_mode="rgb_array")
+    except TypeError as error:
+        if "render_mode" not in str(error):
+            raise
+        return gymnasium.make(name, **options)

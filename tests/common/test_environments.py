@@ -56,11 +56,26 @@ class Button(Toy):
         self.action_space = spaces.Discrete(2)
 
 
+class Blind(Toy):
+    """Takes no render_mode."""
+
+    def __init__(self):
+        super().__init__()
+
+
+class Broken(Toy):
+    def __init__(self, render_mode=None, error=ValueError):
+        raise error("no data\nin this folder")
+
+
 gymnasium.register("Toy-v0", Toy, max_episode_steps=7)
 gymnasium.register("ToyEnds-v0", Toy, max_episode_steps=7, kwargs={"ends_at": 5})
 gymnasium.register("ToyEndless-v0", Toy)
 gymnasium.register("ToyUnbounded-v0", Toy, max_episode_steps=7, kwargs={"high": (1.0, np.inf)})
 gymnasium.register("Button-v0", Button, max_episode_steps=7)
+gymnasium.register("Blind-v0", Blind, max_episode_steps=7)
+gymnasium.register("Broken-v0", Broken, max_episode_steps=7)
+gymnasium.register("BrokenType-v0", Broken, max_episode_steps=7, kwargs={"error": TypeError})
 
 
 def make(task, **config):
@@ -277,6 +292,8 @@ def test_hopper_terminates_when_it_falls():
         ("gym/ToyUnbounded-v0", "unbounded actions"),
         ("gym/ToyEndless-v0", "set episode_steps"),
         ("gym/no_such_module:Pendulum-v1", "cannot be made"),
+        ("gym/Broken-v0", "cannot be made: ValueError: no data in this folder"),
+        ("gym/BrokenType-v0", "cannot be made: TypeError: no data in this folder"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(task, hint):
@@ -351,4 +368,11 @@ def test_an_environment_that_draws_nothing_says_so():
     env.reset(seed=0)
     env.unwrapped.render = lambda: None
     with pytest.raises(task_env.RenderError, match="draws no RGB frames"):
+        env.render()
+
+
+def test_an_environment_without_a_render_mode_works_but_draws_nothing():
+    env = make("gym/Blind-v0")
+    assert env.reset(seed=0)[0].shape == (5,)
+    with pytest.raises(task_env.RenderError):
         env.render()

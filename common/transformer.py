@@ -1,7 +1,7 @@
 """The GPT-like trunk that TDM and QT share: pre-LayerNorm blocks, causal attention (paper, Section IV-A).
 
-Two economies, both exact. `read` names the positions whose outputs anyone will look at: the last block computes only
-those (its keys and values still come from all). `KeyValueCache` keeps what earlier tokens left behind, so that a
+Two economies, both exact. `stride` says whose outputs anyone will look at, every `stride`-th token's counted back from
+the last: the last block computes only those (its keys and values still come from all). `KeyValueCache` keeps what earlier tokens left behind, so that a
 rollout feeds each token through the trunk once.
 S is the number of tokens in the input, C the number in the cache after it, R the number read.
 """
@@ -186,9 +186,12 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def new_cache(self, sequences: int, room: int) -> KeyValueCache:
-        """An empty cache for `room` tokens of each of `sequences` sequences."""
+        """An empty cache for `room` tokens of each of `sequences` sequences, in the dtype that keys and values have."""
         c = self.config
         like = self.norm.weight.detach()
+        device = like.device.type
+        if torch.is_autocast_enabled(device):
+            like = like.to(torch.get_autocast_dtype(device))
         return KeyValueCache(c.num_layers, c.num_heads, sequences, room, c.embed_dim // c.num_heads, like)
 
 

@@ -128,6 +128,23 @@ def test_a_cache_continues_the_sequence(split: list[int]):
         assert cache.length == start
 
 
+@pytest.mark.parametrize("split", [[12], [1] * 12, [1, 3, 4, 4]])
+@torch.no_grad()
+def test_a_cache_under_autocast_is_bfloat16_and_continues_the_sequence(split: list[int]):
+    trunk, x = make_trunk().eval(), make_input()
+    exact = trunk(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        full = trunk(x)
+        cache = trunk.new_cache(len(x), room=TOKENS)
+        parts = [trunk(part, cache=cache) for part in x.split(split, dim=1)]
+        wide = cache.fan_out(2, room=TOKENS)
+    assert {layer.dtype for layer in cache.layers + wide.layers} == {torch.bfloat16}
+    # bfloat16 keeps 8 bits; errors of 2^-8 add up over three blocks.
+    torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(torch.cat(parts, dim=1), exact, rtol=0.1, atol=0.1)
+    assert {layer.dtype for layer in trunk.new_cache(1, 1).layers} == {torch.float32}
+
+
 @pytest.mark.parametrize("split", [[1, 3, 4, 4], [1, 11], [4, 8]])
 @torch.no_grad()
 def test_a_cache_and_a_stride_go_together(split: list[int]):

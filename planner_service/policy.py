@@ -78,7 +78,9 @@ class MPCPolicy:
         on_device = torch.from_numpy(observations).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             plan = self.plan(on_device, self.state, noise, self.explore)
-        self.state = plan.state
+        # Compiled, the tensors belong to a CUDA graph, whose next replay reads this state and overwrites them.
+        s = plan.state
+        self.state = PlanState(s.mean.clone(), s.elites.clone(), s.has_elites.clone())
         return plan.actions.cpu().numpy()
 
 

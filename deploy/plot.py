@@ -1,6 +1,7 @@
 """Learning curves from run directories: one colour per group, the seeds of a group taken together.
 
-A group is what differs only in its seed: the same task, agent and preset. Its line is the mean over seeds, its band the
+A group is the runs whose config.yaml differ in nothing but the seed and where they ran (device, threads). It is called
+after its agent and the settings in which the groups of its task differ. Its line is the mean over seeds, its band the
 95% percentile-bootstrap interval of that mean. Seeds evaluated at different steps are first interpolated linearly onto
 the union of their steps, within the range that all of them reached, so no curve is extrapolated. With one group of one
 run there is no interval to show; its own evaluations and training returns are drawn instead.
@@ -9,11 +10,13 @@ run there is no interval to show; its own evaluations and training returns are d
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ from common.run_dir import RunDir
 Array = NDArray[np.float64]
 Row = tuple[str, ...]  # of the printed table
 Curve = tuple[Array, Array]  # environment steps [T] increasing, values [T]
+NOT_SETTINGS = ("seed", "device", "threads")  # may differ within a group
 LABELS = {"episode_return": "evaluation return (sum of rewards)", "success": "evaluation success (fraction)"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito: told apart by all
 
@@ -39,7 +43,9 @@ class Run:
     """One run as it is plotted: who it is, and its evaluation and training lines of metrics.jsonl."""
 
     task: str
-    label: str  # agent and preset: with the task, the group
+    path: Path
+    seed: int
+    settings: dict[str, str]  # dotted key -> value as it is written in a label; without NOT_SETTINGS
     evaluations: list[dict[str, Any]]
     episodes: list[dict[str, Any]]
 
@@ -54,7 +60,8 @@ def plot_runs(run_dirs: Sequence[Path], out: Path, references: Path | None = Non
 
     `metric` is episode_return or success; None takes success where every evaluation of the task has one. `references`
     is a csv of published curves with the columns source, task, step, reward_or_success. Raises ConfigError for
-    a directory that is not a run or has nothing to plot, and for a reference file that cannot be read.
+    a directory that is not a run or has nothing to plot, two runs of one group with the same seed, and a reference file
+    that cannot be read.
     """
     runs = [read_run(path) for path in run_dirs]
     tasks = sorted({run.task for run in runs})
@@ -85,8 +92,37 @@ def read_run(path: Path) -> Run:
     evaluations = [line for line in lines if line.get("kind") == "eval"]
     if not evaluations:
         raise ConfigError(f"{path}: has no evaluations yet, nothing to plot")
-    label = " ".join(str(config[key]) for key in ("agent", "preset") if config.get(key)) or "run"
-    return Run(str(config["task"]), label, evaluations, [line for line in lines if line.get("kind") == "train"])
+    settings = _dotted({key: value for key, value in config.items() if key not in NOT_SETTINGS})
+    episodes = [line for line in lines if line.get("kind") == "train"]
+    return Run(str(config["task"]), path, config.get("seed", 0), settings, evaluations, episodes)
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"qt": {"bins": 5}} -> {"qt.bins": "5"}"""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _dotted(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of one task by their group's label, in its order; ConfigError when a group has one seed twice."""
+    alike: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        group = alike[tuple(sorted(run.settings.items()))]
+        if twin := next((other for other in group if other.seed == run.seed), None):
+            raise ConfigError(f"plot: {twin.path} and {run.path} have the same settings and the same seed, {run.seed}")
+        group.append(run)
+    keys = sorted({key for run in runs for key in run.settings} - {"agent"})
+    telling = [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+    groups = {}
+    for members in alike.values():
+        settings = members[0].settings
+        groups[" ".join([settings.get("agent", "run"), *(f"{k}={settings.get(k, '-')}" for k in telling)])] = members
+    return dict(sorted(groups.items()))
 
 
 def read_references(path: Path, task: str, metric: str) -> dict[str, Curve]:
@@ -161,13 +197,10 @@ def _natural_metric(runs: Sequence[Run]) -> str:
 
 def _draw_task(axes: Axes, task: str, runs: Sequence[Run], metric: str, references: dict[str, Curve]) -> list[Row]:
     """Draw one panel; returns the table's row of each group."""
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.label].append(run)
     if len(runs) == 1 and metric == "episode_return":
         _draw_training(axes, runs[0])
     rows = []
-    for number, (label, members) in enumerate(sorted(groups.items())):
+    for number, (label, members) in enumerate(group_runs(runs).items()):
         curves = [run.curve(metric) for run in members]
         if any(len(steps) == 0 for steps, _ in curves):
             raise ConfigError(f"plot: a run of {task} ({label}) has no {metric} in its evaluations")
@@ -242,9 +275,11 @@ def _decorate(axes: Axes, task: str, metric: str) -> None:
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    many = len(axes.get_legend_handles_labels()[0]) > 4  # would cover the curves
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [fill(label, 40, break_long_words=False) for label in labels]
+    many = sum(label.count("\n") + 1 for label in labels) > 4  # lines; they would cover the curves
     where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if many else {}
-    axes.legend(frameon=False, fontsize="small", **where)
+    axes.legend(handles, labels, frameon=False, fontsize="small", **where)
 
 
 def _as_text(rows: Sequence[Row]) -> str:

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,21 +8,24 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.stats import trim_mean
 
-from common.config import ConfigError
+from common.config import ConfigError, dump_config, merge, parse_overrides, validate
 from common.metrics import COUNTERS, MetricsWriter
 from deploy.plot import align, bootstrap_interval, interquartile_mean, plot_runs, read_references
+from deploy.run_config import RunConfig
 
 
 def make_run(
     path: Path,
     evaluations: dict[int, float],
     task: str = "dmc/walker-walk",
-    agent: str = "qttdm",
+    overrides: Sequence[str] = (),
     success: dict[int, float] | None = None,
     training: dict[int, float] | None = None,
 ) -> Path:
+    """A run's directory as training leaves it: evaluations and training returns by environment step."""
     path.mkdir()
-    (path / "config.yaml").write_text(f"task: {task}\nseed: 1\nagent: {agent}\npreset: paper\n")
+    config = validate(RunConfig, merge({"task": task}, parse_overrides(overrides)), "test")
+    (path / "config.yaml").write_text(dump_config(config))
     with MetricsWriter(path / "metrics.jsonl") as writer:
         for step, value in (training or {}).items():
             writer.write("train", **dict.fromkeys(COUNTERS, 0) | {"env_steps": step}, episode_return=value)
@@ -113,16 +117,16 @@ def test_align_interpolates_onto_the_union_within_the_common_range() -> None:
 def test_groups_are_agent_and_task_with_their_seeds_together(tmp_path: Path, drawn: list[Figure]) -> None:
     paths = [
         make_run(tmp_path / "a", {0: 0, 10: 100, 20: 200}),
-        make_run(tmp_path / "b", {0: 0, 20: 400, 30: 500}),
-        make_run(tmp_path / "c", {0: 5, 1000: 7}, agent="random"),
+        make_run(tmp_path / "b", {0: 0, 20: 400, 30: 500}, overrides=["seed=1", "threads=2", "device=cpu"]),
+        make_run(tmp_path / "c", {0: 5, 1000: 7}, overrides=["agent=tdm"]),
         make_run(tmp_path / "d", {0: 1, 10: 2}, task="dmc/cheetah-run"),
     ]
     table = plot_runs(paths, tmp_path / "curve.png")
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes] == ["dmc/cheetah-run", "dmc/walker-walk"]
     assert lines(figure, 1) == {
-        "qttdm paper (2 runs)": [(0, 0), (10, 150), (20, 300)],
-        "random paper": [(0, 5), (1000, 7)],
+        "qt-tdm (2 runs)": [(0, 0), (10, 150), (20, 300)],
+        "tdm": [(0, 5), (1000, 7)],
     }
     assert len(figure.axes[1].collections) == 1, "a band for the group of two only"
     assert {axes.get_xlabel() for axes in figure.axes} == {"environment steps"}
@@ -130,7 +134,7 @@ def test_groups_are_agent_and_task_with_their_seeds_together(tmp_path: Path, dra
     assert rows[0] == ["task", "group", "runs", "at step", "score", "mean", "95% interval", "IQM"]
     assert rows[2] == [
         "dmc/walker-walk",
-        "qttdm paper",
+        "qt-tdm",
         "2",
         "20",
         "episode_return",
@@ -138,22 +142,61 @@ def test_groups_are_agent_and_task_with_their_seeds_together(tmp_path: Path, dra
         "200.0 to 400.0",
         "300.0",
     ]
-    assert rows[3] == ["dmc/walker-walk", "random paper", "1", "1,000", "episode_return", "7.0", "-", "7.0"]
+    assert rows[3] == ["dmc/walker-walk", "tdm", "1", "1,000", "episode_return", "7.0", "-", "7.0"]
     assert imageio.v3.imread(tmp_path / "curve.png").std() > 5, "something is drawn"
+
+
+def test_runs_with_other_settings_are_a_group_of_their_own_named_after_them(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """What differs names the group; the other task has its own panel and names."""
+    paths = [
+        make_run(tmp_path / "a", {0: 1}, overrides=["planner.horizon=5"]),
+        make_run(tmp_path / "b", {0: 2}, overrides=["planner.horizon=3", "learner.qt.learning_rate=1.0e-4"]),
+        make_run(tmp_path / "c", {0: 4}, overrides=["planner.horizon=3", "learner.qt.learning_rate=1.0e-4", "seed=7"]),
+        make_run(tmp_path / "d", {0: 8}, overrides=["planner.horizon=5", "agent=tdm"]),
+        make_run(tmp_path / "e", {0: 16}, task="gym/Hopper-v5", overrides=["env.action_repeat=4"]),
+    ]
+    plot_runs(paths, tmp_path / "curve.png")
+    assert lines(drawn[0], 0) == {
+        "qt-tdm learner.qt.learning_rate=0.0001 planner.horizon=3 (2 runs)": [(0, 3)],
+        "qt-tdm learner.qt.learning_rate=0.0003 planner.horizon=5": [(0, 1)],
+        "tdm learner.qt.learning_rate=0.0003 planner.horizon=5": [(0, 8)],
+    }
+    assert lines(drawn[0], 1) == {"qt-tdm": [(0, 16)]}
+    legend = drawn[0].axes[0].get_legend()
+    assert legend is not None
+    assert max(len(line) for text in legend.get_texts() for line in text.get_text().splitlines()) <= 40
+
+
+def test_a_setting_that_an_older_run_does_not_have(tmp_path: Path, drawn: list[Figure]) -> None:
+    paths = [make_run(tmp_path / "a", {0: 1}), make_run(tmp_path / "b", {0: 2})]
+    config = paths[1] / "config.yaml"
+    config.write_text(config.read_text().replace("precision: auto\n", ""))
+    plot_runs(paths, tmp_path / "curve.png")
+    assert lines(drawn[0]) == {"qt-tdm precision=auto": [(0, 1)], "qt-tdm precision=-": [(0, 2)]}
+
+
+def test_the_same_seed_twice_in_a_group_is_refused(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / name, {0: 1}, overrides=["seed=3", f"threads={n}"]) for n, name in [(1, "a"), (2, "b")]
+    ]
+    with pytest.raises(ConfigError, match=rf"{paths[0]} and {paths[1]} have the same settings and the same seed, 3"):
+        plot_runs(paths, tmp_path / "curve.png")
 
 
 def test_a_single_run_shows_its_training_returns(tmp_path: Path, drawn: list[Figure]) -> None:
     path = make_run(tmp_path / "a", {0: 1, 10: 2}, training={3: 0.5, 6: 0.75})
     plot_runs([path], tmp_path / "curve.png")
-    assert lines(drawn[0]) == {"training episodes": [(3, 0.5), (6, 0.75)], "qttdm paper": [(0, 1), (10, 2)]}
+    assert lines(drawn[0]) == {"training episodes": [(3, 0.5), (6, 0.75)], "qt-tdm": [(0, 1), (10, 2)]}
 
 
 def test_success_where_every_evaluation_has_it_unless_told(tmp_path: Path, drawn: list[Figure]) -> None:
     solved = make_run(tmp_path / "a", {0: 1, 10: 2}, success={0: 0.0, 10: 0.5})
     plot_runs([solved], tmp_path / "curve.png")
     plot_runs([solved], tmp_path / "curve.png", metric="episode_return")
-    assert lines(drawn[0])["qttdm paper"] == [(0, 0), (10, 0.5)]
-    assert lines(drawn[1])["qttdm paper"] == [(0, 1), (10, 2)]
+    assert lines(drawn[0])["qt-tdm"] == [(0, 0), (10, 0.5)]
+    assert lines(drawn[1])["qt-tdm"] == [(0, 1), (10, 2)]
     unsolved = make_run(tmp_path / "b", {0: 1, 10: 2})
     with pytest.raises(ConfigError, match="has no success"):
         plot_runs([unsolved], tmp_path / "curve.png", metric="success")
@@ -164,7 +207,7 @@ def test_an_evaluation_repeated_at_a_step_counts_once(tmp_path: Path, drawn: lis
     with MetricsWriter(path / "metrics.jsonl") as writer:
         writer.write("eval", **dict.fromkeys(COUNTERS, 10), episode_return=9.0)
     plot_runs([path], tmp_path / "curve.png")
-    assert lines(drawn[0])["qttdm paper"] == [(0, 1), (10, 9)]
+    assert lines(drawn[0])["qt-tdm"] == [(0, 1), (10, 9)]
 
 
 CSV = """source,task,step,reward_or_success,seed
@@ -208,8 +251,8 @@ def test_directories_that_cannot_be_plotted(tmp_path: Path) -> None:
     empty = make_run(tmp_path / "empty", {}, training={1: 1.0})
     with pytest.raises(ConfigError, match="has no evaluations yet"):
         plot_runs([empty], out)
-    apart = [make_run(tmp_path / "a", {0: 1, 10: 2}), make_run(tmp_path / "b", {20: 1, 30: 2})]
-    with pytest.raises(ConfigError, match=r"qttdm paper.*share no range"):
+    apart = [make_run(tmp_path / "a", {0: 1, 10: 2}), make_run(tmp_path / "b", {20: 1, 30: 2}, overrides=["seed=1"])]
+    with pytest.raises(ConfigError, match=r"qt-tdm.*share no range"):
         plot_runs(apart, out)
     (empty / "config.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"config\.yaml"):

@@ -6,8 +6,8 @@ from one generator per environment, so an environment's plan does not depend on 
 Letters beyond the usual: I iterations, J Gaussian samples, Q candidates proposed by the QT (J_QT in the paper),
 P the population of one iteration (samples, proposals, elites kept), T the elites (top-k).
 
-A dynamics model is anything with TDM's `start`, `fan_out`, `rewind`, `step`, `imagine`; a value function anything with
-QT's `choose` and `value`.
+A dynamics model is anything with TDM's `start`, `fan_out`, `rewind`, `step`, `imagine`, `tokenizer` and `action_dim`,
+whose rollouts have `Rollout.observations`; a value function anything with QT's `choose`, `value` and `tokenizer`.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class Planner:
             elites=shift(fit.elites.actions[:, : c.keep_elites]),
             has_elites=torch.ones_like(state.has_elites),
         )
-        actions = self._explore(fit, noise) if explore else mean[:, 0]
+        actions = self._explore(fit, noise) if explore else mean[:, 0].clamp(-1, 1)  # weights may sum to 1 + 1e-7
         return Plan(actions, next_state, fit.elites.values[:, 0], std, iteration + 1)
 
     def _refit(self, elites: _Population) -> _Fit:

@@ -148,6 +148,16 @@ class TestKnownDynamics:
         assert plan(without, torch.zeros(1, 1)).values.item() == 0.0
 
 
+def test_an_executed_action_is_within_the_range_in_spite_of_rounding():
+    """13 equally good elites of all ones: in float32 their weights sum to more than 1."""
+    config = PlannerConfig(samples=13, elites=13, iterations=1, qt_samples=0)
+    noise = noise_for(config, 1, 0)
+    noise = replace(noise, normal=torch.full_like(noise.normal, 50.0))
+    dynamics = FakeDynamics(lambda s, a: (s, a[:, 0], None), 1, 21)
+    outcome = plan(Planner(config, 0.9, dynamics, None), torch.zeros(1, 1), noise=noise)
+    assert outcome.actions.item() == 1.0
+
+
 # --- Eq. 10, elites, moments: slow twins ---------------------------------------------------------------------------
 
 

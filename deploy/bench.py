@@ -1,25 +1,34 @@
 """`make bench`: decision and update times as ratios to what this machine's matrix products reach, in one run.
 
-Utilisation = floating-point operations the algorithm needs / (measured time x measured fp32 or bf16 product rate).
-Operations counted are multiply-adds (2 each) of matrix products only; a linear layer with W weights needs 2 W per
-token forward, and 4 W more backward. The formulas are `decision_flops` and `update_flops` below.
+Utilisation = floating-point operations the algorithm needs / (measured time x measured fp32 or bf16 product rate of
+the same number of threads). Operations counted are multiply-adds (2 each) of matrix products only; a linear layer with
+W weights needs 2 W per token forward, and 4 W more backward. The formulas are `decision_flops` and `update_flops`.
+
+With `--run RUN`: what each planner economy saves and costs with a trained run's networks.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from common.batch import Batch
-from common.config import load_config
+from common.config import ConfigError, load_config
 from common.environments.task_env import TaskSpec
+from common.run_dir import RunDir
+from common.weights import Weights
 from deploy.agent import choose_device, make_learner, make_policy
+from deploy.local import open_run
 from deploy.run_config import RunConfig, preset_path
 from planner_service.policy import MPCPolicy
 
@@ -46,79 +55,157 @@ SHAPES = [
     Shape("paper walker N=6", "paper-dmc", 24, 6, 64, 7.70, 11.05),
 ]
 
-ECONOMIES: dict[str, dict[str, Any]] = {
-    "sample_decay=1.5": {"sample_decay": 1.5},
-    "early_stop": {"early_stop": True},
-    "noise_exponent=2": {"noise_exponent": 2.0},
-    "keep_elites": {"keep_elites": 8},
-    "terminal first_dimension": {"terminal_value": "first_dimension"},
+EXACT: dict[str, Any] = {
+    "sample_decay": 1.0,
+    "early_stop": False,
+    "noise_exponent": 0.0,
+    "keep_elites": 0,
+    "terminal_value": "greedy",
 }
+"""the algorithm without economies"""
 
 
-def linear_weights(dim: int) -> tuple[int, int]:
-    """Weights of a block's key-value projection, and of all else in it: 2 D^2 and 10 D^2."""
-    return 2 * dim * dim, 10 * dim * dim
+def economies(elites: int) -> dict[str, dict[str, Any]]:
+    """Planner settings on top of EXACT, by what the tables call them."""
+    return {
+        "exact": {},
+        "sample_decay=1.5": {"sample_decay": 1.5},
+        "early_stop": {"early_stop": True},
+        "noise_exponent=2": {"noise_exponent": 2.0},
+        "keep_elites": {"keep_elites": min(8, elites)},
+        "terminal first_dimension": {"terminal_value": "first_dimension"},
+    }
 
 
-def trunk_macs(dim: int, layers: int, tokens: int, read: int) -> int:
-    """Multiply-adds of one sequence: all tokens in all blocks but the last, which computes what is read."""
-    key_value, rest = linear_weights(dim)
-    return (layers - 1) * tokens * (key_value + rest) + tokens * key_value + read * rest
+# --- operations needed ---------------------------------------------------------------------------------------------
 
 
-def head_macs(inputs: int, hidden: int, layers: int, outputs: int) -> int:
-    """Multiply-adds of a prediction head for one row."""
-    return inputs * hidden + (layers - 1) * hidden * hidden + hidden * outputs
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds: of linear layers, and of attention's scores and weighted sums."""
+
+    linear: int = 0
+    attention: int = 0
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(self.linear + other.linear, self.attention + other.attention)
+
+    def __rmul__(self, factor: int) -> Macs:
+        return Macs(factor * self.linear, factor * self.attention)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations."""
+        return 2.0 * (self.linear + self.attention)
 
 
-def attention_macs(dim: int, layers: int, queries_keys: int) -> int:
-    """Scores and weighted sums for that many query-key pairs."""
-    return 2 * dim * layers * queries_keys
+def trunk_macs(dim: int, layers: int, tokens: int, read: int, pairs: int, read_pairs: int) -> Macs:
+    """One sequence: in all blocks but the last every token; there, keys and values of all, the rest of what is read.
+
+    A block has 12 D^2 weights, 2 D^2 of them for keys and values. pairs, read_pairs: query-key pairs in a block of the
+    first kind and in the last.
+    """
+    linear = (layers - 1) * tokens * 12 * dim**2 + tokens * 2 * dim**2 + read * 10 * dim**2
+    return Macs(linear, 2 * dim * ((layers - 1) * pairs + read_pairs))
+
+
+def head_macs(inputs: int, hidden: int, layers: int, outputs: int) -> Macs:
+    """A prediction head for one row."""
+    return Macs(inputs * hidden + (layers - 1) * hidden * hidden + hidden * outputs)
+
+
+def tdm_heads_macs(c: RunConfig, m: int) -> Macs:
+    """The TDM's state and reward heads for one step."""
+    t = c.tdm
+    return head_macs(t.embed_dim, t.head_dim, t.head_layers, m) + head_macs(t.embed_dim, t.head_dim, t.head_layers, 1)
+
+
+def qt_macs(c: RunConfig, m: int, tokens: int, attends: bool) -> Macs:
+    """The QT reading a state and tokens-1 actions, Q-values at each; attends=False: a token alone is its own value."""
+    d, layers = c.qt.embed_dim, c.qt.num_layers
+    weights = layers * (12 if attends else 10) * d**2 + 2 * (d * d + d * c.qt.bins)
+    pairs = tokens * (tokens + 1) // 2 if attends else 0
+    return Macs(m * d + tokens * weights, 2 * d * layers * pairs)
+
+
+def decision_macs(c: RunConfig, m: int, n: int, environments: int = 1) -> Macs:
+    """Algorithm 2 for E environments: sampled sequences in every iteration, proposed and kept ones once."""
+    p, t = c.planner, c.tdm
+    root = Macs(m * t.embed_dim) + trunk_macs(t.embed_dim, t.num_layers, 1, 1, 1, 1)
+    sequence = Macs()
+    for h in range(p.horizon):
+        # The first step adds N action tokens to the root's state token, a later one N+1 to the h (N+1) before it.
+        seen, tokens = (h * (n + 1), n + 1) if h else (1, n)
+        pairs = tokens * seen + tokens * (tokens + 1) // 2
+        sequence += trunk_macs(t.embed_dim, t.num_layers, tokens, 1, pairs, seen + tokens)
+        sequence += tdm_heads_macs(c, m) + Macs(m * t.embed_dim if h else 0)
+    choose = qt_macs(c, m, n, attends=n > 1)
+    value = choose if p.terminal_value == "greedy" else qt_macs(c, m, 1, attends=False)
+    sampled = sum(p.samples_at(i) for i in range(p.iterations)) + p.keep_elites
+    if c.agent == "tdm":
+        each = sampled * sequence
+    else:
+        each = sampled * (sequence + value) + p.qt_samples * (sequence + p.horizon * choose + value)
+    return environments * (root + each)
+
+
+def update_macs(c: RunConfig, m: int, n: int, batch: int) -> Macs:
+    """Eq. 8 forward and backward on B windows, Eq. 9 forward and backward on B * S states, two target passes."""
+    t, length = c.tdm, c.tdm.window
+    tokens = length * (n + 1)
+    read_pairs = (n + 1) * length * (length + 1) // 2
+    tdm = trunk_macs(t.embed_dim, t.num_layers, tokens, length, tokens * (tokens + 1) // 2, read_pairs)
+    # Backward costs twice the forward pass; but nobody asks for the gradient with respect to the observations.
+    tdm = 3 * (tdm + length * tdm_heads_macs(c, m)) + 2 * Macs(length * m * t.embed_dim)
+    online = qt_macs(c, m, n, attends=n > 1 or c.qt.dropout > 0)
+    qt = 3 * online + Macs(-m * c.qt.embed_dim) + qt_macs(c, m, 1, attends=False)
+    if n > 1:  # targets of all dimensions but the last, from the later dimensions of the same step
+        qt += qt_macs(c, m, n, attends=True)
+    per_window = tdm if c.agent != "qt" else Macs()
+    if c.agent != "tdm":
+        per_window += c.learner.qt.states_per_window * qt
+    return batch * per_window
 
 
 def decision_flops(c: RunConfig, m: int, n: int, environments: int = 1) -> float:
-    """Algorithm 2 for E environments: sampled sequences in every iteration, proposed ones once."""
-    p, t, q = c.planner, c.tdm, c.qt
-    heads = head_macs(t.embed_dim, t.head_dim, t.head_layers, m) + head_macs(t.embed_dim, t.head_dim, t.head_layers, 1)
-    sequence = 0
-    for h in range(p.horizon):
-        tokens = n if h == 0 else n + 1
-        sequence += trunk_macs(t.embed_dim, t.num_layers, tokens, 1) + heads + (m * t.embed_dim if h else 0)
-        seen = h * (n + 1) + 1
-        pairs = tokens * seen + tokens * (tokens - 1) // 2
-        sequence += attention_macs(t.embed_dim, t.num_layers - 1, pairs) + attention_macs(t.embed_dim, 1, seen + n)
-    q_heads = 2 * (q.embed_dim * q.embed_dim + q.embed_dim * q.bins)
-    choose = m * q.embed_dim + n * (12 * q.num_layers * q.embed_dim**2 + q_heads)
-    value = choose if p.terminal_value == "greedy" else choose // n
-    if c.agent == "tdm":
-        choose = value = 0
-    sampled = sum(p.samples_at(i) for i in range(p.iterations)) * (sequence + value)
-    proposed = p.qt_samples * (sequence + p.horizon * choose + value) if choose else 0
-    root = trunk_macs(t.embed_dim, t.num_layers, 1, 0)
-    return 2.0 * environments * (sampled + proposed + root)
+    """Floating-point operations of one decision."""
+    return decision_macs(c, m, n, environments).flops
 
 
 def update_flops(c: RunConfig, m: int, n: int, batch: int) -> float:
-    """Eq. 8 forward and backward on B windows, Eq. 9 forward and backward on B * S states, two target passes."""
-    t, q, length = c.tdm, c.qt, c.tdm.window
-    tokens = length * (n + 1)
-    heads = head_macs(t.embed_dim, t.head_dim, t.head_layers, m) + head_macs(t.embed_dim, t.head_dim, t.head_layers, 1)
-    tdm = trunk_macs(t.embed_dim, t.num_layers, tokens, length) + length * (heads + m * t.embed_dim)
-    # Causal attention needs half of the square.
-    tdm += attention_macs(t.embed_dim, t.num_layers - 1, tokens * (tokens + 1) // 2)
-    tdm += attention_macs(t.embed_dim, 1, length * (tokens + n + 1) // 2)
-    q_token = 12 * q.num_layers * q.embed_dim**2 + 2 * (q.embed_dim * q.embed_dim + q.embed_dim * q.bins)
-    qt_online, qt_target = n * q_token, (n if n > 1 else 0) * q_token + q_token
-    return 2.0 * batch * (3 * tdm + c.learner.qt.states_per_window * (3 * qt_online + qt_target))
+    """Floating-point operations of one update."""
+    return update_macs(c, m, n, batch).flops
 
 
-def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+# --- time taken ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """torch on that many CPU threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@functools.cache
+def product_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     """Floating-point operations per second of a large matrix product, best of several."""
     size = 1536 if device.type == "cpu" else 8192
     if device.type == "cpu" and dtype != torch.float32:
         size = 512
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / min(timings(lambda: a @ b, device, repeats=5))
+    with cpu_threads(threads):
+        return 2 * size**3 / min(timings(lambda: a @ b, device, repeats=5))
+
+
+def product_rates(device: torch.device, threads: int) -> dict[str, float]:
+    """By precision; bfloat16 only where it is faster: a CPU that emulates it has nothing to gain."""
+    rates = {str(d).removeprefix("torch."): product_rate(device, d, threads) for d in (torch.float32, torch.bfloat16)}
+    return {name: rate for name, rate in rates.items() if name == "float32" or rate > rates["float32"]}
 
 
 def timings(action: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
@@ -156,7 +243,8 @@ def random_batch(c: RunConfig, m: int, n: int, batch: int) -> Batch:
 def time_decision(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int, environments: int = 1) -> float:
     """Best seconds of one decision for all environments."""
     policy = make_policy(c, spec, device)
-    assert isinstance(policy, MPCPolicy)
+    if not isinstance(policy, MPCPolicy):
+        raise ConfigError(f"agent={c.agent} does not plan; want qt-tdm or tdm")
     policy.begin(list(range(environments)), exploration=1.0)
     observations = np.zeros((environments, spec.obs_dim), np.float32)
     return min(timings(lambda: policy.act(observations), device, repeats))
@@ -169,62 +257,144 @@ def time_update(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int
     return min(timings(lambda: learner.update(batch), device, repeats))
 
 
-def main() -> None:
-    """Measure and print."""
+class TimedPolicy:
+    """A policy that notes how long each decision took; actions come back on the CPU, so the device is done by then."""
+
+    def __init__(self, policy: MPCPolicy) -> None:
+        self.policy, self.weights_version = policy, policy.weights_version
+        self.seconds: list[float] = []
+
+    def load(self, weights: Weights) -> None:
+        self.policy.load(weights)
+
+    def begin(self, seeds: list[int], exploration: float) -> None:
+        self.policy.begin(seeds, exploration)
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        started = time.perf_counter()
+        actions = self.policy.act(observations)
+        self.seconds.append(time.perf_counter() - started)
+        return actions
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def shapes_named(part: str) -> list[Shape]:
+    """Those whose name contains `part`. ConfigError if none does."""
+    if found := [s for s in SHAPES if part in s.name]:
+        return found
+    raise ConfigError(f"--only {part}: no such shape; want a part of one of: {', '.join(s.name for s in SHAPES)}")
+
+
+def shape_spec(shape: Shape) -> TaskSpec:
+    """A task of that shape."""
+    return TaskSpec(shape.obs_dim, shape.action_dim, 1, 1000, terminates=False, has_success=False)
+
+
+def repeats_for(shape: Shape, device: torch.device) -> int:
+    """How often to measure: small problems often."""
+    return 30 if shape.preset == "laptop" or device.type == "cuda" else 3
+
+
+def print_shape(shape: Shape, device: torch.device, threads: int | None, overrides: list[str]) -> None:
+    """Two rows for each precision: a decision and an update. threads: of the preset, or else torch's, if None."""
+    settings = [f"learner.batch_size={shape.batch_size}", *overrides]
+    threads = threads or load_config(RunConfig, preset_path(shape.preset), overrides=settings).threads
+    threads = threads or torch.get_num_threads()
+    m, n, spec, repeats = shape.obs_dim, shape.action_dim, shape_spec(shape), repeats_for(shape, device)
+    for precision, rate in product_rates(device, threads).items():
+        c = load_config(RunConfig, preset_path(shape.preset), overrides=[f"precision={precision}", *settings])
+        with cpu_threads(threads):
+            decision, update = time_decision(c, spec, device, repeats), time_update(c, spec, device, repeats)
+        for what, seconds, flops, reference in [
+            ("decision", decision, decision_flops(c, m, n), shape.decision_reference),
+            ("update", update, update_flops(c, m, n, c.learner.batch_size), shape.update_reference),
+        ]:
+            published = f"{1e3 * reference:.0f}" if reference else "-"
+            print(
+                f"{shape.name:24}{precision:>10}{threads:8}{rate / 1e9:10.0f}{flops / 1e9:8.2f}{1e3 * seconds:10.1f}"
+                f"{flops / seconds / rate:10.0%}{published:>11}  {what}"
+            )
+
+
+def print_economies(shape: Shape, device: torch.device, threads: int | None, overrides: list[str]) -> None:
+    """Decision times with untrained networks: no learned behaviour to lose, so only times."""
+    print(f"\nplanner economies, {shape.name}, decision time against the exact algorithm's in this run")
+    base = load_config(RunConfig, preset_path(shape.preset), overrides=overrides)
+    spec, repeats = shape_spec(shape), repeats_for(shape, device)
+
+    def seconds(changes: dict[str, Any]) -> float:
+        planner = base.planner.model_copy(update=EXACT | changes)
+        return time_decision(base.model_copy(update={"planner": planner}), spec, device, repeats)
+
+    with cpu_threads(threads or base.threads or torch.get_num_threads()):
+        exact = seconds({})
+        for label, changes in economies(base.planner.elites).items():
+            if label not in ("exact", "early_stop"):
+                print(f"{label:26}{seconds(changes) / exact:6.2f}")
+    print("early_stop: not here, an untrained planner's std never comes down to its floor; see --run")
+
+
+def print_run_economies(path: Path, episodes: int, overrides: list[str]) -> None:
+    """A trained run: each economy's median decision time over one episode, against exact, and its mean return."""
+    run_dir = RunDir.open(path)
+    config = load_config(RunConfig, run_dir.config_path, overrides=overrides)
+    if config.agent == "qt":
+        raise ConfigError(f"{path}: agent=qt does not plan, so it has no planner to economise on")
+    print(f"{'economy':26}{'time':>6}{'return':>9}   ({config.task}, {episodes} episodes; time 1 is the exact planner)")
+    exact = 0.0
+    for label, changes in economies(config.planner.elites).items():
+        planner = [f"planner.{key}={value}" for key, value in (EXACT | changes).items()]
+        with cpu_threads(torch.get_num_threads()):  # a run sets its own number
+            run = open_run(run_dir, [*overrides, *planner])
+            assert isinstance(run.policy, MPCPolicy)
+            timed = run.policy = TimedPolicy(run.policy)
+            run.evaluate(1)
+            seconds = float(np.median(timed.seconds))
+            exact = exact or seconds
+            print(f"{label:26}{seconds / exact:6.2f}{run.evaluate(episodes).mean_return:9.1f}")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """What the options ask for. ConfigError if they cannot be."""
+    for name in ("threads", "episodes"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ConfigError(f"--{name} {getattr(options, name)}: want at least 1")
+    device = choose_device(options.device)
+    if options.run:
+        if options.only:
+            raise ConfigError("--run measures that run alone; it cannot take --only")
+        own = {"device": None if options.device == "auto" else options.device, "threads": options.threads}
+        given = [f"{key}={value}" for key, value in own.items() if value is not None]
+        print_run_economies(options.run, options.episodes, [*given, *options.set])
+        return
+    shapes = shapes_named(options.only)
+    print(torch.cuda.get_device_name(device) if device.type == "cuda" else device)
+    print(
+        f"{'':24}{'precision':>10}{'threads':>8}{'GFLOP/s':>10}{'GFLOP':>8}{'ms':>10}{'utilised':>10}{'published':>11}"
+    )
+    for shape in shapes:
+        print_shape(shape, device, options.threads, options.set)
+    print_economies(shapes[0], device, options.threads, options.set)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the preset's or run's, else torch's)")
     parser.add_argument("--only", default="", help="shapes whose name contains this")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every shape")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    rates = {"float32": product_rate(device, torch.float32), "bfloat16": product_rate(device, torch.bfloat16)}
-    print(f"{name}: matrix products " + ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in rates.items()))
-    # A CPU without bfloat16 instructions emulates them: there is nothing to gain and minutes to lose.
-    precisions = [p for p, rate in rates.items() if p == "float32" or rate > rates["float32"]]
-
-    print(f"\n{'':24}{'precision':>10}{'GFLOP':>8}{'ms':>10}{'utilised':>10}{'published':>11}")
-    for shape in SHAPES:
-        if options.only not in shape.name:
-            continue
-        for precision in precisions:
-            overrides = [f"precision={precision}", f"learner.batch_size={shape.batch_size}", *options.set]
-            c = load_config(RunConfig, preset_path(shape.preset), overrides=overrides)
-            spec = TaskSpec(shape.obs_dim, shape.action_dim, 1, 1000, terminates=False, has_success=False)
-            repeats = 30 if shape.preset == "laptop" or device.type == "cuda" else 3
-            for what, seconds, flops, reference in [
-                (
-                    "decision",
-                    time_decision(c, spec, device, repeats),
-                    decision_flops(c, shape.obs_dim, shape.action_dim),
-                    shape.decision_reference,
-                ),
-                (
-                    "update",
-                    time_update(c, spec, device, repeats),
-                    update_flops(c, shape.obs_dim, shape.action_dim, c.learner.batch_size),
-                    shape.update_reference,
-                ),
-            ]:
-                published = f"{1e3 * reference:.0f}" if reference else "-"
-                print(
-                    f"{shape.name:24}{precision:>10}{flops / 1e9:8.2f}{1e3 * seconds:10.1f}"
-                    f"{flops / seconds / rates[precision]:10.0%}{published:>11}  {what}"
-                )
-
-    shape = next((s for s in SHAPES if options.only in s.name), SHAPES[0])
-    print(f"\nplanner economies, {shape.name}, decision time against the exact algorithm's in this run")
-    base = load_config(RunConfig, preset_path(shape.preset), overrides=options.set)
-    spec = TaskSpec(shape.obs_dim, shape.action_dim, 1, 1000, terminates=False, has_success=False)
-    repeats = 30 if shape.preset == "laptop" or device.type == "cuda" else 2
-    exact = time_decision(base, spec, device, repeats)
-    for label, changes in ECONOMIES.items():
-        c = base.model_copy(update={"planner": base.planner.model_copy(update=changes)})
-        print(f"{label:26}{time_decision(c, spec, device, repeats) / exact:6.2f}")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every shape, or the run")
+    parser.add_argument("--run", type=Path, help="measure the planner economies with this run's networks instead")
+    parser.add_argument("--episodes", type=int, default=10, help="with --run: episodes for each return (10)")
+    try:
+        measure(parser.parse_args(arguments))
+    except ConfigError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

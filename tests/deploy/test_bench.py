@@ -1,0 +1,111 @@
+"""The operation counts against torch's own counter, and the benchmark's options."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.environments.task_env import TaskSpec
+from common.run_dir import RunDir
+from deploy import bench
+from deploy.agent import make_learner, make_policy
+from deploy.local import new_run
+from tests.fakes import tiny_config
+
+CPU = torch.device("cpu")
+LAYERS = ["tdm={num_layers: 2, head_layers: 2}", "qt.num_layers=2", "planner={horizon: 3, iterations: 3}"]
+ATTENTION = {"aten.bmm", "aten.baddbmm"}
+
+
+def counted(action):
+    """Operations that torch executes: of linear layers, and of attention."""
+    with FlopCounterMode(display=False) as counter:
+        action()
+    by_operator = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+    attention = sum(count for operator, count in by_operator.items() if operator in ATTENTION)
+    return counter.get_total_flops() - attention, attention
+
+
+def compare(got, macs):
+    """Linear layers to the operation. Attention: the counter counts the whole square of queries and keys, the formula
+    the pairs that causality allows, which are more than half of it. Neither counts embedding lookups: they multiply
+    nothing. Attention is a small part, so that all in all the two are within 10 %.
+    """
+    linear, attention = got
+    assert linear == 2 * macs.linear
+    assert macs.attention <= attention / 2 <= 2 * macs.attention
+    assert linear + attention == pytest.approx(macs.flops, rel=0.1)
+
+
+@pytest.mark.parametrize("action_dim", [1, 2, 3])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "agent=tdm",
+        "agent=qt-tdm",
+        "planner.terminal_value=first_dimension",
+        "planner.keep_elites=2",
+        "planner.horizon=1",
+        "planner.sample_decay=1.5",
+    ],
+)
+def test_operations_of_a_decision(action_dim, override):
+    layers = [x.replace("horizon: 3, ", "") if "horizon" in override else x for x in LAYERS]
+    c = tiny_config(*layers, override)
+    policy = make_policy(c, TaskSpec(3, action_dim, 8, 80, terminates=False, has_success=False), CPU)
+    policy.begin([0, 1], 1.0)
+    got = counted(lambda: policy.act(np.zeros((2, 3), np.float32)))
+    compare(got, bench.decision_macs(c, 3, action_dim, environments=2))
+
+
+@pytest.mark.parametrize("action_dim", [1, 2, 3])
+@pytest.mark.parametrize("override", ["agent=tdm", "agent=qt", "learner.qt.states_per_window=2", "qt.dropout=0"])
+def test_operations_of_an_update(action_dim, override):
+    c = tiny_config(*LAYERS, override)
+    learner = make_learner(c, TaskSpec(3, action_dim, 8, 80, terminates=False, has_success=False), CPU)
+    batch = bench.random_batch(c, 3, action_dim, 8)
+    compare(counted(lambda: learner.update(batch)), bench.update_macs(c, 3, action_dim, 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--device", "typo"], ["device=typo"]),
+        (["--only", "typo"], ["--only typo", *(shape.name for shape in bench.SHAPES)]),
+        (["--threads", "0"], ["--threads 0"]),
+        (["--run", "nowhere"], ["nowhere", "not a run"]),
+        (["--run", "nowhere", "--only", "laptop"], ["--only"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, names, capsys):
+    assert bench.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(name in error for name in names)
+
+
+@pytest.mark.parametrize(("arguments", "want"), [([], 1), (["--threads", "2"], 2)])
+def test_a_shape_runs_on_its_presets_threads_and_is_held_against_as_many(arguments, want, capsys, monkeypatch):
+    measured, used = [], []
+    monkeypatch.setattr(bench, "product_rate", lambda device, dtype, threads: measured.append(threads) or 1e9)
+    monkeypatch.setattr(bench, "time_decision", lambda *_: used.append(torch.get_num_threads()) or 1.0)
+    monkeypatch.setattr(bench, "time_update", lambda *_: used.append(torch.get_num_threads()) or 1.0)
+    with bench.cpu_threads(3):
+        assert bench.main(["--device", "cpu", "--only", "laptop", *arguments]) == 0
+        assert torch.get_num_threads() == 3
+    assert set(measured) == set(used) == {want}
+    shown = capsys.readouterr().out
+    assert f"float32{want:8}" in shown
+    assert "early_stop: not here" in shown
+
+
+def test_a_runs_economies_come_with_times_and_returns(tmp_path, capsys):
+    run_dir = RunDir.create(tmp_path / "run")
+    new_run(tiny_config(), run_dir).save()
+    before = sorted(path.name for path in run_dir.path.iterdir())
+    assert bench.main(["--run", str(run_dir.path), "--episodes", "2", "--device", "cpu"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row[:26].strip() for row in rows] == list(bench.economies(4))
+    assert all(float(time) > 0 and float(value) > 0 for time, value in (row[26:].split() for row in rows))
+    assert rows[0].split()[1] == "1.00"
+    assert sorted(path.name for path in run_dir.path.iterdir()) == before

@@ -1,10 +1,10 @@
 # The list of things one can do. `make` prints it.
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 TASK ?=
-PRESET ?= laptop
-SEED ?= 0
+PRESET ?=
+SEED ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -17,14 +17,14 @@ install: $(VENV)/installed ## make the virtual environment in .venv (the others 
 
 # torch first and by version: a CPU-only wheel at hand is then taken as it is; with a GPU the same command brings CUDA's.
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"want Python 3.11 or later, got {sys.version.split()[0]}; try make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else f"want Python 3.11 or 3.12 (MuJoCo and dm_control have no other packages), got {sys.version.split()[0]}; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
-train: $(VENV)/installed ## train on this machine: TASK=dmc/walker-walk PRESET=laptop SEED=0 ARGS='--max-minutes 5'
-	$(BIN)/qttdm train --preset $(PRESET) --seed $(SEED) $(if $(TASK),--task $(TASK)) $(ARGS)
+train: $(VENV)/installed ## train on this machine: TASK=dmc/reacher-easy PRESET=laptop SEED=0 ARGS='--max-minutes 5'
+	$(BIN)/qttdm train $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(TASK),--task $(TASK)) $(ARGS)
 
 smoke: $(VENV)/installed ## the whole system in under a minute
 	$(BIN)/qttdm train --preset debug $(ARGS)

@@ -38,8 +38,9 @@ def evaluate(
     return Evaluation([e.episode_return for e in episodes], float(np.mean(successes)) if successes else None)
 
 
-def film(env: TaskEnv, policy: Policy, seed: int) -> list[np.ndarray]:
+def film(env: TaskEnv, policy: Policy, seed: int, should_stop: Callable[[], bool] = lambda: False) -> list[np.ndarray]:
     """Frames uint8 [height, width, 3] of the first evaluation episode. Raises RenderError where nothing can draw."""
     frames: list[np.ndarray] = []
-    run_episodes([env], policy, [derive_seed(seed, "evaluation", 0)], 0.0, watch=lambda e: frames.append(e.render()))
+    seeds = [derive_seed(seed, "evaluation", 0)]
+    run_episodes([env], policy, seeds, 0.0, should_stop, watch=lambda e: frames.append(e.render()))
     return frames

@@ -3,7 +3,7 @@
 On a CPU, torch's own dropout draws one number per element from a serial generator; in a training step of the paper's
 size that costs as much as the matrix products. Here 64 random bits give eight masks. The probability is rounded to
 the nearest 1/256 (0.1 becomes 26/256) and the scale uses the rounded one, so the expectation is exact.
-On a GPU torch's fused kernel is the faster one and is used.
+Elsewhere torch's own fused kernel is the faster one and is used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.threshold == 0:
             return x
-        if x.is_cuda:
+        if x.device.type != "cpu":
             return F.dropout(x, self.probability)
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold

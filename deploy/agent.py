@@ -25,12 +25,14 @@ def choose_device(name: str) -> torch.device:
     """`auto` or a torch device. ConfigError if there is no such device here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device={name}: not usable here ({str(error).splitlines()[0]}); want auto or cpu") from None
-    return device
+    usable = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.cuda.is_available():
+        usable.append("cuda")
+    if torch.backends.mps.is_available():
+        usable.append("mps")
+    if name not in usable:
+        raise ConfigError(f"device={name}: not usable here; want one of {', '.join(usable)}")
+    return torch.device(name)
 
 
 def use_bfloat16(config: RunConfig, device: torch.device) -> bool:
@@ -62,7 +64,9 @@ def make_learner(config: RunConfig, spec: TaskSpec, device: torch.device) -> Lea
 
 def make_policy(config: RunConfig, spec: TaskSpec, device: torch.device) -> Policy:
     """What acts with the learner's weights: a copy of its own, to be filled with `load`."""
-    with torch.random.fork_rng():  # initial weights are thrown away: they must not move the learner's random stream
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initial weights are thrown away: they must not move the learner's random stream
         tdm, qt = make_tdm(config, spec).to(device), make_qt(config, spec).to(device)
     if config.agent == "qt":
         return GreedyPolicy(qt, device)

@@ -194,9 +194,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 @functools.cache
 def product_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     """Floating-point operations per second of a large matrix product, best of several."""
-    size = 1536 if device.type == "cpu" else 8192
-    if device.type == "cpu" and dtype != torch.float32:
-        size = 512
+    size = 8192 if device.type != "cpu" else 1536 if dtype == torch.float32 else 512
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     with cpu_threads(threads):
         return 2 * size**3 / min(timings(lambda: a @ b, device, repeats=5))

@@ -12,16 +12,29 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from common.config import ConfigError, load_config
 from common.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from deploy.run_config import RunConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print("qttdm: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    """The command, its expected failures as one line each."""
     # Imported late, so that `--help` and a mistyped option answer at once.
+    from actors.episodes import EnvironmentFailure
     from common.checkpoint import CheckpointError
     from common.environments.rendering import RenderError
     from deploy.video import VideoError
@@ -32,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"qttdm: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteLossError, CheckpointError, RenderError, VideoError) as error:
+    except (NonFiniteLossError, EnvironmentFailure, CheckpointError, RenderError, VideoError) as error:
         print(f"qttdm: {error}", file=sys.stderr)
         return 1
     return 0
@@ -40,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(options: argparse.Namespace) -> None:
     """Train a new run, or go on with one."""
-    from deploy.local import LocalRun, new_run, open_run
+    from deploy.local import LocalRun, new_run, resume_run
     from deploy.plot import plot_runs
     from deploy.progress import Progress
     from deploy.run_config import RunConfig, preset_path
@@ -52,10 +65,12 @@ def train(options: argparse.Namespace) -> None:
         if given:
             raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{given[0]}")
         run_dir = RunDir.open(options.resume)
-        start: Callable[[], LocalRun] = lambda: open_run(run_dir)  # noqa: E731
+        start: Callable[[], LocalRun] = lambda: resume_run(run_dir)  # noqa: E731
     else:
         overrides = [*options.set]
-        if options.env_steps is not None:  # only another spelling of the setting: giving both is refused
+        if options.env_steps is not None:
+            if any(item.startswith("training.env_steps=") for item in overrides):
+                raise ConfigError("--env-steps and --set training.env_steps are the same setting; give one of them")
             overrides.append(f"training.env_steps={options.env_steps}")
         config = load_config(
             RunConfig,
@@ -72,9 +87,9 @@ def train(options: argparse.Namespace) -> None:
         run = start()
         print(f"{run.config.agent} on {run.config.task}, seed {run.config.seed}, {run.device}: {run_dir.path}")
         with Progress(run.config.training.env_steps, options.max_minutes) as progress:
-            run.train(progress, stop)
+            run.train(progress, lambda: stop.interrupted, stop.time_is_up)
             if not stop.interrupted:
-                run.finish(progress)
+                run.finish(progress, lambda: stop.interrupted)
         if stop.interrupted:
             print(f"saved; go on with: qttdm train --resume {run_dir.path}")
         else:
@@ -82,15 +97,16 @@ def train(options: argparse.Namespace) -> None:
             print(f"curve: {run_dir.curve_path}")
 
 
-def check_task(config: object) -> None:
+def check_task(config: RunConfig) -> None:
     """Make the environment once and hold the settings against it, before a run directory is made."""
     from common.environments.make import make_env
     from deploy.agent import choose_device
-    from deploy.run_config import RunConfig, check_fits
+    from deploy.run_config import check_fits
 
-    assert isinstance(config, RunConfig)
     choose_device(config.device)
-    check_fits(config, make_env(config.task, config.env).task_spec)
+    env = make_env(config.task, config.env)
+    check_fits(config, env.task_spec)
+    env.close()
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -128,14 +144,15 @@ def tasks(options: argparse.Namespace) -> None:
 
 
 class StopWhen:
-    """Says whether to stop: at the first Ctrl-C (or SIGTERM), or after so many minutes. A second Ctrl-C kills."""
+    """Knows of the first Ctrl-C (or SIGTERM), and of the time given. A second Ctrl-C kills."""
 
     def __init__(self, max_minutes: float | None) -> None:
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.interrupted = False
 
-    def __call__(self) -> bool:
-        return self.interrupted or (self.deadline is not None and time.monotonic() > self.deadline)
+    def time_is_up(self) -> bool:
+        """Have the minutes passed?"""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def __enter__(self) -> StopWhen:
         self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}

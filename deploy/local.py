@@ -8,6 +8,7 @@ seed and the episode's number, so a run that stops anywhere and is resumed does 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -51,6 +52,8 @@ class Counters:
     """evaluations that have been due and made"""
     checkpoints: int = 0
     """multiples of `checkpoint_every` passed"""
+    evaluated_updates: int = -1
+    """of which weights the last evaluation was, by their number of updates"""
     wall_seconds: float = 0.0
 
 
@@ -71,51 +74,73 @@ class LocalRun:
         self.policy = make_policy(config, spec, self.device)
         self.random_policy = RandomPolicy(spec.action_dim)
         replay_seed = derive_seed(config.seed, "replay")
-        self.replay = Replay(
-            config.replay, spec.obs_dim, spec.action_dim, config.tdm.window, config.discount, replay_seed
-        )
+        try:
+            self.replay = Replay(
+                config.replay, spec.obs_dim, spec.action_dim, config.tdm.window, config.discount, replay_seed
+            )
+        except MemoryError as error:
+            raise ConfigError(f"replay.capacity={config.replay.capacity} does not fit into memory ({error})") from None
         self.store = CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints)
         self.counters = Counters()
         self._eval_envs: list[TaskEnv] = []
-        self._metrics_bytes = None if checkpoint is None else self._load(checkpoint)
+        self._metrics_bytes = 0
+        if checkpoint is not None:
+            try:
+                self._metrics_bytes = self._load(checkpoint)
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise ConfigError(
+                    f"{run_dir.path}: its checkpoint does not fit its settings ({reason}); undo the change to "
+                    f"config.yaml or --set"
+                ) from error
         self._started = time.monotonic() - self.counters.wall_seconds
-        self._evaluated_updates = -1  # of which weights the last evaluation was
 
     @cached_property
     def metrics(self) -> MetricsWriter:
         """Opened, and cut back to the checkpoint, by whoever writes first: looking at a run leaves its files alone."""
         return MetricsWriter(self.run_dir.metrics_path, self._metrics_bytes)
 
-    def train(self, progress: Progress, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Algorithm 1 until `env_steps` are collected, or until should_stop(); then a checkpoint.
+    def train(
+        self,
+        progress: Progress,
+        should_stop: Callable[[], bool] = lambda: False,
+        time_is_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Algorithm 1 until `env_steps` are collected, or until told to stop; then a checkpoint.
 
+        should_stop: at once, dropping the episode in flight. time_is_up: after the episode or the update under way, so
+        that even a chain of short resumed sessions gets on.
         Raises NonFiniteLossError, naming the last good checkpoint.
         """
         c, t = self.counters, self.config.training
         try:
             while c.env_steps < t.env_steps or c.owed >= 1:
+                if time_is_up():
+                    raise Stopped
                 self._collect(progress, should_stop)
-                self._learn(progress, should_stop)
+                self._learn(progress, lambda: should_stop() or time_is_up())
                 if c.env_steps // t.eval_every > c.evaluations:
                     self._evaluate(progress, should_stop)
                 if c.env_steps // t.checkpoint_every > c.checkpoints:
                     self.save()
         except Stopped:
-            progress.note("stopped early; the episode in flight is dropped")
+            progress.note("stopped early")
         except NonFiniteLossError as error:
             last = self.store.newest()
             kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
             raise NonFiniteLossError(f"{error}; {kept}") from None
         self.save()
 
-    def finish(self, progress: Progress) -> None:
+    def finish(self, progress: Progress, should_stop: Callable[[], bool] = lambda: False) -> None:
         """A last evaluation unless the newest weights have one, and a short video of the behaviour."""
-        if self._evaluated_updates != self.counters.updates:
-            self._evaluate(progress, lambda: False)
-            self.save()
         try:
-            write_video(self.film(), self.run_dir.video_path, self.frames_per_second)
+            if self.counters.evaluated_updates != self.counters.updates:
+                self._evaluate(progress, should_stop)
+                self.save()
+            write_video(self.film(should_stop), self.run_dir.video_path, self.frames_per_second)
             progress.note(f"video: {self.run_dir.video_path}")
+        except Stopped:
+            progress.note("stopped before the last evaluation and the video were done")
         except (RenderError, VideoError) as error:
             progress.note(f"no video: {error}")
 
@@ -126,10 +151,14 @@ class LocalRun:
         self.policy.load(self.learner.weights())
         return evaluate(self._eval_envs[:episodes], self.policy, self.config.seed, should_stop)
 
-    def film(self) -> list[Any]:
+    def film(self, should_stop: Callable[[], bool] = lambda: False) -> list[Any]:
         """Frames of the first evaluation episode with the current weights. RenderError where nothing can draw."""
         self.policy.load(self.learner.weights())
-        return film(make_env(self.config.task, self.config.env), self.policy, self.config.seed)
+        env = make_env(self.config.task, self.config.env)
+        try:
+            return film(env, self.policy, self.config.seed, should_stop)
+        finally:
+            env.close()
 
     @property
     def frames_per_second(self) -> float:
@@ -170,7 +199,11 @@ class LocalRun:
         epsilon = 1.0 if random else exploration(self.config, c.env_steps)
         policy.load(self.learner.weights())
         seed = derive_seed(self.config.seed, "episode", c.episodes)
-        (episode,) = run_episodes([self.env], policy, [seed], epsilon, should_stop)
+        try:
+            (episode,) = run_episodes([self.env], policy, [seed], epsilon, should_stop)
+        except Stopped:
+            progress.note("the episode in flight is dropped; a resumed run collects it again")
+            raise
         self.replay.add(episode)
         c.env_steps += episode.env_steps
         c.decisions += episode.decisions
@@ -192,15 +225,17 @@ class LocalRun:
         c, t = self.counters, self.config.training
         while c.owed >= 1:
             started, first = time.monotonic(), c.updates
-            while c.owed >= 1 and c.updates - first < t.log_every and not should_stop():
+            while c.owed >= 1 and c.updates - first < t.log_every:
                 self.learner.update(self.replay.sample(self.config.learner.batch_size))
                 c.updates += 1
                 c.owed -= 1
+                if stop := should_stop():  # asked after an update, so that every session makes at least one
+                    break
             losses = self.learner.drain()
             if losses:
                 speed = (c.updates - first) / (time.monotonic() - started)
-                self._report(progress, "update", **losses, updates_per_second=speed)
-            if should_stop():
+                self._report(progress, "update", **losses, **self.learner.learning_rates(), updates_per_second=speed)
+            if stop:
                 raise Stopped
 
     def _evaluate(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
@@ -208,7 +243,7 @@ class LocalRun:
         c, started = self.counters, time.monotonic()
         result = self.evaluate(self.config.training.eval_episodes, should_stop)
         c.evaluations = c.env_steps // self.config.training.eval_every
-        self._evaluated_updates = c.updates
+        c.evaluated_updates = c.updates
         self._report(
             progress,
             "eval",
@@ -258,7 +293,23 @@ def open_run(run_dir: RunDir, overrides: Sequence[str] = ()) -> LocalRun:
     return LocalRun(config, run_dir, checkpoint)
 
 
+def resume_run(run_dir: RunDir) -> LocalRun:
+    """As `open_run`; a run that was killed before its first checkpoint begins again."""
+    config = load_config(RunConfig, run_dir.config_path)
+    if CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints).newest() is None:
+        print(f"{run_dir.path}: there is no checkpoint yet, starting from the beginning")
+        return LocalRun(config, run_dir)
+    return open_run(run_dir)
+
+
 def new_run(config: RunConfig, run_dir: RunDir) -> LocalRun:
-    """A fresh run; its resolved configuration is written first."""
+    """A fresh run in a directory just made; its resolved configuration is written first.
+
+    If the run cannot be built the directory goes again, so that the corrected command finds its name free.
+    """
     run_dir.config_path.write_text(dump_config(config))
-    return LocalRun(config, run_dir)
+    try:
+        return LocalRun(config, run_dir)
+    except ConfigError:
+        shutil.rmtree(run_dir.path)
+        raise

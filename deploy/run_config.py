@@ -77,7 +77,12 @@ def check_fits(config: RunConfig, spec: TaskSpec) -> None:
             f"(env.action_repeat={spec.action_repeat}); want tdm.window from 1 to {decisions}",
         ),
         (
-            config.planner.horizon <= window,
+            config.agent != "qt-tdm" or config.tdm.bins == config.qt.bins,
+            f"tdm.bins={config.tdm.bins} and qt.bins={config.qt.bins} differ; QT and TDM read the same action tokens, "
+            f"want both equal",
+        ),
+        (
+            config.agent == "qt" or config.planner.horizon <= window,
             f"planner.horizon={config.planner.horizon} is longer than tdm.window={window}, the longest sequence the "
             f"TDM learns; want planner.horizon from 1 to {window}",
         ),
@@ -87,7 +92,7 @@ def check_fits(config: RunConfig, spec: TaskSpec) -> None:
             f"has no QT to propose others; want planner.elites from 1 to {samples}",
         ),
         (
-            config.learner.qt.states_per_window + n_steps - 1 <= window,
+            config.agent == "tdm" or config.learner.qt.states_per_window + n_steps - 1 <= window,
             f"learner.qt.states_per_window={config.learner.qt.states_per_window} with learner.qt.n_step={n_steps} "
             f"does not fit tdm.window={window}; want their sum to be at most {window + 1}",
         ),

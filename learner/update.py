@@ -61,7 +61,8 @@ class QTLearnerConfig(OptimizerConfig):
     ema_every: int = Field(default=5, gt=0)
     """updates between two such moves"""
     monte_carlo_clamp: bool = False
-    """bound targets from below by the return-to-go; for sparse rewards"""
+    """bound targets from below by the return-to-go; for sparse rewards, none of them negative: what a time limit cuts
+    off must not have been worse than nothing"""
     conservative_weight: float = Field(default=0.0, ge=0)
     """pulls the Q of bins not taken towards 0; for offline data"""
 
@@ -90,6 +91,7 @@ class Part(Protocol):
     """One network's training: what Learner composes."""
 
     name: str
+    optimizer: AdamStep
 
     @property
     def network(self) -> nn.Module: ...
@@ -303,6 +305,11 @@ class Learner:
                 bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
                 raise NonFiniteLossError(f"{', '.join(bad)} not finite at update {first + row}")
         return dict(zip(names, table.mean(dim=0).tolist(), strict=True))
+
+    def learning_rates(self) -> dict[str, float]:
+        """`lr_<part>` of the next update."""
+        progress = self.updates / self.total_updates
+        return {f"lr_{part.name}": part.optimizer.learning_rate(progress) for part in self.parts}
 
     def weights(self) -> Weights:
         """What policies need, as of now."""

@@ -83,7 +83,7 @@ def test_a_device_that_is_not_there_is_one_line(name):
     with pytest.raises(ConfigError) as error:
         choose_device(name)
     assert str(error.value).startswith(f"device={name}: ")
-    assert "want auto or cpu" in str(error.value)
+    assert "want one of auto, cpu" in str(error.value)
 
 
 def test_precision():

@@ -215,6 +215,12 @@ class TestTraining:
         assert (here / "run" / "curve.png").exists()
         assert len(list((here / "run" / "checkpoints").iterdir())) >= 1
 
+    def test_the_number_of_steps_given_twice_is_refused(self, here, capsys):
+        status, _, err = run_main(capsys, *TOY, "--set", "training.env_steps=160")
+        assert (status, err.count("\n")) == (2, 1)
+        assert "--env-steps and --set training.env_steps are the same setting" in err
+        assert not (here / "runs").exists()
+
     def test_resuming_what_is_finished_ends_at_once(self, trained, capsys):
         before = training_returns(trained / "0")
         status, _, _ = run_main(capsys, "train", "--resume", trained / "0")

@@ -12,7 +12,7 @@ from rich.console import Console
 from common.config import ConfigError
 from common.metrics import read_metrics
 from common.run_dir import RunDir
-from deploy.local import new_run, open_run
+from deploy.local import new_run, open_run, resume_run
 from deploy.progress import Progress
 from learner.update import NonFiniteLossError
 from tests.fakes import tiny_config
@@ -141,6 +141,21 @@ class TestAlternation:
         assert [line["updates"] for line in lines(run, "eval")] == [30]
         assert "no video: " in output.text  # a toy draws nothing
 
+    def test_a_stop_during_the_last_evaluation_is_obeyed(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        output = Output()
+        run.finish(output.progress, lambda: True)
+        assert lines(run, "eval") == []
+        assert "stopped before the last evaluation" in output.text
+
+    def test_learning_rates_are_reported(self, tmp_path):
+        run = start(tmp_path, "learner.tdm.schedule=linear")
+        train(run)
+        reported = lines(run, "update")
+        assert reported[0]["lr_tdm"] > reported[-1]["lr_tdm"]
+        assert {line["lr_qt"] for line in reported} == {run.config.learner.qt.learning_rate}
+
     def test_checkpoints_are_written_when_due(self, tmp_path):
         run = start(tmp_path, "training.checkpoint_every=160", "training.keep_checkpoints=2")
         train(run)
@@ -264,6 +279,31 @@ class TestResume:
         assert run.run_dir.metrics_path.read_bytes() == before
         assert resumed.counters.updates == 30
 
+    def test_finishing_what_is_finished_changes_nothing(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        run.finish(Output().progress)
+        before = run.run_dir.metrics_path.read_bytes()
+        open_run(run.run_dir).finish(Output().progress)
+        assert run.run_dir.metrics_path.read_bytes() == before
+
+    def test_a_run_killed_before_its_first_checkpoint_begins_again(self, tmp_path, whole, capsys):
+        run = start(tmp_path)
+        run.run_dir.metrics_path.write_text('{"kind": "train", "env_steps": 9999}\n')
+        again = resume_run(run.run_dir)
+        assert "starting from the beginning" in capsys.readouterr().out
+        train(again)
+        assert lines(again, "train") == lines(whole["qt-tdm"], "train")
+
+    def test_even_a_chain_of_sessions_with_no_time_at_all_gets_on(self, tmp_path, whole):
+        """Time ends a session between episodes and updates, never in them."""
+        run = start(tmp_path, "training.eval_every=240")
+        for _ in range(100):
+            calls = iter([False, True])
+            run.train(Output().progress, time_is_up=lambda calls=calls: next(calls, True))
+            run = open_run(run.run_dir)
+        assert_same_state(open_run(run.run_dir), open_run(whole["qt-tdm"].run_dir))
+
     def test_lines_after_the_checkpoint_are_made_again(self, tmp_path, whole):
         """Killed, not stopped: metrics went on after the last checkpoint."""
         run, stop = start(tmp_path, "training.eval_every=240"), STOPS["in the updates"]()
@@ -310,6 +350,19 @@ class TestDamage:
             (folder / "SHA256SUMS").write_text("")
         with pytest.raises(ConfigError, match="no checkpoint can be loaded"):
             open_run(run.run_dir)
+
+    @pytest.mark.parametrize("change", ["tdm.embed_dim=32", "discount=0.5", "replay.capacity=999"])
+    def test_a_checkpoint_that_does_not_fit_is_one_line(self, tmp_path, change):
+        run = start(tmp_path)
+        train(run)
+        with pytest.raises(ConfigError, match="its checkpoint does not fit its settings") as error:
+            open_run(run.run_dir, [change])
+        assert "\n" not in str(error.value)
+
+    def test_a_replay_beyond_memory_is_one_line_and_leaves_no_directory(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"replay\.capacity=1000000000000000 does not fit into memory"):
+            start(tmp_path, "replay.capacity=1000000000000000")
+        assert not (tmp_path / "run").exists()
 
     def test_no_checkpoint_yet_is_one_line(self, tmp_path):
         run = start(tmp_path)

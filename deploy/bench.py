@@ -351,7 +351,8 @@ def print_run_economies(path: Path, episodes: int, overrides: list[str]) -> None
             run.evaluate(1)
             seconds = float(np.median(timed.seconds))
             exact = exact or seconds
-            print(f"{label:26}{seconds / exact:6.2f}{run.evaluate(episodes).mean_return:9.1f}")
+            value = run.evaluate(episodes).mean_return
+            print(f"{label:26}{seconds / exact:6.2f}{value:9.1f}", flush=True)
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -213,7 +213,7 @@ class Planner:
         if c.noise_exponent > 0 and (self.colour is None or self.colour.device != device):
             self.colour = colour_factor(c.horizon, c.noise_exponent).to(device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def plan(self, observations: Tensor, state: PlanState, noise: Noise, explore: bool) -> Plan:
         """One decision for each environment: observations [E, M].
 

@@ -10,6 +10,7 @@ already has; so a kill loses and doubles nothing.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from common.batch import Batch
 from common.episode import Episode
 from replay.client import Draw, merge, shard_of
 from replay.codec import encode
+from replay.news import News, StoredEpisode, Totals
 from replay.samplers import Mass
 from replay.shard import ReplayShard, ShardConfig, ShardStats
 
@@ -54,6 +56,11 @@ class ShardActor(ReplayShard):
         """`mass` as numbers."""
         mass = self.mass()
         return mass.log_weight, mass.returns
+
+    def tell(self, since: int) -> list[Any]:
+        """`news` as nested lists of numbers."""
+        news = self.news(since)
+        return [[list(vars(e).values()) for e in news.episodes], news.cursor, list(vars(news.totals).values())]
 
 
 def start_shards(name: str, directory: Path, settings: ReplaySettings, seed: int, shards: int) -> list[Any]:
@@ -123,6 +130,17 @@ class RemoteReplay:
     def refresh(self) -> None:
         """Look at every shard's mass anew: those that were not drawn from lately may have grown."""
         self._masses = self._ask_masses()
+
+    def news(self, cursors: Sequence[int]) -> list[News]:
+        """What each shard has stored since its cursor (0, or that of its answer before); see ReplayShard.news."""
+        answers = [
+            shard.tell.options(concurrency_group="control").remote(cursor)
+            for shard, cursor in zip(self.shards, cursors, strict=True)
+        ]
+        return [
+            News([StoredEpisode(*e) for e in episodes], cursor, Totals(*totals))
+            for episodes, cursor, totals in self._get(answers, "the replay shards' news")
+        ]
 
     def stats(self) -> list[ShardStats]:
         """Where each shard stands."""

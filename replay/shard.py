@@ -3,11 +3,13 @@
     actor   --record--> insert     known already? -> checked -> on disk -> in memory -> acknowledged
     learner <--Batch--- sample     from memory only
                         mass       how much of a batch this shard's share is (samplers.shares)
+            <--News---- news       which episodes were stored since it last asked
     a new process in the same directory starts with the same episodes
 
 On disk are the log of episodes (replay/segments.py) and a snapshot of what it does not tell: which episodes there were
-before its beginning, visit counts, random state. Starting is always the same: the snapshot, then every later record.
-It is taken when a segment is deleted and by `save_state`; visits and random numbers after it are lost by a kill.
+before its beginning and their sums, visit counts, random state. Starting is always the same: the snapshot, then every
+later record. It is taken when a segment is deleted and by `save_state`; visits and random numbers after it are lost by
+a kill.
 
 Choice: `load_state` goes back to exactly what was stored at its checkpoint, and forgets later episodes. Why: actors and
 learner go back too, will collect those episodes' numbers again, and the run repeats bit for bit where it can. Whoever
@@ -18,8 +20,9 @@ from __future__ import annotations
 
 import threading
 import zlib
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +34,12 @@ from common.config import Config
 from common.episode import Episode
 from replay.buffer import Replay, ReplayConfig
 from replay.codec import decode, seal, unseal
+from replay.news import MOST_EPISODES, News, StoredEpisode, Totals
 from replay.samplers import Mass
 from replay.seen import Seen
 from replay.segments import SegmentConfig, SegmentLog, replace_file
 
-VERSION = 1
+VERSION = 2
 """Format of the snapshot; raised whenever its keys or their meaning change."""
 
 
@@ -64,6 +68,8 @@ class ShardStats:
     """decisions ever inserted, evicted ones included"""
     inserted_episodes: int
     """episodes ever inserted, evicted ones included"""
+    inserted_env_steps: int
+    """simulator steps of those"""
     bytes_on_disk: int
     """size of the log"""
     dropped_records: int
@@ -98,8 +104,9 @@ class ReplayShard:
         self._writing, self._sampling = threading.Lock(), threading.Lock()  # taken in this order
         self._log = SegmentLog(directory, config.log)
         self._replay, self._seen = self._new_replay(), Seen()
-        self._stored: deque[tuple[int, bytes]] = deque()  # log number and CRC32 of each stored episode, oldest first
-        self._before = 0  # decisions inserted that self._replay.inserted does not count: only after damage on disk
+        self._stored: deque[StoredEpisode] = deque()  # oldest first
+        self._checksums: deque[bytes] = deque()  # CRC32 of the record of each
+        self._inserted = Totals()
         self._pins: list[int] = []  # for each kept state, oldest first, the oldest log number it needs
         self._duplicates = self._batches = 0
         try:
@@ -124,7 +131,7 @@ class ReplayShard:
             sequence = self._log.append(record)
             with self._sampling:
                 self._store(sequence, record, episode)
-            if self._log.can_discard(oldest := min([self._stored[0][0], *self._pins])):
+            if self._log.can_discard(oldest := min([self._stored[0].sequence, *self._pins])):
                 with self._sampling:
                     snapshot = self._snapshot()
                 self._write_snapshot(snapshot)  # first: it remembers the names of the episodes that go
@@ -142,6 +149,22 @@ class ReplayShard:
         """Sampling weight of all that is stored, for samplers.shares; log_weight -inf while nothing is."""
         with self._sampling:
             return self._replay.mass()
+
+    def news(self, since: int) -> News:
+        """The stored episodes with log numbers from `since` (0, or the `cursor` of the answer before), and totals.
+
+        Asking on from cursor to cursor tells of every episode once, also across restarts, except of those evicted in
+        between: `totals` has them. After `load_state` ask with the cursor of that checkpoint. A power cut may take
+        episodes that were told of already (SegmentConfig.fsync); their numbers are then given to others.
+        Waits for one batch at most, never for the disk.
+        """
+        with self._sampling:
+            first = bisect_left(self._stored, since, key=lambda episode: episode.sequence)
+            count = min(len(self._stored) - first, MOST_EPISODES)
+            episodes = [self._stored[i] for i in range(first, first + count)]
+            end = self._stored[-1].sequence + 1 if self._stored else 0
+            cursor = episodes[-1].sequence + 1 if episodes else min(since, end)  # beyond the end: after a power cut
+            return News(episodes, cursor, self._inserted)
 
     def next_number(self, actor: int) -> int:
         """The number from which on this actor's episodes are new here: where a restarted actor goes on counting."""
@@ -171,7 +194,7 @@ class ReplayShard:
                 want = f"{here.start} to {here.stop - 1}, which are on disk"
                 raise ValueError(f"replay state: got records {first} to {stop}, want them within {want}")
             records = list(self._log.read(first, stop))
-            if _digest(records) != content["digest"]:
+            if _digest(record[:4] for _, record in records) != content["digest"]:
                 raise ValueError(f"replay state: records {first} to {stop} on disk are damaged or of another history")
             self._take_over(content, records)
             self._write_snapshot(state)
@@ -179,12 +202,14 @@ class ReplayShard:
 
     def stats(self) -> ShardStats:
         """Where this shard stands; takes no lock, so that looking at it never waits."""
+        inserted = self._inserted
         return ShardStats(
             decisions=self._replay.decisions,
             episodes=self._replay.num_episodes,
             fill=self._replay.fill,
-            inserted_decisions=self._before + self._replay.inserted,
-            inserted_episodes=self._log.next_sequence,
+            inserted_decisions=inserted.decisions,
+            inserted_episodes=inserted.episodes,
+            inserted_env_steps=inserted.env_steps,
             bytes_on_disk=self._log.bytes_on_disk,
             dropped_records=self._log.dropped,
             duplicates=self._duplicates,
@@ -204,13 +229,16 @@ class ReplayShard:
     def _store(self, sequence: int, record: bytes, episode: Episode) -> None:
         self._seen.add(episode.actor, episode.number)
         self._replay.add(episode)
-        self._stored.append((sequence, record[:4]))
+        self._stored.append(StoredEpisode.of(sequence, episode))
+        self._checksums.append(record[:4])
+        self._inserted = self._inserted.plus(self._stored[-1])
         while len(self._stored) > self._replay.num_episodes:  # evicted
             self._stored.popleft()
+            self._checksums.popleft()
 
     def _oldest(self) -> int:
         """Log number of the oldest stored episode; of the next one if there is none."""
-        return self._stored[0][0] if self._stored else self._log.next_sequence
+        return self._stored[0].sequence if self._stored else self._log.next_sequence
 
     def _recover(self) -> None:
         """The snapshot, if there is one, then every later record."""
@@ -220,7 +248,7 @@ class ReplayShard:
             first, stop = content["sequences"]
             records = list(self._log.read(first, stop))
             self._take_over(content, records)
-            damaged = _digest(records) != content["digest"]
+            damaged = _digest(self._checksums) != content["digest"]
         for sequence, record in self._log.read(stop):
             self._store(sequence, record, decode(record))
         if damaged:
@@ -231,16 +259,22 @@ class ReplayShard:
 
         ValueError, and no change, for other settings.
         """
-        replay = self._new_replay()
-        episodes = (decode(record) for _, record in records)
-        if _digest(records) == content["digest"]:
-            replay.load(content["replay"], episodes)
+        replay, stored = self._new_replay(), deque[StoredEpisode]()
+
+        def episodes() -> Iterator[Episode]:
+            for sequence, record in records:
+                episode = decode(record)
+                stored.append(StoredEpisode.of(sequence, episode))
+                yield episode
+
+        checksums = deque(record[:4] for _, record in records)
+        if _digest(checksums) == content["digest"]:
+            replay.load(content["replay"], episodes())
         else:
-            for episode in episodes:
+            for episode in episodes():
                 replay.add(episode)
-        self._replay, self._seen, self._pins = replay, Seen(content["seen"]), content["pins"]
-        self._stored = deque((sequence, record[:4]) for sequence, record in records)
-        self._before = content["inserted"] - replay.inserted
+        self._replay, self._stored, self._checksums = replay, stored, checksums
+        self._seen, self._pins, self._inserted = Seen(content["seen"]), content["pins"], Totals(*content["inserted"])
 
     def _snapshot(self) -> bytes:
         """All that the log does not tell."""
@@ -248,8 +282,8 @@ class ReplayShard:
             {
                 "version": VERSION,
                 "sequences": [self._oldest(), self._log.next_sequence],
-                "digest": _digest(self._stored),
-                "inserted": self._before + self._replay.inserted,
+                "digest": _digest(self._checksums),
+                "inserted": list(vars(self._inserted).values()),
                 "seen": self._seen.items(),
                 "pins": self._pins,
                 "replay": self._replay.state(),
@@ -262,9 +296,9 @@ class ReplayShard:
         replace_file(self._snapshot_path, snapshot)
 
 
-def _digest(records: Iterable[tuple[int, bytes]]) -> int:
-    """Tells one row of (number, record) from another, by the CRC32 that each record begins with."""
-    return zlib.crc32(b"".join(record[:4] for _, record in records))
+def _digest(checksums: Iterable[bytes]) -> int:
+    """Tells one row of records from another, by the CRC32 that each begins with."""
+    return zlib.crc32(b"".join(checksums))
 
 
 def _unseal_snapshot(snapshot: bytes) -> dict[str, Any]:

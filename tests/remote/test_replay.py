@@ -100,6 +100,27 @@ def test_killed_in_the_middle_nothing_acknowledged_is_lost_or_doubled(replay):
     assert sum(s.inserted_decisions for s in stats) == 400
 
 
+def test_news_are_told_once_across_a_kill(replay):
+    told, cursors = [], [0, 0]
+
+    def listen() -> int:
+        answers = replay.news(cursors)
+        for i, news in enumerate(answers):
+            told.extend((e.actor, e.number, e.decisions, e.episode_return, e.success) for e in news.episodes)
+            cursors[i] = news.cursor
+        return sum(news.totals.env_steps for news in answers)
+
+    for number in range(10):
+        replay.insert(episode(0, number))
+    assert listen() == 100
+    os.kill(process_of(replay.shards[0]), signal.SIGKILL)
+    for number in range(10, 20):
+        replay.insert(episode(0, number))
+    assert listen() == 200
+    assert listen() == 200
+    assert sorted(told) == [(0, number, 10, 10.0, None) for number in range(20)]
+
+
 def test_a_batch_that_does_not_come_says_who_waits_for_what(replay):
     replay.insert(episode(0, 0))
     replay.insert(episode(0, 1))

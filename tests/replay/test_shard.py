@@ -15,6 +15,7 @@ from common.batch import Batch
 from common.episode import Episode
 from replay.buffer import Replay, ReplayConfig
 from replay.codec import decode, encode, seal, unseal
+from replay.news import MOST_EPISODES, StoredEpisode, Totals
 from replay.samplers import Mass, shares
 from replay.segments import SegmentConfig
 from replay.shard import ReplayShard, ShardConfig
@@ -66,6 +67,12 @@ def newest_that_fit(model: list[bytes], capacity: int) -> list[bytes]:
     return kept
 
 
+def totals_of(model: list[bytes]) -> Totals:
+    """Sums over all these."""
+    episodes = [decode(record) for record in model]
+    return Totals(len(model), sum(e.decisions for e in episodes), sum(e.env_steps for e in episodes))
+
+
 def segments(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.segment"))
 
@@ -79,14 +86,14 @@ def assert_same_batches(one: ReplayShard, other: ReplayShard, batches: int = 3) 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_a_list_of_episodes(tmp_path, sampler, seed):
-    """Inserts, repeated inserts, restarts, torn tails, saved and loaded states, in any order."""
+    """Inserts, repeated inserts, restarts, torn tails, saved and loaded states, news asked for, in any order."""
     rng, config = random.Random(seed), {"sampler": sampler, "capacity": 60}
     shard = open_shard(tmp_path, **config)
     model: list[bytes] = []  # every record ever inserted
-    saved: list[tuple[bytes, int]] = []  # states, and how long the model was
-    inserts, rewound = 0, 0
-    for _ in range(120):
-        match rng.choice(["insert"] * 6 + ["again"] * 2 + ["restart", "torn", "sample", "save", "load"]):
+    saved: list[tuple[bytes, int, int]] = []  # states, how long the model was, how far its news were told
+    inserts, rewound, told = 0, 0, 0
+    for _ in range(140):
+        match rng.choice(["insert"] * 6 + ["again"] * 2 + ["restart", "torn", "sample", "save", "load", "news"]):
             case "insert":
                 actor = rng.randrange(3)
                 number = shard.next_number(actor) + rng.choice([0, 0, 0, 2])
@@ -107,17 +114,24 @@ def test_equals_a_list_of_episodes(tmp_path, sampler, seed):
             case "sample" if model:
                 shard.sample(16)
             case "save":
-                saved = [*saved, (shard.save_state(), len(model))][-3:]
+                saved = [*saved, (shard.save_state(), len(model), told)][-3:]
             case "load" if saved:
                 saved = saved[: rng.randint(1, len(saved))]
-                state, count = saved[-1]
+                state, count, told = saved[-1]
                 shard.load_state(state)
                 rewound += len(model) - count
                 del model[count:]
+            case "news":
+                news, kept = shard.news(told), newest_that_fit(model, 60)
+                want = list(enumerate(model))[max(told, len(model) - len(kept)) :]
+                assert news.episodes == [StoredEpisode.of(n, decode(record)) for n, record in want]
+                told = news.cursor
+                assert told == len(model)
         assert stored(shard) == newest_that_fit(model, 60)
         stats = shard.stats()
-        assert stats.inserted_episodes == len(model)
-        assert stats.inserted_decisions == sum(decode(record).decisions for record in model)
+        assert shard.news(told).totals == totals_of(model)
+        inserted = (stats.inserted_episodes, stats.inserted_decisions, stats.inserted_env_steps)
+        assert Totals(*inserted) == totals_of(model)
         assert stats.decisions == sum(decode(record).decisions for record in stored(shard))
         assert (stats.episodes, stats.fill) == (len(stored(shard)), stats.decisions / 60)
         assert stats.bytes_on_disk == sum(path.stat().st_size for path in segments(tmp_path))
@@ -314,7 +328,7 @@ def test_a_directory_of_other_settings_is_refused(tmp_path):
     shard.close()
     with pytest.raises(ValueError, match=f"{tmp_path}: replay state: got settings"):
         open_shard(tmp_path, capacity=50)
-    with pytest.raises(ValueError, match="got version 9, want 1"):
+    with pytest.raises(ValueError, match="got version 9, want 2"):
         open_shard(tmp_path).load_state(seal({**unseal(state), "version": 9}))
     (tmp_path / "snapshot").write_bytes(state[:-1])
     with pytest.raises(ValueError, match="replay snapshot: damaged record"):
@@ -331,6 +345,108 @@ for number in range(1_000_000):
     assert shard.insert(encode(make_episode(number, actor=number % 3)))
     print(number, flush=True)
 """
+
+
+def test_news_are_what_was_stored_and_plain_numbers(tmp_path):
+    shard = open_shard(tmp_path)
+    assert shard.news(0).cursor == 0
+    first = replace(make_episode(4, actor=2, reward=0.5), success=1.0, oldest_weights=7, newest_weights=9)
+    shard.insert(encode(first))
+    shard.insert(encode(make_episode(5, actor=2)))
+    news = shard.news(0)
+    assert vars(news.episodes[0]) == {
+        "sequence": 0,
+        "actor": 2,
+        "number": 4,
+        "decisions": 5,
+        "env_steps": 10,
+        "episode_return": 2.5,
+        "success": 1.0,
+        "oldest_weights": 7,
+        "newest_weights": 9,
+    }
+    assert news.episodes[1].success is None
+    assert {type(value) for value in vars(news.episodes[0]).values()} == {int, float}
+    assert (news.cursor, news.totals) == (2, Totals(2, 10, 20))
+    assert shard.news(news.cursor).episodes == []
+    assert shard.news(news.cursor).cursor == news.cursor
+
+
+def test_news_come_in_portions(tmp_path):
+    shard, cursor, told = open_shard(tmp_path, capacity=10_000, max_segment_bytes=10**6), 0, []
+    for number in range(2 * MOST_EPISODES + 1):
+        shard.insert(encode(make_episode(number, 1)))
+    for want in (MOST_EPISODES, MOST_EPISODES, 1, 0):
+        news = shard.news(cursor)
+        assert len(news.episodes) == want
+        assert news.totals.episodes == 2 * MOST_EPISODES + 1
+        told, cursor = told + [episode.number for episode in news.episodes], news.cursor
+    assert told == list(range(2 * MOST_EPISODES + 1))
+
+
+def test_news_of_evicted_episodes_are_only_in_the_totals(tmp_path):
+    shard = open_shard(tmp_path)
+    for number in range(30):
+        shard.insert(encode(make_episode(number)))
+    news = shard.news(3)
+    assert [episode.number for episode in news.episodes] == list(range(22, 30))
+    assert (news.cursor, news.totals) == (30, Totals(30, 150, 300))
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_news_after_damage(tmp_path, save):
+    """What was told is not told again, the rest is, and totals that a snapshot had counted stay."""
+    shard = open_shard(tmp_path)
+    for number in range(6):
+        shard.insert(encode(make_episode(number)))
+    cursor = shard.news(0).episodes[2].sequence + 1
+    if save:
+        shard.save_state()
+    shard.close()
+    with segments(tmp_path)[0].open("r+b") as file:
+        file.seek(400)  # in the second record, told of already
+        file.write(b"damage")
+    with segments(tmp_path)[-1].open("r+b") as file:
+        file.seek(-5, 2)  # in the last
+        file.write(b"d")
+    for _ in range(2):
+        shard = open_shard(tmp_path)
+        news = shard.news(cursor)
+        assert [episode.number for episode in news.episodes] == [3, 4]
+        assert news.totals == (Totals(6, 30, 60) if save else Totals(4, 20, 40))
+        shard.close()
+    shard = open_shard(tmp_path)
+    assert shard.news(100).cursor == news.cursor  # the log had been longer: go on from where it ends now
+    assert shard.insert(encode(make_episode(6)))
+    assert [episode.number for episode in shard.news(news.cursor).episodes] == [6]
+    assert shard.news(0).totals == (Totals(7, 35, 70) if save else Totals(5, 25, 50))
+
+
+def test_news_while_several_threads_insert_tell_of_every_episode_once(tmp_path):
+    shard, told, cursor, errors = open_shard(tmp_path, capacity=10_000, max_segment_bytes=10**6), [], 0, []
+
+    def insert(actor: int) -> None:
+        try:
+            for number in range(150):
+                shard.insert(encode(make_episode(number, 1 + number % 3, actor)))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=insert, args=(actor,)) for actor in range(4)]
+    for thread in threads:
+        thread.start()
+    running = True
+    while running:
+        running = any(thread.is_alive() for thread in threads)  # looked at before asking, so the last answer has all
+        news = shard.news(cursor)
+        told, cursor = told + news.episodes, news.cursor
+        assert news.totals.episodes == len(told)
+        assert news.totals.env_steps == sum(episode.env_steps for episode in told)
+        if told:
+            shard.sample(8)
+    assert not errors
+    assert sorted((e.actor, e.number) for e in told) == [(a, n) for a in range(4) for n in range(150)]
+    assert [e.sequence for e in told] == list(range(600))
 
 
 @pytest.mark.parametrize("capacity", [50_000, 40])

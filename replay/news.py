@@ -2,8 +2,8 @@
 
     learner --since: its cursor-->  shard.news  --News: episodes, next cursor, totals-->  learner
 
-A cursor is a log sequence number. The learner keeps one per shard in its checkpoint, so that what it has counted is what
-is durable: whoever dies, it asks again from there.
+A cursor is a log sequence number. The learner keeps one per shard in its checkpoint, so that what it has counted is
+what is durable: whoever dies, it asks again from there.
 """
 
 from __future__ import annotations

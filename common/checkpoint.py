@@ -34,8 +34,12 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `save` was given, on the CPU. `skipped` says, a line each, which newer checkpoints were damaged and how."""
+    """What `save` was given, on the CPU, and the folder it is in.
 
+    `skipped` says, a line each, which newer checkpoints were damaged and how.
+    """
+
+    folder: Path
     step: int
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
@@ -83,15 +87,16 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(f"{self.directory}: cannot save the checkpoint of step {step} ({error})") from error
 
-    def load_latest(self) -> Checkpoint | None:
+    def load_latest(self, blobs: bool = True) -> Checkpoint | None:
         """The newest checkpoint whose checksums hold; None where none was ever saved.
 
+        blobs=False leaves those unread: a replay is far larger than all else, and acting needs none.
         Raises CheckpointError when every one is damaged, or the newest sound one has a newer format than this program.
         """
         skipped: list[str] = []
         for folder in reversed(self._folders()):
             try:
-                return _read(folder, skipped)
+                return _read(folder, skipped, blobs)
             except (OSError, ValueError) as error:
                 skipped.append(f"skipped checkpoint {folder.name}: {error}")
         if skipped:
@@ -153,7 +158,15 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(folder: Path, skipped: list[str]) -> Checkpoint:
+def load_checkpoint(folder: Path, blobs: bool = True) -> Checkpoint:
+    """The checkpoint in that folder, blobs as in `load_latest`. Raises CheckpointError when it is damaged."""
+    try:
+        return _read(folder, [], blobs)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot load the checkpoint ({error})") from None
+
+
+def _read(folder: Path, skipped: list[str], with_blobs: bool) -> Checkpoint:
     """Load one folder; OSError or ValueError when it is damaged, CheckpointError when its format is too new."""
     read = _verified_reader(folder)
     head = json.loads(read("checkpoint.json"))
@@ -162,8 +175,8 @@ def _read(folder: Path, skipped: list[str]) -> Checkpoint:
             f"{folder}: has format {head['format']}, this version reads up to {FORMAT_VERSION}; use a newer qttdm"
         )
     tensors = safetensors.torch.load(read("tensors.safetensors"))
-    blobs = {name: read(f"blobs/{name}") for name in head["blobs"]}
-    return Checkpoint(head["step"], tensors, head["meta"], blobs, skipped)
+    blobs = {name: read(f"blobs/{name}") for name in head["blobs"]} if with_blobs else {}
+    return Checkpoint(folder, head["step"], tensors, head["meta"], blobs, skipped)
 
 
 def _verified_reader(folder: Path) -> Callable[[str], bytes]:

@@ -9,16 +9,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
+from actors.evaluation import Evaluation, evaluate, film
 from common.config import ConfigError
-from common.environments.task_env import TaskSpec
+from common.environments.make import make_env
+from common.environments.task_env import TaskEnv, TaskSpec
 from common.qt import QT
 from common.tdm import TDM
-from deploy.run_config import RunConfig
+from deploy.run_config import RunConfig, check_fits
 from learner.update import Learner, Part, QTLearner, TDMLearner
 from planner_service.planner import Planner
-from planner_service.policy import GreedyPolicy, MPCPolicy, Policy
+from planner_service.policy import GreedyPolicy, MPCPolicy
 
 
 def choose_device(name: str) -> torch.device:
@@ -62,7 +67,7 @@ def make_learner(config: RunConfig, spec: TaskSpec, device: torch.device) -> Lea
     return Learner(config.learner, parts, device, total_updates, use_bfloat16(config, device))
 
 
-def make_policy(config: RunConfig, spec: TaskSpec, device: torch.device) -> Policy:
+def make_policy(config: RunConfig, spec: TaskSpec, device: torch.device) -> MPCPolicy | GreedyPolicy:
     """What acts with the learner's weights: a copy of its own, to be filled with `load`."""
     with torch.random.fork_rng(
         devices=[]
@@ -77,3 +82,38 @@ def make_policy(config: RunConfig, spec: TaskSpec, device: torch.device) -> Poli
 def exploration(config: RunConfig, env_steps: int) -> float:
     """How much the collecting agent explores now, in [0, 1]: scheduled for qt; a planner explores as configured."""
     return config.epsilon.at(env_steps / config.training.env_steps) if config.agent == "qt" else 1.0
+
+
+class Agent:
+    """A policy and its task: it acts, is evaluated and filmed, with whatever weights `policy.load` was given."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """ConfigError if the settings do not fit together or to the task. Sets torch's number of threads."""
+        self.config = config
+        self.device = choose_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.env = make_env(config.task, config.env)
+        self.spec = self.env.task_spec
+        check_fits(config, self.spec)
+        self.policy = make_policy(config, self.spec, self.device)
+        self._eval_envs: list[TaskEnv] = []
+
+    def evaluate(self, episodes: int, should_stop: Callable[[], bool] = lambda: False) -> Evaluation:
+        """The current weights, in environments of their own."""
+        while len(self._eval_envs) < episodes:
+            self._eval_envs.append(make_env(self.config.task, self.config.env))
+        return evaluate(self._eval_envs[:episodes], self.policy, self.config.seed, should_stop)
+
+    def film(self, should_stop: Callable[[], bool] = lambda: False) -> list[Any]:
+        """Frames of the first evaluation episode with the current weights. RenderError where nothing can draw."""
+        env = make_env(self.config.task, self.config.env)
+        try:
+            return film(env, self.policy, self.config.seed, should_stop)
+        finally:
+            env.close()
+
+    @property
+    def frames_per_second(self) -> float:
+        """For a video in which one frame is one decision: the simulator's own rate over the action repeat."""
+        return self.env.metadata.get("render_fps", 30) / self.spec.action_repeat

@@ -22,14 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.evaluation import evaluate
 from common.batch import Batch
 from common.config import ConfigError, load_config
+from common.environments.make import make_env
 from common.environments.task_env import TaskSpec
 from common.run_dir import RunDir
 from common.weights import Weights
 from deploy.agent import choose_device, make_learner, make_policy
-from deploy.local import open_run
 from deploy.run_config import RunConfig, preset_path
+from deploy.trained import TrainedAgent
 from planner_service.policy import MPCPolicy
 
 
@@ -341,17 +343,18 @@ def print_run_economies(path: Path, episodes: int, overrides: list[str]) -> None
     if config.agent == "qt":
         raise ConfigError(f"{path}: agent=qt does not plan, so it has no planner to economise on")
     print(f"{'economy':26}{'time':>6}{'return':>9}   ({config.task}, {episodes} episodes; time 1 is the exact planner)")
+    envs = [make_env(config.task, config.env) for _ in range(episodes)]
     exact = 0.0
     for label, changes in economies(config.planner.elites).items():
         planner = [f"planner.{key}={value}" for key, value in (EXACT | changes).items()]
         with cpu_threads(torch.get_num_threads()):  # a run sets its own number
-            run = open_run(run_dir, [*overrides, *planner])
-            assert isinstance(run.policy, MPCPolicy)
-            timed = run.policy = TimedPolicy(run.policy)
-            run.evaluate(1)
+            policy = TrainedAgent(path, [*overrides, *planner]).policy
+            assert isinstance(policy, MPCPolicy)
+            timed = TimedPolicy(policy)
+            evaluate(envs[:1], timed, config.seed)
             seconds = float(np.median(timed.seconds))
             exact = exact or seconds
-            value = run.evaluate(episodes).mean_return
+            value = evaluate(envs, timed, config.seed).mean_return
             print(f"{label:26}{seconds / exact:6.2f}{value:9.1f}", flush=True)
 
 

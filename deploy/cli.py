@@ -110,20 +110,20 @@ def check_task(config: RunConfig) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Evaluate a run's newest checkpoint."""
-    from deploy.local import open_run
+    """Evaluate a run's newest checkpoint, or the one named."""
+    from deploy.trained import TrainedAgent
     from deploy.video import write_video
 
-    run = open_run(RunDir.open(options.run), options.set)
+    agent = TrainedAgent(options.run, options.set)
     started = time.monotonic()
-    result = run.evaluate(options.episodes)
+    result = agent.evaluate(options.episodes)
     for i, episode_return in enumerate(result.returns):
         print(f"episode {i}: return {episode_return:.1f}")
     success = "" if result.success is None else f", success {result.success:.0%}"
     print(f"mean return {result.mean_return:.1f}{success}, {time.monotonic() - started:.1f} s")
     if options.video:
-        write_video(run.film(), run.run_dir.video_path, run.frames_per_second)
-        print(f"video: {run.run_dir.video_path}")
+        write_video(agent.film(), agent.run_dir.video_path, agent.frames_per_second)
+        print(f"video: {agent.run_dir.video_path}")
 
 
 def plot(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -19,18 +19,17 @@ import msgpack
 import torch
 
 from actors.episodes import Stopped, run_episodes
-from actors.evaluation import Evaluation, evaluate, film
-from common.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from actors.evaluation import Evaluation
+from common.checkpoint import Checkpoint, CheckpointStore
 from common.config import ConfigError, dump_config, load_config
-from common.environments.make import make_env
 from common.environments.rendering import RenderError
-from common.environments.task_env import TaskEnv
 from common.metrics import MetricsWriter
 from common.run_dir import RunDir
 from common.seeding import derive_seed
-from deploy.agent import choose_device, exploration, make_learner, make_policy
+from deploy.agent import Agent, exploration, make_learner
 from deploy.progress import Progress
-from deploy.run_config import RunConfig, check_fits
+from deploy.run_config import RunConfig
+from deploy.trained import newest_checkpoint
 from deploy.video import VideoError, write_video
 from learner.update import NonFiniteLossError
 from planner_service.policy import RandomPolicy
@@ -63,15 +62,11 @@ class LocalRun:
     def __init__(self, config: RunConfig, run_dir: RunDir, checkpoint: Checkpoint | None = None) -> None:
         """A fresh run, or the continuation of one. ConfigError if the settings do not fit together or to the task."""
         self.config, self.run_dir = config, run_dir
-        self.device = choose_device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        self.env = make_env(config.task, config.env)
-        spec = self.spec = self.env.task_spec
-        check_fits(config, spec)
+        self.agent = Agent(config)
+        self.device, self.env, self.policy = self.agent.device, self.agent.env, self.agent.policy
+        spec = self.agent.spec
         torch.manual_seed(derive_seed(config.seed, "learner"))
         self.learner = make_learner(config, spec, self.device)
-        self.policy = make_policy(config, spec, self.device)
         self.random_policy = RandomPolicy(spec.action_dim)
         replay_seed = derive_seed(config.seed, "replay")
         try:
@@ -82,7 +77,6 @@ class LocalRun:
             raise ConfigError(f"replay.capacity={config.replay.capacity} does not fit into memory ({error})") from None
         self.store = CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints)
         self.counters = Counters()
-        self._eval_envs: list[TaskEnv] = []
         self._metrics_bytes = 0
         if checkpoint is not None:
             try:
@@ -91,7 +85,7 @@ class LocalRun:
                 reason = str(error).strip().splitlines()[0]
                 raise ConfigError(
                     f"{run_dir.path}: its checkpoint does not fit its settings ({reason}); undo the change to "
-                    f"config.yaml or --set"
+                    f"config.yaml"
                 ) from error
         self._started = time.monotonic() - self.counters.wall_seconds
 
@@ -137,7 +131,8 @@ class LocalRun:
             if self.counters.evaluated_updates != self.counters.updates:
                 self._evaluate(progress, should_stop)
                 self.save()
-            write_video(self.film(should_stop), self.run_dir.video_path, self.frames_per_second)
+            self.policy.load(self.learner.weights())
+            write_video(self.agent.film(should_stop), self.run_dir.video_path, self.agent.frames_per_second)
             progress.note(f"video: {self.run_dir.video_path}")
         except Stopped:
             progress.note("stopped before the last evaluation and the video were done")
@@ -146,24 +141,8 @@ class LocalRun:
 
     def evaluate(self, episodes: int, should_stop: Callable[[], bool] = lambda: False) -> Evaluation:
         """The current weights, in environments of their own."""
-        while len(self._eval_envs) < episodes:
-            self._eval_envs.append(make_env(self.config.task, self.config.env))
         self.policy.load(self.learner.weights())
-        return evaluate(self._eval_envs[:episodes], self.policy, self.config.seed, should_stop)
-
-    def film(self, should_stop: Callable[[], bool] = lambda: False) -> list[Any]:
-        """Frames of the first evaluation episode with the current weights. RenderError where nothing can draw."""
-        self.policy.load(self.learner.weights())
-        env = make_env(self.config.task, self.config.env)
-        try:
-            return film(env, self.policy, self.config.seed, should_stop)
-        finally:
-            env.close()
-
-    @property
-    def frames_per_second(self) -> float:
-        """For a video in which one frame is one decision: the simulator's own rate over the action repeat."""
-        return self.env.metadata.get("render_fps", 30) / self.spec.action_repeat
+        return self.agent.evaluate(episodes, should_stop)
 
     def save(self) -> None:
         """An atomic checkpoint of everything; at this point nothing is lost by a kill."""
@@ -275,28 +254,19 @@ class LocalRun:
         self.counters.wall_seconds = time.monotonic() - self._started
 
 
-def open_run(run_dir: RunDir, overrides: Sequence[str] = ()) -> LocalRun:
-    """The run in that directory, as its newest good checkpoint left it. ConfigError if it has none.
-
-    overrides: `KEY=VALUE` settings to evaluate it with, such as another planner's.
-    """
-    config = load_config(RunConfig, run_dir.config_path, overrides=overrides)
-    store = CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints)
-    try:
-        checkpoint = store.load_latest()
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
-    if checkpoint is None:
-        raise ConfigError(f"{run_dir.path}: no checkpoint to go on from; start anew with another --run-dir")
-    for message in checkpoint.skipped:
-        print(message)
+def open_run(run_dir: RunDir) -> LocalRun:
+    """The run in that directory, as its newest good checkpoint left it. ConfigError if it cannot go on from that."""
+    config = load_config(RunConfig, run_dir.config_path)
+    checkpoint = newest_checkpoint(run_dir)
+    if "replay.episodes" not in checkpoint.blobs:  # shards keep a cluster's episodes
+        raise ConfigError(f"{run_dir.path}: trained on a cluster; go on with: qttdm cluster resume NAME")
     return LocalRun(config, run_dir, checkpoint)
 
 
 def resume_run(run_dir: RunDir) -> LocalRun:
     """As `open_run`; a run that was killed before its first checkpoint begins again."""
     config = load_config(RunConfig, run_dir.config_path)
-    if CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints).newest() is None:
+    if CheckpointStore(run_dir.checkpoints_dir).newest() is None:
         print(f"{run_dir.path}: there is no checkpoint yet, starting from the beginning")
         return LocalRun(config, run_dir)
     return open_run(run_dir)

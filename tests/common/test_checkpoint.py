@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError, CheckpointStore
+from common.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
 
 
 def contents(step: int) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, bytes]]:
@@ -90,7 +90,16 @@ def test_tensors_that_share_memory(store: CheckpointStore) -> None:
 
 def test_no_tensors_and_no_blobs(store: CheckpointStore) -> None:
     store.save(1, {}, {}, {"empty": b""})
-    assert store.load_latest() == Checkpoint(1, {}, {}, {"empty": b""}, [])
+    assert store.load_latest() == Checkpoint(newest(store), 1, {}, {}, {"empty": b""}, [])
+
+
+def test_blobs_are_read_only_when_asked_for(store: CheckpointStore) -> None:
+    save(store, 1)
+    (newest(store) / "blobs" / "replay").write_bytes(b"damaged")
+    for loaded in (store.load_latest(blobs=False), load_checkpoint(newest(store), blobs=False)):
+        assert (loaded.step, loaded.blobs) == (1, {})
+    with pytest.raises(CheckpointError, match="cannot load the checkpoint"):
+        load_checkpoint(newest(store))
 
 
 FILES = ["tensors.safetensors", "checkpoint.json", "blobs/replay", "SHA256SUMS"]

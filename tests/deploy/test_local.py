@@ -9,11 +9,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from common.config import ConfigError
+from common.config import ConfigError, dump_config, load_config
 from common.metrics import read_metrics
 from common.run_dir import RunDir
 from deploy.local import new_run, open_run, resume_run
 from deploy.progress import Progress
+from deploy.run_config import RunConfig
+from deploy.trained import TrainedAgent
 from learner.update import NonFiniteLossError
 from tests.fakes import tiny_config
 
@@ -355,8 +357,10 @@ class TestDamage:
     def test_a_checkpoint_that_does_not_fit_is_one_line(self, tmp_path, change):
         run = start(tmp_path)
         train(run)
+        config = load_config(RunConfig, run.run_dir.config_path, overrides=[change])
+        run.run_dir.config_path.write_text(dump_config(config))
         with pytest.raises(ConfigError, match="its checkpoint does not fit its settings") as error:
-            open_run(run.run_dir, [change])
+            open_run(run.run_dir)
         assert "\n" not in str(error.value)
 
     def test_a_replay_beyond_memory_is_one_line_and_leaves_no_directory(self, tmp_path):
@@ -366,8 +370,15 @@ class TestDamage:
 
     def test_no_checkpoint_yet_is_one_line(self, tmp_path):
         run = start(tmp_path)
-        with pytest.raises(ConfigError, match="no checkpoint to go on from"):
+        with pytest.raises(ConfigError, match="there is no checkpoint in it yet"):
             open_run(run.run_dir)
+
+    def test_a_clusters_run_is_not_trained_on_here(self, tmp_path):
+        """Its checkpoints hold the learner and no episodes: shards keep those."""
+        run = start(tmp_path)
+        run.store.save(0, run.learner.state(), {"counters": {}}, {})
+        with pytest.raises(ConfigError, match="trained on a cluster; go on with: qttdm cluster resume NAME"):
+            resume_run(run.run_dir)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
@@ -423,6 +434,7 @@ class TestEvaluate:
             file.write('{"kind": "train", "env_steps": 9999}\n')
         before = run.run_dir.metrics_path.read_bytes()
         open_run(run.run_dir).evaluate(1)
+        TrainedAgent(run.run_dir.path).evaluate(1)
         assert run.run_dir.metrics_path.read_bytes() == before
 
 

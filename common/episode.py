@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,3 +47,7 @@ class Episode:
     def episode_return(self) -> float:
         """Undiscounted sum of rewards."""
         return float(self.rewards.sum(dtype=np.float64))
+
+    def named(self, actor: int, number: int) -> Episode:
+        """The same, under that name."""
+        return replace(self, actor=actor, number=number)

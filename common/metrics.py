@@ -44,6 +44,10 @@ METRICS: dict[str, Metric] = {
         ),
         # train
         Metric("episode_length", "decisions", "length of the episode"),
+        Metric("actor", "1", "which actor collected it (cluster)"),
+        Metric(
+            "staleness", "updates", "made between the oldest weights of the episode and its being heard of (cluster)"
+        ),
         Metric("decisions_per_second", "1/s", "speed of collecting"),
         Metric(
             "epsilon",

@@ -67,6 +67,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def events_path(self) -> Path:
+        """What happened, for a person (common/events.py); a cluster's runs have it."""
+        return self.path / "events.log"
+
+    @property
     def checkpoints_dir(self) -> Path:
         return self.path / "checkpoints"
 

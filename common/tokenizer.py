@@ -30,7 +30,7 @@ class ActionTokenizer:
         half = 0.5 * (self.bins - 1)
         return ((actions.clamp(-1.0, 1.0) + 1.0) * half).round() / half - 1.0
 
-    def replace(self, bins: Tensor, chance: Tensor, which: Tensor, probability: float) -> Tensor:
+    def replace(self, bins: Tensor, chance: Tensor, which: Tensor, probability: float | Tensor) -> Tensor:
         """Each bin replaced by a uniform one where chance < probability.
 
         bins int64, chance and which uniform in [0, 1), all of one shape -> int64, same shape.

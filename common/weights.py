@@ -9,6 +9,23 @@ import numpy as np
 import torch
 from torch import nn
 
+GENERATION = 10**9
+"""More updates than any run makes: what a learner's start adds to its versions."""
+
+
+def version_of(generation: int, updates: int) -> int:
+    """The version of the weights after `updates` updates of the learner's start number `generation`.
+
+    A learner that is killed starts again from its last checkpoint, with fewer updates than it had. Its versions go on
+    growing all the same, so that nobody takes old weights for new ones.
+    """
+    return generation * GENERATION + updates
+
+
+def updates_of(version: int) -> int:
+    """The update count in a version."""
+    return version % GENERATION
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -17,7 +34,7 @@ class Weights:
     values: np.ndarray
     """float32 [P], every parameter, one behind the other"""
     version: int
-    """the learner's update count; only grows"""
+    """`version_of` the learner's update count; only grows"""
     checksum: int
     """CRC-32 of the bytes of `values`"""
 

@@ -1,4 +1,4 @@
-"""The door: `qttdm train | eval | plot | tasks`.
+"""The door: `qttdm train | eval | plot | tasks | cluster`.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -37,6 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     from actors.episodes import EnvironmentFailure
     from common.checkpoint import CheckpointError
     from common.environments.rendering import RenderError
+    from deploy.cluster_cli import SeedsFailed
     from deploy.video import VideoError
     from learner.update import NonFiniteLossError
 
@@ -45,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     except ConfigError as error:
         print(f"qttdm: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteLossError, EnvironmentFailure, CheckpointError, RenderError, VideoError) as error:
+    except (NonFiniteLossError, EnvironmentFailure, CheckpointError, RenderError, VideoError, SeedsFailed) as error:
         print(f"qttdm: {error}", file=sys.stderr)
         return 1
     return 0
@@ -202,6 +203,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from deploy import cluster_cli
+
     parser = OneLineParser(
         prog="qttdm", description="QT-TDM: planning with a Transformer Dynamics Model and a Q-Transformer"
     )
@@ -235,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("tasks", help="list the tasks")
     p.set_defaults(command=tasks)
+    cluster_cli.add_parser(commands)
     return parser
 
 

@@ -13,29 +13,12 @@ from common.environments.config import EnvConfig
 from common.environments.task_env import TaskSpec
 from common.qt import QTConfig
 from common.tdm import TDMConfig
+from deploy.cluster_config import ClusterConfig
+from learner.schedule import TrainingConfig
 from learner.update import LearnerConfig
 from planner_service.planner import PlannerConfig
 from planner_service.policy import EpsilonConfig
 from replay.buffer import ReplayConfig
-
-
-class TrainingConfig(Config):
-    """Algorithm 1's schedule."""
-
-    env_steps: int = Field(default=500_000, gt=0)
-    """simulator steps to train for, action repeats counted"""
-    seed_decisions: int = Field(default=2_000, ge=1)
-    """uniformly random decisions at the start; no updates before they are collected"""
-    update_ratio: float = Field(default=1.0, gt=0)
-    """updates per decision"""
-    eval_every: int = Field(default=10_000, gt=0)
-    """simulator steps between evaluations"""
-    eval_episodes: int = Field(default=10, gt=0)
-    checkpoint_every: int = Field(default=50_000, gt=0)
-    """simulator steps between checkpoints; there is one more at the end and at Ctrl-C"""
-    keep_checkpoints: int = Field(default=3, gt=0)
-    log_every: int = Field(default=250, gt=0)
-    """updates between two looks at the losses, at most: one wait for the device each"""
 
 
 class RunConfig(Config):
@@ -62,6 +45,7 @@ class RunConfig(Config):
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     training: TrainingConfig = TrainingConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 def check_fits(config: RunConfig, spec: TaskSpec) -> None:

@@ -21,7 +21,7 @@ from common.batch import Batch
 from common.config import Config
 from common.qt import QT
 from common.tdm import TDM
-from common.weights import Weights
+from common.weights import Weights, version_of
 from learner.losses import dynamics_loss, masked_mean, q_loss
 from learner.targets import bellman_targets, n_step_returns
 
@@ -276,11 +276,33 @@ class Learner:
         self.bfloat16 = bfloat16
         self.networks = nn.ModuleDict({part.name: part.network for part in parts}).to(device).train()
         self.updates = 0
+        self.generation = 0
+        """which start of the run's learner this is; weights of a later one have higher versions"""
         self._pending: list[dict[str, Tensor]] = []
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def update(self, batch: Batch) -> None:
         """One update of every part."""
-        on_device = self._to_device(batch)
+        self.update_staged(self.stage(batch))
+
+    def stage(self, batch: Batch) -> Tensors:
+        """Begin to copy a batch to the device; on a GPU that runs beside the updates under way."""
+        tensors = {name: torch.from_numpy(array) for name, array in vars(batch).items()}
+        if self._copies is not None:
+            with torch.cuda.stream(self._copies):  # pinned memory: the copy does not hold up this thread either
+                tensors = {name: t.pin_memory().to(self.device, non_blocking=True) for name, t in tensors.items()}
+        return tensors
+
+    def update_staged(self, batch: Tensors) -> None:
+        """One update of every part on what `stage` returned."""
+        if self._copies is not None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_stream(self._copies)
+            for tensor in batch.values():
+                tensor.record_stream(computing)  # its memory may be used again only when the computing is done
+        on_device = dict(batch)
+        for name in ("rewards", "returns_to_go"):
+            on_device[name] = batch[name] * self.config.reward_scale
         progress = self.updates / self.total_updates
         metrics: dict[str, Tensor] = {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -313,7 +335,7 @@ class Learner:
 
     def weights(self) -> Weights:
         """What policies need, as of now."""
-        return Weights.of(self.networks, self.updates)
+        return Weights.of(self.networks, version_of(self.generation, self.updates))
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, the dropout generators' states included."""
@@ -333,14 +355,6 @@ class Learner:
             torch.cuda.set_rng_state(state["rng.cuda"], self.device)
         for part in self.parts:
             part.load_state(under(part.name, state))
-
-    def _to_device(self, batch: Batch) -> dict[str, Tensor]:
-        tensors = {name: torch.from_numpy(array) for name, array in vars(batch).items()}
-        if self.device.type == "cuda":  # pinned memory lets the copy run beside the computation
-            tensors = {name: t.pin_memory().to(self.device, non_blocking=True) for name, t in tensors.items()}
-        for name in ("rewards", "returns_to_go"):
-            tensors[name] = tensors[name] * self.config.reward_scale
-        return tensors
 
 
 def prefixed(name: str, tensors: Tensors) -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ ARROWS = {
     "common": set(),
     "replay": {"common"},
     "planner_service": {"common"},
-    "learner": {"common"},
-    "actors": {"common", "planner_service"},
+    "learner": {"common", "replay"},
+    "actors": {"common", "replay", "planner_service"},
     "deploy": {"common", "replay", "planner_service", "learner", "actors"},
 }
 FILES = sorted(path.relative_to(ROOT) for folder in ARROWS for path in (ROOT / folder).rglob("*.py"))

@@ -1,0 +1,213 @@
+"""Collecting and evaluating as Ray actors.
+
+    learner <--ticket--  CollectorActor --episodes--> shards      one process, E environments in lockstep
+    learner --take-----> CollectorActor                           new weights, used from the next decision on
+    learner --evaluate-> EvaluatorActor
+
+`CollectorActor.run` is retried by Ray after a kill, in a new process: it asks the learner for weights and the shards
+for the number of its next episode, and goes on. Lost is what was in flight.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayError
+
+from actors.episodes import EnvironmentFailure, run_episodes
+from actors.evaluation import evaluate
+from common.environments.task_env import TaskEnv
+from common.episode import Episode
+from common.events import EventLog
+from common.run_dir import RunDir
+from common.seeding import derive_seed
+from common.watchdog import Watchdog
+from common.weights import GENERATION, Weights
+from planner_service.policy import Policy, RandomPolicy
+from replay.client import shard_of
+from replay.codec import encode
+
+ASK_EVERY = 5.0  # seconds after the last word from the learner at which a collector asks whether its weights are old
+
+
+@dataclass(frozen=True)
+class ActorSettings:
+    """What a collector or an evaluator is started with: small, since a restart gets it again."""
+
+    run_dir: Path
+    seed: int
+    """the run's"""
+    make_env: Callable[[], TaskEnv]
+    make_policy: Callable[[], Policy]
+    envs: int
+    """E, environments stepped in lockstep and planned for in one batch"""
+    threads: int
+    """torch's"""
+    max_staleness: int
+    """updates that the newest published weights may be ahead of those acted on"""
+    hang_seconds: float
+    """a decision, planning and simulating together, that takes longer has hung"""
+    timeout_seconds: float
+    """how long to wait for another process before saying so in events.log"""
+
+
+class CollectorActor:
+    """Actor number `index` of one seed. `take` and `alive` are answered while `run` runs."""
+
+    def __init__(self, settings: ActorSettings, index: int, learner: Any, shards: list[Any]) -> None:
+        torch.set_num_threads(settings.threads)
+        self.settings, self.index, self.learner, self.shards = settings, index, learner, shards
+        self.boot = uuid.uuid4().hex
+        self.events = EventLog(RunDir(settings.run_dir).events_path, f"actor {index}")
+        self.watchdog = Watchdog(settings.run_dir, f"actor-{index}", settings.hang_seconds)
+        self.policy = settings.make_policy()
+        self.envs = [settings.make_env() for _ in range(settings.envs)]
+        self.random_policy = RandomPolicy(self.envs[0].task_spec.action_dim)
+        self._offered: Weights | None = None
+        self._newest_version = 0
+        self._heard_at = 0.0
+        self._question: ray.ObjectRef | None = None
+
+    def run(self) -> int:
+        """Collect until the learner says that it is done; returns the number of episodes."""
+        self._pull()
+        if self.watchdog.found:
+            self._ask(self._control("environment_failed").remote(self.index, f"hung, see {self.watchdog.found}"))
+        number = max(self._ask(shard.next_number.remote(self.index)) for shard in self.shards)
+        # The episode that this actor's last process hung in must not be the first of this one again.
+        attempt = int(time.time()) if ray.get_runtime_context().was_current_actor_reconstructed else 0
+        collected = 0
+        while True:
+            ticket = self._ask(self._control("ticket").remote(self.index, self.boot))
+            if ticket.verdict == "done":
+                return collected
+            if ticket.verdict == "wait":
+                time.sleep(ticket.retry_seconds)
+                continue
+            self._heard(ticket.version)
+            names = range(number, number + len(self.envs))
+            number = names.stop
+            try:
+                episodes = self._collect(names, ticket.random, ticket.exploration, attempt)
+            except EnvironmentFailure as error:  # other numbers, so other seeds, next: these might fail again
+                self._replace_environments(str(error))
+                continue
+            for name, episode in zip(names, episodes, strict=True):
+                self._insert(episode.named(self.index, name))
+                collected += 1
+
+    def take(self, values: np.ndarray, version: int, checksum: int) -> None:
+        """New weights, from the learner: float32 [P], read-only and in shared memory."""
+        self._offered = Weights(values, version, checksum)
+        self._heard(version)
+
+    def alive(self) -> int:
+        """The process's number: an answer at all is what matters."""
+        return os.getpid()
+
+    def _collect(self, names: range, random: bool, exploration: float, attempt: int) -> list[Episode]:
+        """One episode in each environment."""
+        policy = self.random_policy if random else self.policy
+        seeds = [derive_seed(self.settings.seed, "episode", self.index, name, attempt) for name in names]
+        with self.watchdog:
+            return run_episodes(self.envs, policy, seeds, exploration, should_stop=self._before_decision)
+
+    def _before_decision(self) -> bool:
+        """Newer weights if there are any; never stops the episode."""
+        self.watchdog.rearm()
+        if self._offered is not None and self._offered.version > self.policy.weights_version:
+            self.policy.load(self._offered)
+        self._offered = None
+        now = time.monotonic()
+        if self._question is None and now - self._heard_at > ASK_EVERY:  # perhaps this process was left out
+            self._question = self._control("version").remote()
+        elif self._question is not None and ray.wait([self._question], timeout=0)[0]:
+            self._heard(ray.get(self._question))
+            self._question = None
+        if self._too_old():
+            with self.watchdog.off():
+                self._pull()
+        return False
+
+    def _too_old(self) -> bool:
+        """Are the weights acted on further behind the newest than allowed, or of a learner that is no more?"""
+        mine, newest = self.policy.weights_version, self._newest_version
+        return mine // GENERATION < newest // GENERATION or newest - mine > self.settings.max_staleness
+
+    def _heard(self, version: int) -> None:
+        """The learner has published that version."""
+        self._newest_version = max(self._newest_version, version)
+        self._heard_at = time.monotonic()
+
+    def _pull(self) -> None:
+        """Fetch the newest weights, waiting until the learner has some."""
+        while True:
+            newest = self._ask(self._control("newest").remote())
+            if newest is not None:
+                (reference,), version, checksum = newest
+                try:
+                    weights = Weights(ray.get(reference, timeout=self.settings.timeout_seconds), version, checksum)
+                except RayError:  # replaced by newer ones, or lost with the learner's process
+                    continue
+                if version > self.policy.weights_version:
+                    self.policy.load(weights)
+                self._heard(version)
+                return
+            time.sleep(0.1)
+
+    def _insert(self, episode: Episode) -> None:
+        """Store an episode: on disk when this returns. One at a time, so a slow shard slows its actors."""
+        shard = self.shards[shard_of(episode.actor, episode.number, len(self.shards))]
+        self._ask(shard.insert.options(concurrency_group="insert").remote(encode(episode)))
+
+    def _replace_environments(self, why: str) -> None:
+        """All of them: a simulator that failed may have left anything behind."""
+        self._ask(self._control("environment_failed").remote(self.index, why))
+        for env in self.envs:
+            env.close()
+        self.envs = [self.settings.make_env() for _ in self.envs]
+
+    def _control(self, method: str) -> Any:
+        """A method of the learner that is answered while it learns."""
+        return getattr(self.learner, method).options(concurrency_group="control")
+
+    def _ask(self, answer: ray.ObjectRef) -> Any:
+        """Wait for an answer however long it takes, but not silently: the other side may be restarting."""
+        while True:
+            try:
+                return ray.get(answer, timeout=self.settings.timeout_seconds)
+            except GetTimeoutError:
+                self.events.write(f"has waited {self.settings.timeout_seconds:g} s for the learner or a shard")
+
+
+class EvaluatorActor:
+    """Evaluates what the learner sends, one snapshot after the other."""
+
+    def __init__(self, settings: ActorSettings) -> None:
+        """settings.envs: episodes of an evaluation, run in lockstep."""
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.watchdog = Watchdog(settings.run_dir, "evaluator", settings.hang_seconds)
+        self.policy = settings.make_policy()
+        self.envs = [settings.make_env() for _ in range(settings.envs)]
+
+    def evaluate(self, values: np.ndarray, version: int, checksum: int) -> tuple[list[float], float | None, float]:
+        """Returns of the episodes, share of successes (None: the task has none), seconds."""
+        started = time.monotonic()
+        self.policy.load(Weights(values, version, checksum))
+        with self.watchdog:
+            result = evaluate(self.envs, self.policy, self.settings.seed, should_stop=self.watchdog.rearm)
+        return result.returns, result.success, time.monotonic() - started
+
+    def alive(self) -> int:
+        """The process's number: an answer at all is what matters."""
+        return os.getpid()

@@ -1,0 +1,26 @@
+"""What happened to a run, for a person: one line each in `events.log`, written by whichever process saw it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+class EventLog:
+    """Appends lines `<UTC time> <who>: <what>`; several processes may write to one file."""
+
+    def __init__(self, path: Path, who: str) -> None:
+        self.path, self.who = path, who
+
+    def write(self, what: str) -> None:
+        """One event, made one line. A disk that refuses it is no reason to stop training."""
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {self.who}: {' '.join(what.split())}\n"
+        try:
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(file, line.encode())  # one call: lines of several processes do not mix
+            finally:
+                os.close(file)
+        except OSError:
+            print(line, end="", flush=True)

@@ -1,0 +1,46 @@
+"""A process that hangs ends itself, and leaves a file that says where; whoever supervises it starts it anew."""
+
+from __future__ import annotations
+
+import faulthandler
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Watchdog:
+    """Ends this process if a step of its work hangs. A context: it watches what is done inside.
+
+    A thread of faulthandler's own, in C: it also fires when a simulator hangs without giving Python a turn.
+    """
+
+    def __init__(self, run_dir: Path, who: str, seconds: float) -> None:
+        """Stacks go to `<run_dir>/hung/<who>.txt`."""
+        self.seconds = seconds
+        folder = run_dir / "hung"
+        self.found: Path | None = None
+        """stacks that the last process left when it hung"""
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{who}.txt"
+        if path.exists() and path.stat().st_size > 0:
+            number = sum(1 for _ in folder.glob(f"{who}.*.txt")) + 1
+            self.found = path.rename(folder / f"{who}.{number}.txt")
+        self._file = path.open("w")
+
+    def rearm(self) -> bool:
+        """The last step is done, the next one begins. False, so that it can be asked whether to stop."""
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self._file)
+        return False
+
+    def __enter__(self) -> None:
+        self.rearm()
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Where waiting is not hanging."""
+        faulthandler.cancel_dump_traceback_later()
+        yield
+        self.rearm()

@@ -1,0 +1,396 @@
+"""Seeds on a Ray cluster: one placement group and one set of actors each, watched until they end.
+
+    ClusterRun --> SeedRun --> shards, evaluator, learner, collectors      (one.. per seed, in its placement group)
+
+Ray restarts what dies and asks again what was asked (`max_restarts`, `max_task_retries`); queues placement groups that
+do not fit now; and ends everything with this process. What is left to do here: create, look for processes that hang,
+say how it goes, and take everything down again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.remote import ActorSettings, CollectorActor, EvaluatorActor
+from common.config import ConfigError, dump_config, load_config
+from common.environments.make import make_env
+from common.environments.task_env import TaskSpec
+from common.events import EventLog
+from common.run_dir import RunDir
+from common.seeding import derive_seed
+from deploy.agent import choose_device, exploration, make_learner, make_policy
+from deploy.cluster_config import SeedState
+from deploy.run_config import RunConfig
+from deploy.trained import newest_checkpoint
+from learner.remote import LearnerActor, LearnerSettings
+from learner.update import Learner
+from replay.limiter import Pace
+from replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
+from replay.shard import ShardConfig
+
+NAMESPACE = "qttdm"
+"""Ray's namespace of all our actors' names."""
+RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
+PING_EVERY = 5.0  # seconds between two heartbeats asked of each process
+ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
+
+
+class SeedRun:
+    """One seed: `start`, then `poll` until `state` is one of ENDED, then it has left nothing behind but its files."""
+
+    def __init__(self, name: str, config: RunConfig, run_dir: RunDir, spec: TaskSpec) -> None:
+        self.name, self.config, self.run_dir, self.spec = f"{name}/seed-{config.seed}", config, run_dir, spec
+        self.state: SeedState = "queued"
+        self.status: dict[str, Any] = {}
+        self.restarts: dict[str, int] = {}
+        """processes that were killed here because they did not answer, by name"""
+        self.error = ""
+        self.events = EventLog(run_dir.events_path, "driver")
+        self._group: Any = None
+        self._actors: dict[str, Any] = {}
+        self._pings: dict[str, tuple[ray.ObjectRef, float]] = {}
+        self._pinged_at = 0.0
+        self._fill: dict[str, float] = {}
+        self._answers: dict[str, ray.ObjectRef] = {}
+        self._deadline = math.inf
+
+    def reserve(self) -> None:
+        """Queue for a place in the cluster; Ray gives it when there is one, all of it at once."""
+        self._group = placement_group(self.config.cluster.bundles(), strategy="PACK", name=self.name)
+
+    @property
+    def reserved(self) -> bool:
+        """Has Ray given the place?"""
+        return self._group is not None and self._group.wait(timeout_seconds=0.01)
+
+    def start(self) -> None:
+        """Create the actors in their place and set them to work."""
+        c, s = self.config.cluster, self.config
+        self.state = "starting"
+        self.events.write("starts")
+        shards = start_shards(
+            self.name,
+            self.run_dir.path / "replay",
+            self._replay_settings(),
+            derive_seed(s.seed, "replay"),
+            c.shards,
+            num_cpus=c.shard_cpus,
+            **self._place(0),
+        )
+        evaluator = self._create(EvaluatorActor, "evaluator", 0, c.evaluator_cpus, self._actor_settings(evaluator=True))
+        collectors = [f"{self.name}/actor-{i}" for i in range(c.actors)]
+        learner = self._create(
+            LearnerActor,
+            "learner",
+            0,
+            c.learner_cpus,
+            self._learner_settings(shards),
+            collectors,
+            evaluator,
+            gpus=c.gpus_per_seed,
+        )
+        for i in range(c.actors):
+            self._create(
+                CollectorActor,
+                f"actor-{i}",
+                1 + i,
+                c.actor_cpus,
+                self._actor_settings(evaluator=False),
+                i,
+                learner,
+                shards,
+            )
+        self._actors |= {f"replay-{i}": shard for i, shard in enumerate(shards)}
+        self._answers = {name: a.run.remote() for name, a in self._actors.items() if hasattr(a, "run")}
+        self.state = "running"
+
+    def poll(self) -> None:
+        """Look at how it goes; never raises. A seed that fails takes nothing with it but its own actors."""
+        if self.state not in ("running", "stopping"):
+            return
+        try:
+            self._look()
+        except Exception as error:
+            self.fail(error)
+
+    def stop(self) -> None:
+        """Save, let the episodes in flight end for a while, and leave."""
+        if self.state == "running":
+            self.state = "stopping"
+            self._control("learner", "stop").remote()
+            self._deadline = time.monotonic() + self.config.cluster.timeout_seconds
+        elif self.state == "queued":
+            self._leave("stopped")
+
+    def fail(self, error: BaseException) -> None:
+        """Give up this seed: why is in its directory, the run's other seeds go on."""
+        cause = error.as_instanceof_cause() if isinstance(error, ray.exceptions.RayTaskError) else error
+        self.error = " ".join(str(cause).split())[-500:]
+        text = "".join(traceback.format_exception(error))
+        (self.run_dir.path / "failure.txt").write_text(text)
+        self.events.write(f"failed: {self.error}")
+        self._leave("failed")
+
+    def _look(self) -> None:
+        """What ended, what hangs, how far it is."""
+        learner = self._answers["learner"]
+        ended, _ = ray.wait(list(self._answers.values()), num_returns=len(self._answers), timeout=0)
+        ray.get(ended)  # raises what ended one of them, if anything did
+        if learner in ended:
+            self._deadline = min(self._deadline, time.monotonic() + self.config.cluster.drain_seconds)
+        if len(ended) == len(self._answers) or (learner in ended and time.monotonic() > self._deadline):
+            self._leave(ray.get(learner))
+        elif time.monotonic() > self._deadline:
+            raise TimeoutError(f"the learner did not stop within {self.config.cluster.timeout_seconds:g} s")
+        else:
+            self._heartbeats()
+
+    def _heartbeats(self) -> None:
+        """Ask every process for a sign of life now and then; kill those that give none, for Ray to start anew."""
+        now = time.monotonic()
+        for name, (answer, asked) in list(self._pings.items()):
+            if ray.wait([answer], timeout=0)[0]:
+                del self._pings[name]
+                reply = ray.get(answer)
+                if name == "learner":
+                    self.status |= reply
+                elif name.startswith("replay-"):
+                    self._fill[name] = reply.fill
+                    self.status["replay_fill"] = sum(self._fill.values()) / self.config.cluster.shards
+            elif now - asked > self.config.cluster.heartbeat_seconds:
+                del self._pings[name]
+                self.restarts[name] = self.restarts.get(name, 0) + 1
+                self.events.write(f"{name} has not answered for {now - asked:.0f} s: killed, to be started again")
+                ray.kill(self._actors[name], no_restart=False)
+        if now - self._pinged_at < (1.0 if self.state == "running" else 0.2):
+            return
+        self._pinged_at = now
+        for name in self._actors.keys() - self._pings.keys():
+            method = "status" if name == "learner" else "stats" if name.startswith("replay-") else "alive"
+            self._pings[name] = (self._control(name, method).remote(), now)
+
+    def _leave(self, state: SeedState) -> None:
+        """Remove every actor and the placement group."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
+        self._actors, self._answers, self._pings, self._group = {}, {}, {}, None
+        self.state = state
+        self.events.write(state)
+
+    def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> Any:
+        """An actor, found by its name, in one of the seed's bundles."""
+        options: dict[str, Any] = {
+            **RESTARTED,
+            "name": f"{self.name}/{name}",
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "concurrency_groups": {"control": 2},
+            **self._place(bundle),
+        }
+        if gpus == 0:
+            options["runtime_env"] = CPU_ONLY
+        self._actors[name] = ray.remote(**options)(kind).remote(*arguments)
+        return self._actors[name]
+
+    def _place(self, bundle: int) -> dict[str, Any]:
+        return {
+            "namespace": NAMESPACE,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
+        }
+
+    def _control(self, name: str, method: str) -> Any:
+        """A method of an actor that is answered while it works."""
+        return getattr(self._actors[name], method).options(concurrency_group="control")
+
+    def _replay_settings(self) -> ReplaySettings:
+        c = self.config
+        share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // c.cluster.shards)})
+        return ReplaySettings(
+            ShardConfig(replay=share, log=c.cluster.log),
+            self.spec.obs_dim,
+            self.spec.action_dim,
+            c.tdm.window,
+            c.discount,
+        )
+
+    def _actor_settings(self, evaluator: bool) -> ActorSettings:
+        c = self.config
+        cpus = c.cluster.evaluator_cpus if evaluator else c.cluster.actor_cpus
+        return ActorSettings(
+            run_dir=self.run_dir.path,
+            seed=c.seed,
+            make_env=partial(make_env, c.task, c.env),
+            make_policy=partial(make_policy, c, self.spec, torch.device("cpu")),
+            envs=c.training.eval_episodes if evaluator else c.cluster.envs_per_actor,
+            threads=c.threads or max(1, int(cpus)),
+            max_staleness=c.cluster.max_staleness,
+            hang_seconds=c.cluster.hang_seconds,
+            timeout_seconds=c.cluster.timeout_seconds,
+        )
+
+    def _learner_settings(self, shards: list[Any]) -> LearnerSettings:
+        c = self.config
+        return LearnerSettings(
+            run_dir=self.run_dir.path,
+            training=c.training,
+            make_learner=partial(fresh_learner, c, self.spec),
+            make_replay=partial(
+                RemoteReplay,
+                shards,
+                floor=c.replay.return_floor,
+                seed=derive_seed(c.seed, "draw"),
+                batch_size=c.learner.batch_size,
+                prefetch=c.cluster.prefetch,
+                timeout_s=c.cluster.timeout_seconds,
+            ),
+            make_pace=partial(Pace, c.cluster.pace, c.training.update_ratio, c.training.seed_decisions),
+            exploration=partial(exploration, c),
+            publish_every=c.cluster.publish_every,
+            hang_seconds=c.cluster.hang_seconds,
+            shards=c.cluster.shards,
+            timeout_seconds=c.cluster.timeout_seconds,
+        )
+
+
+def fresh_learner(config: RunConfig, spec: TaskSpec) -> Learner:
+    """The seed's learner with its first weights, on the device that this process was given."""
+    torch.set_num_threads(config.threads or max(1, int(config.cluster.learner_cpus)))
+    torch.manual_seed(derive_seed(config.seed, "learner"))
+    return make_learner(config, spec, choose_device(config.device))
+
+
+class Board:
+    """A run's notice board, an actor of its own: how it goes, for `qttdm cluster status`, and whether to stop."""
+
+    def __init__(self) -> None:
+        self.notice: dict[str, Any] = {}
+        self.stop_asked = False
+
+    def put(self, notice: dict[str, Any]) -> bool:
+        """The newest notice, plain data; returns whether someone asked to stop."""
+        self.notice = notice
+        return self.stop_asked
+
+    def read(self) -> dict[str, Any]:
+        """The newest notice."""
+        return self.notice
+
+    def ask_stop(self) -> None:
+        """Tell whoever puts up notices."""
+        self.stop_asked = True
+
+
+class ClusterRun:
+    """All seeds of a run, in `<directory>/seed-<s>`."""
+
+    def __init__(self, directory: Path, seeds: Sequence[SeedRun]) -> None:
+        self.directory, self.name, self.seeds = directory, directory.name, seeds
+
+    def run(self, show: Any, should_stop: Any) -> None:
+        """Until every seed has ended. show(notice) is called about once a second; should_stop() is asked as often."""
+        board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
+        self._board: Any = board.options(name=f"{self.name}/board", namespace=NAMESPACE).remote()
+        try:
+            self._run(show, should_stop)
+        finally:  # also when this loop fails: nothing of ours stays in the cluster
+            for seed in self.seeds:
+                if seed.state not in ENDED:
+                    seed.fail(RuntimeError("the driver failed"))
+            ray.kill(self._board)
+
+    def _run(self, show: Any, should_stop: Any) -> None:
+        for seed in self.seeds:
+            if seed.state not in ENDED:
+                seed.reserve()
+        asked: ray.ObjectRef | None = None
+        stopping = False
+        shown = 0.0
+        while any(seed.state not in ENDED for seed in self.seeds):
+            if asked is not None and ray.wait([asked], timeout=0)[0]:
+                stopping = stopping or ray.get(asked)
+                asked = None
+            if stopping or should_stop():
+                for seed in self.seeds:
+                    seed.stop()
+            for seed in self.seeds:
+                if seed.state == "queued" and seed.reserved:
+                    self._start(seed)
+                seed.poll()
+            if time.monotonic() - shown >= 1.0:
+                shown = time.monotonic()
+                show(self.notice())
+                if asked is None:
+                    asked = self._board.put.remote(self.notice())
+            time.sleep(0.1)
+        show(self.notice())
+
+    def _start(self, seed: SeedRun) -> None:
+        try:
+            seed.start()
+        except RayError as error:
+            seed.fail(error)
+
+    def notice(self) -> dict[str, Any]:
+        """How it goes: plain data."""
+        return {
+            "name": self.name,
+            "directory": str(self.directory),
+            "task": self.seeds[0].config.task,
+            "env_steps": self.seeds[0].config.training.env_steps,
+            "seeds": [
+                {
+                    "seed": seed.config.seed,
+                    "state": seed.state,
+                    "error": seed.error,
+                    "hung": sum(seed.restarts.values()),
+                    **seed.status,
+                }
+                for seed in self.seeds
+            ],
+        }
+
+
+def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:
+    """Make the directories of a run's seeds, each with its resolved configuration. ConfigError if one cannot be."""
+    seeds = []
+    for config in configs:
+        run_dir = RunDir.create(directory / f"seed-{config.seed}")
+        run_dir.config_path.write_text(dump_config(config))
+        seeds.append(SeedRun(directory.name, config, run_dir, task_spec(config)))
+    return seeds
+
+
+def old_seeds(directory: Path) -> list[SeedRun]:
+    """The seeds of a run that has been started before; those that are done have the state "finished"."""
+    paths = sorted(directory.glob("seed-*/config.yaml"), key=lambda path: int(path.parent.name.removeprefix("seed-")))
+    if not paths:
+        raise ConfigError(f"{directory}: not a run of `qttdm cluster train` (no seed-*/config.yaml in it)")
+    seeds = []
+    for path in paths:
+        config, run_dir = load_config(RunConfig, path), RunDir.open(path.parent)
+        seed = SeedRun(directory.name, config, run_dir, task_spec(config))
+        if any(run_dir.checkpoints_dir.glob("*-step-*")) and newest_checkpoint(run_dir, blobs=False).meta["finished"]:
+            seed.state = "finished"
+        seeds.append(seed)
+    return seeds
+
+
+def task_spec(config: RunConfig) -> TaskSpec:
+    """The task's, from one environment made and closed."""
+    env = make_env(config.task, config.env)
+    env.close()
+    return env.task_spec

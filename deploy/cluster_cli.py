@@ -1,0 +1,305 @@
+"""`qttdm cluster train | status | stop | resume`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.config import ConfigError, load_config
+
+if TYPE_CHECKING:
+    from common.run_dir import RunDir
+    from deploy.cluster import SeedRun
+    from deploy.run_config import RunConfig
+
+RUNS = Path("runs")
+
+
+def add_parser(commands: Any) -> None:
+    """Put `cluster` and its commands beside the others."""
+    from deploy.cli import positive_float, positive_int  # this module is imported by that one
+
+    cluster = commands.add_parser("cluster", help="train seeds on a Ray cluster, look at them, stop them, go on")
+    actions = cluster.add_subparsers(metavar="COMMAND", required=True)
+
+    p = actions.add_parser("train", help="train one or more seeds of a task")
+    p.set_defaults(command=train)
+    p.add_argument("--name", metavar="NAME", help="of the run, and its directory's; default: <task>-<time>")
+    p.add_argument("--preset", metavar="P", help="debug, laptop (default), paper-dmc, paper-metaworld or a .yaml file")
+    p.add_argument("--task", metavar="T", help="such as dmc/walker-walk; `qttdm tasks` lists them")
+    p.add_argument("--agent", metavar="A", help="qt-tdm (default), tdm or qt")
+    p.add_argument("--seeds", metavar="S,S,..", type=seed_list, default=[0, 1], help="default: 0,1")
+    p.add_argument("--actors", metavar="N", type=positive_int, help="collecting processes of a seed")
+    p.add_argument("--shards", metavar="N", type=positive_int, help="replay processes of a seed")
+    p.add_argument("--gpus-per-seed", metavar="X", type=positive_float, help="such as 1, 0.5 or 0.25; default: none")
+    p.add_argument("--env-steps", metavar="N", type=positive_int, help="simulator steps to train each seed for")
+    p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as cluster.publish_every=20")
+    p.add_argument("--runs-dir", metavar="DIR", type=Path, default=RUNS, help="default: runs; shared by all nodes")
+    p.add_argument("--detach", action="store_true", help="leave it to the cluster (a Ray job) and return")
+
+    p = actions.add_parser("resume", help="go on with a run that was stopped or died")
+    p.set_defaults(command=resume)
+    p.add_argument("name", metavar="NAME")
+    p.add_argument("--runs-dir", metavar="DIR", type=Path, default=RUNS)
+    p.add_argument("--detach", action="store_true", help="leave it to the cluster (a Ray job) and return")
+
+    p = actions.add_parser("status", help="how the runs on the cluster are going")
+    p.set_defaults(command=status)
+    p.add_argument("name", metavar="NAME", nargs="?")
+
+    p = actions.add_parser("stop", help="save a run's seeds and take them off the cluster")
+    p.set_defaults(command=stop)
+    p.add_argument("name", metavar="NAME")
+
+
+def seed_list(text: str) -> list[int]:
+    """argparse type: "0,1,2" -> [0, 1, 2], each once."""
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts) or len({int(part) for part in parts if part.isdigit()}) < len(parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}, want different whole numbers from 0, such as 0,1,2")
+    return [int(part) for part in parts]
+
+
+def train(options: argparse.Namespace) -> None:
+    """Start a run of several seeds and stay with it."""
+    configs = seed_configs(options)
+    name = options.name or f"{configs[0].task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not name.strip() or "/" in name or name.startswith("."):
+        raise ConfigError(f"--name {name}: want a plain name, such as walker-1; it becomes a directory")
+    directory = (options.runs_dir / name).absolute()
+    if directory.exists():
+        raise ConfigError(f"{directory}: exists; choose another --name, or go on with it: qttdm cluster resume {name}")
+
+    from deploy.cluster import new_seeds
+    from deploy.preflight import check_nodes, check_resources, connect
+
+    connect()
+    refuse_running(name)
+    room = check_resources(configs[0].cluster.bundles(), len(configs))
+    if options.detach:
+        detach(["train", *words(options), "--name", name, "--runs-dir", str(options.runs_dir.absolute())], name)
+        return
+    try:
+        directory.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot make the run's directory ({error.strerror})") from None
+    try:
+        check_nodes(directory)
+        seeds = new_seeds(directory, configs)
+    except ConfigError:
+        remove_if_untouched(directory)
+        raise
+    print(f"{configs[0].agent} on {configs[0].task}, seeds {', '.join(str(c.seed) for c in configs)}: {directory}")
+    print(room)
+    drive(directory, seeds)
+
+
+def resume(options: argparse.Namespace) -> None:
+    """Go on with every seed that is not finished, from its last checkpoint and with the replay that its shards kept."""
+    directory = (options.runs_dir / options.name).absolute()
+
+    from deploy.cluster import old_seeds
+    from deploy.preflight import check_nodes, check_resources, connect
+
+    seeds = old_seeds(directory)
+    connect()
+    refuse_running(options.name)
+    left = [seed for seed in seeds if seed.state != "finished"]
+    if left:
+        room = check_resources(left[0].config.cluster.bundles(), len(left))
+        if options.detach:
+            detach(["resume", options.name, "--runs-dir", str(options.runs_dir.absolute())], options.name)
+            return
+        check_nodes(directory)
+        print(f"goes on with seeds {', '.join(str(seed.config.seed) for seed in left)}: {directory}")
+        print(room)
+    drive(directory, seeds)
+
+
+def status(options: argparse.Namespace) -> None:
+    """One table for each run that is on the cluster."""
+    from rich.console import Console
+
+    from deploy.cluster_progress import table
+    from deploy.preflight import connect, named_runs
+
+    connect()
+    names = [options.name] if options.name else named_runs()
+    if not names:
+        print("no run is on this cluster")
+    for name in names:
+        Console().print(table(ask(name, "read")))
+
+
+def stop(options: argparse.Namespace) -> None:
+    """Ask a run to save and leave; returns when it has."""
+    from deploy.preflight import connect, named_runs
+
+    connect()
+    ask(options.name, "ask_stop")
+    print(f"stopping {options.name}", flush=True)
+    while options.name in named_runs():
+        time.sleep(0.5)
+    print(f"stopped; go on with: qttdm cluster resume {options.name}")
+
+
+def seed_configs(options: argparse.Namespace) -> list[RunConfig]:
+    """One resolved configuration for each seed. ConfigError if they do not fit together or to the task."""
+    from deploy.run_config import RunConfig, preset_path
+
+    shortcuts = {
+        "cluster.actors": options.actors,
+        "cluster.shards": options.shards,
+        "cluster.gpus_per_seed": options.gpus_per_seed,
+        "training.env_steps": options.env_steps,
+    }
+    overrides = [*options.set]
+    for key, value in shortcuts.items():
+        if value is not None:
+            if any(item.startswith(f"{key}=") for item in options.set):
+                raise ConfigError(f"--{key.rpartition('.')[2].replace('_', '-')} and --set {key} are the same setting")
+            overrides.append(f"{key}={float(value)}" if key == "cluster.gpus_per_seed" else f"{key}={value}")
+    configs = [
+        load_config(
+            RunConfig,
+            preset_path(options.preset or "laptop"),
+            overrides=overrides,
+            task=options.task,
+            seed=seed,
+            agent=options.agent,
+        )
+        for seed in options.seeds
+    ]
+    check_cluster(configs[0])
+    return configs
+
+
+def check_cluster(config: RunConfig) -> None:
+    """ConfigError if the settings do not fit the task, each other, or being spread over shards."""
+    from deploy.cluster import task_spec
+    from deploy.run_config import check_fits
+
+    spec = task_spec(config)
+    check_fits(config, spec)
+    c = config.cluster
+    if config.replay.capacity // c.shards < spec.episode_decisions:
+        raise ConfigError(
+            f"replay.capacity={config.replay.capacity} over cluster.shards={c.shards} does not leave a shard one "
+            f"episode of {spec.episode_decisions} decisions; want at least {c.shards * spec.episode_decisions}"
+        )
+    if config.device != "auto" and config.device.startswith("cuda") != (c.gpus_per_seed > 0):
+        raise ConfigError(
+            f"device={config.device} and cluster.gpus_per_seed={c.gpus_per_seed:g} contradict each other; leave device "
+            f"at auto: the learner then uses the GPU share it is given"
+        )
+
+
+def words(options: argparse.Namespace) -> list[str]:
+    """What was asked for, as a command line for another process; without name, directory and --detach."""
+    given = ["--seeds", ",".join(map(str, options.seeds))]
+    for name in ("preset", "task", "agent", "actors", "shards", "gpus_per_seed", "env_steps"):
+        value = getattr(options, name)
+        if value is not None:
+            if name == "preset" and value.endswith(".yaml"):
+                value = Path(value).absolute()
+            given += [f"--{name.replace('_', '-')}", str(value)]
+    for item in options.set:
+        given += ["--set", item]
+    return given
+
+
+def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
+    """Stay with a run to its end, then its summary. SeedsFailed if some of its seeds did."""
+    from common.run_dir import RunDir
+    from deploy.cli import StopWhen
+    from deploy.cluster import ClusterRun
+    from deploy.cluster_progress import ClusterProgress
+    from deploy.plot import plot_runs
+
+    run = ClusterRun(directory, seeds)
+    stop = StopWhen(None)
+    with RunDir(directory).lock(), stop:
+        with ClusterProgress() as progress:
+            run.run(progress.show, lambda: stop.interrupted)
+        finished = [seed for seed in seeds if seed.state == "finished"]
+        for seed in finished:
+            curve_and_video(seed.run_dir)
+        if finished:
+            print(plot_runs([seed.run_dir.path for seed in finished], directory / "curve.png"))
+            print(f"curve: {directory / 'curve.png'}")
+    if any(seed.state == "stopped" for seed in seeds):
+        print(f"saved; go on with: qttdm cluster resume {directory.name}")
+    failed = [seed for seed in seeds if seed.state == "failed"]
+    if failed:
+        lines = [f"seed {seed.config.seed}: {seed.error} ({seed.run_dir.path / 'failure.txt'})" for seed in failed]
+        raise SeedsFailed("; ".join(lines))
+
+
+def curve_and_video(run_dir: RunDir) -> None:
+    """Leave a seed's directory as a run on one machine leaves it."""
+    from common.environments.rendering import RenderError
+    from deploy.plot import plot_runs
+    from deploy.trained import TrainedAgent
+    from deploy.video import VideoError, write_video
+
+    plot_runs([run_dir.path], run_dir.curve_path)
+    if not run_dir.video_path.exists():
+        try:
+            agent = TrainedAgent(run_dir.path)
+            write_video(agent.film(), run_dir.video_path, agent.frames_per_second)
+        except (RenderError, VideoError) as error:
+            print(f"no video: {error}")
+
+
+class SeedsFailed(RuntimeError):  # noqa: N818 - some seeds of a run failed; the others went on
+    """Which, and why, in one line."""
+
+
+def detach(words: Sequence[str], name: str) -> None:
+    """Run `qttdm cluster WORDS` as a Ray job, without --detach."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient()
+        command = [sys.executable, "-m", "deploy.cli", "cluster", *words]
+        job = client.submit_job(entrypoint=shlex.join(command), submission_id=f"{name}-{time.strftime('%H%M%S')}")
+    except (ConnectionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--detach: the cluster's job service refuses ({reason}); is its dashboard on?") from None
+    print(f"detached as Ray job {job}")
+    print(f"look: qttdm cluster status {name}; stop: qttdm cluster stop {name}; log: ray job logs {job}")
+
+
+def ask(name: str, method: str) -> Any:
+    """A question to a run's board. ConfigError if there is no such run on the cluster."""
+    import ray
+
+    from deploy.cluster import NAMESPACE
+    from deploy.preflight import named_runs
+
+    try:
+        board = ray.get_actor(f"{name}/board", namespace=NAMESPACE)
+        return ray.get(getattr(board, method).remote(), timeout=30)
+    except (ValueError, ray.exceptions.RayError):
+        there = ", ".join(named_runs()) or "none"
+        raise ConfigError(f"{name}: no such run is on the cluster now; there: {there}") from None
+
+
+def refuse_running(name: str) -> None:
+    """ConfigError if the run is on the cluster already."""
+    from deploy.preflight import named_runs
+
+    if name in named_runs():
+        raise ConfigError(f"{name}: is running on the cluster; look at it with: qttdm cluster status {name}")
+
+
+def remove_if_untouched(directory: Path) -> None:
+    """What a command made that then could not start, so that the corrected one finds the name free."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    directory.rmdir()

@@ -1,0 +1,75 @@
+"""How one seed is spread over a cluster: numbers of processes, what each reserves, and the contracts between them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.config import Config
+from replay.limiter import PaceConfig
+from replay.segments import SegmentConfig
+
+
+class ClusterConfig(Config):
+    """Used by `qttdm cluster` only. Everything is per seed."""
+
+    actors: int = Field(default=1, gt=0)
+    """processes that collect episodes"""
+    envs_per_actor: int = Field(default=1, gt=0)
+    """environments that an actor steps in lockstep, planned for in one batch"""
+    shards: int = Field(default=1, gt=0)
+    """processes that the replay is spread over; fixed for a run"""
+    gpus_per_seed: float = Field(default=0.0, ge=0)
+    """the learner's share of a GPU, a whole number or 1/n; 0: it learns on CPUs"""
+    learner_cpus: float = Field(default=1.0, ge=0)
+    actor_cpus: float = Field(default=1.0, ge=0)
+    """each; also torch's threads there (at least 1), unless `threads` says"""
+    shard_cpus: float = Field(default=1.0, ge=0)
+    evaluator_cpus: float = Field(default=1.0, ge=0)
+    publish_every: int = Field(default=50, gt=0)
+    """updates between two broadcasts of weights"""
+    max_staleness: int = Field(default=1000, gt=0)
+    """updates that the published weights may be ahead of those an actor acts with; beyond it waits for newer ones"""
+    pace: PaceConfig = PaceConfig()
+    prefetch: int = Field(default=2, ge=0)
+    """batches under way ahead of the one being learned from"""
+    log: SegmentConfig = SegmentConfig()
+    """how the shards put episodes on disk"""
+    hang_seconds: float = Field(default=120.0, gt=0)
+    """a decision (planning and simulating together) or an update that takes longer has hung: its process is replaced"""
+    heartbeat_seconds: float = Field(default=120.0, gt=0)
+    """a process that does not answer for so long is killed and started again"""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """how long a process waits for another before it says so in events.log"""
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """how long `stop` waits for episodes in flight"""
+
+    @model_validator(mode="after")
+    def _shares_are_whole(self) -> ClusterConfig:
+        gpus = self.gpus_per_seed
+        if not gpus.is_integer() and (gpus > 1 or abs(round(1 / gpus) - 1 / gpus) > 1e-6):  # Ray hangs on others
+            raise ValueError(f"gpus_per_seed={gpus:g}: want a whole number or 1/n, such as 0.5 or 0.25")
+        if self.max_staleness < self.publish_every:
+            raise ValueError(
+                f"max_staleness={self.max_staleness} is less than publish_every={self.publish_every}: actors would "
+                f"wait for weights that are not published; want max_staleness of at least {self.publish_every}"
+            )
+        return self
+
+    def bundles(self) -> list[dict[str, float]]:
+        """What Ray reserves for one seed, resources by name: first the learner's node, then one for each actor.
+
+        Shards and evaluator are where the learner is: it is they that it talks to most.
+        """
+        here = self.learner_cpus + self.shards * self.shard_cpus + self.evaluator_cpus
+        learner = {"CPU": here, "GPU": self.gpus_per_seed}
+        # Ray refuses an empty bundle; a thousandth is a place without a claim.
+        return [
+            {name: amount for name, amount in wanted.items() if amount > 0} or {"CPU": 0.001}
+            for wanted in (learner, *[{"CPU": self.actor_cpus}] * self.actors)
+        ]
+
+
+SeedState = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed"]
+"""What may be said of one seed."""

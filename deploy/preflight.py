@@ -1,0 +1,192 @@
+"""What must be so before a run starts on a cluster: reach it, fit into it, and find the same program on every node."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from common.config import ConfigError
+from deploy.cluster import NAMESPACE
+
+Resources = dict[str, float]
+
+HOW_TO_START = (
+    "start one with `ray start --head` (on a machine with GPUs it finds them; --num-cpus=N sets how many CPUs)"
+)
+NODE_SECONDS = 60.0  # for a node to answer: the first process there has to import torch
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or the one on this machine. ConfigError, one line, if that fails.
+
+    Ray's authentication mode is always set explicitly: RAY_AUTH_MODE if given, else `token` where a token is to be
+    found, else `disabled`. (A local `ray.init()` leaves a token in the home directory, which `ray start --head` takes.)
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    if address.startswith("ray://"):
+        raise ConfigError(f"RAY_ADDRESS={address}: Ray's remote client is not supported; want <head's host>:6379")
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token() else "disabled")
+    where = "on this machine" if address in ("auto", "local") else f"at RAY_ADDRESS={address}"
+    if address != "auto" and not answers(address):
+        raise ConfigError(f"no Ray cluster {where}: nothing answers there; {HOW_TO_START}")
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if "could not find any running ray" in reason.lower():
+            raise ConfigError(f"no Ray cluster {where}; {HOW_TO_START}") from None
+        hint = (
+            "its token is missing or wrong (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
+            if mode == "token"
+            else "it may want a token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN), or run another version of Ray"
+        )
+        raise ConfigError(f"the Ray cluster {where} refuses: {hint}; Ray says: {reason[:200]}") from None
+
+
+def has_token() -> bool:
+    """Is there a cluster token where Ray looks for one?"""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return "RAY_AUTH_TOKEN" in os.environ or (Path(named) if named else Path.home() / ".ray" / "auth_token").is_file()
+
+
+def answers(address: str) -> bool:
+    """Does anything accept connections at host:port?"""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=3.0):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
+    """What to tell about the places for the seeds. ConfigError if not even one will ever fit into the cluster.
+
+    bundles: what one seed reserves, each on one node.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return places(bundles, nodes, seeds)
+
+
+def places(bundles: Sequence[Resources], nodes: Sequence[Resources], seeds: int) -> str:
+    """`check_resources` for nodes with these resources."""
+    for name in sorted({name for bundle in bundles for name in bundle}):
+        wanted = sum(bundle.get(name, 0) for bundle in bundles)
+        there = sum(node.get(name, 0) for node in nodes)
+        if wanted > there:
+            raise ConfigError(
+                f"a seed needs {wanted:g} {name}, the whole cluster has {there:g}; {_LESS.get(name, 'ask for less')}, "
+                f"or start Ray with more (`ray start --num-{name.lower()}s=N`, more nodes)"
+            )
+    free = [dict(node) for node in nodes]
+    fitting = 0
+    while fitting < seeds and all(_take(free, bundle) for bundle in sorted(bundles, key=_size, reverse=True)):
+        fitting += 1
+    if fitting == 0:
+        largest = max(bundles, key=_size)
+        raise ConfigError(
+            f"a seed's largest part needs {_text(largest)} on one node, and its parts together do not fit on the "
+            f"cluster's nodes: {'; '.join(_text(node) for node in nodes)}; ask for less, or start larger nodes"
+        )
+    if fitting < seeds:
+        return f"the cluster has room for {fitting} of {seeds} seeds at a time; the others are queued"
+    return f"the cluster has room for all {seeds} seeds"
+
+
+_LESS = {
+    "CPU": "want fewer --actors or --shards, or smaller shares such as --set cluster.actor_cpus=0.25",
+    "GPU": "want a smaller --gpus-per-seed",
+}
+
+
+def _take(free: list[Resources], bundle: Resources) -> bool:
+    """Place a bundle on the first node where it fits."""
+    for node in free:
+        if all(node.get(name, 0) >= amount - 1e-9 for name, amount in bundle.items()):
+            for name, amount in bundle.items():
+                node[name] -= amount
+            return True
+    return False
+
+
+def _size(bundle: Resources) -> tuple[float, float]:
+    return bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
+
+
+def _text(resources: Resources) -> str:
+    shown = {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
+    return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "neither CPU nor GPU"
+
+
+def check_nodes(directory: Path) -> None:
+    """ConfigError unless every node runs this program, this torch and this Python, and sees the run's directory."""
+    here = fingerprint()
+    probe = ray.remote(num_cpus=0)(look)
+    asked = {
+        node["NodeManagerHostname"]: probe.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(str(directory))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    for host, answer in asked.items():
+        try:
+            there, sees = ray.get(answer, timeout=NODE_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            raise ConfigError(f"node {host} did not answer within {NODE_SECONDS:g} s; look at `ray status`") from None
+        except RayError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise ConfigError(f"node {host} cannot run qttdm; install it there (pip install -e .): {reason}") from None
+        for what in here:
+            if there.get(what) != here[what]:
+                raise ConfigError(
+                    f"node {host} has {what} {there.get(what)}, this one {here[what]}; install the same on every node"
+                )
+        if not sees:
+            raise ConfigError(
+                f"node {host} does not see {directory}; want --runs-dir on storage that all nodes share and may write"
+            )
+
+
+def look(directory: str) -> tuple[dict[str, str], bool]:
+    """Runs on each node: what is installed there, and whether the directory is there and may be written."""
+    return fingerprint(), os.access(directory, os.W_OK)
+
+
+def fingerprint() -> dict[str, str]:
+    """Versions that must agree between nodes: what is sent between processes depends on them."""
+    return {
+        "qttdm": f"{importlib.metadata.version('qttdm')} (sources {source_digest()})",
+        "torch": importlib.metadata.version("torch").partition("+")[0],  # CPU and CUDA builds go together
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def source_digest() -> str:
+    """Eight hexadecimal digits of all of this package's Python files: an edited checkout keeps its version number."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for folder in ("common", "replay", "planner_service", "actors", "learner", "deploy"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def named_runs() -> list[str]:
+    """Names of the runs that are on the cluster now."""
+    actors: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
+    boards = [a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].endswith("/board")]
+    return sorted(name.removesuffix("/board") for name in boards)

@@ -1,0 +1,426 @@
+"""The learner's side of Algorithm 1 when others collect: as many updates as their decisions ask for, weights out.
+
+    shards    --news-->     counters, `train` lines of metrics.jsonl
+    shards    --batches-->  update --> weights for everyone, `update` lines
+    evaluator --results-->  `eval` lines
+
+Knows nothing of processes: replay, publishing and evaluating come in as objects (learner/remote.py has them over Ray).
+What counts is what the shards have on disk. The loop reads it from them like a newspaper, from where its last
+checkpoint left off, so a kill of anyone neither loses nor doubles an episode in the counters or in metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from common.batch import Batch
+from common.checkpoint import Checkpoint, CheckpointStore
+from common.config import ConfigError
+from common.events import EventLog
+from common.metrics import MetricsWriter
+from common.run_dir import RunDir
+from common.weights import Weights, updates_of
+from learner.schedule import TrainingConfig
+from learner.update import Learner, NonFiniteLossError
+from replay.limiter import Pace
+from replay.news import MOST_EPISODES, News, StoredEpisode
+
+HEAR_EVERY = 0.2  # seconds between two looks at the news while there is work
+IDLE_SLEEP = 0.005  # seconds between two looks when there is none
+
+
+class ReplaySource(Protocol):
+    """What the loop needs of the sharded replay."""
+
+    def next(self) -> Batch:
+        """The next batch. TimeoutError, saying who waits for what."""
+
+    def news(self, cursors: Sequence[int]) -> list[News]:
+        """Of each shard, the episodes since its cursor. TimeoutError likewise."""
+
+
+class EvaluationDesk(Protocol):
+    """Whoever evaluates, while learning goes on."""
+
+    def submit(self, key: int, weights: Weights) -> None:
+        """Evaluate these weights; results are told apart by `key`."""
+
+    def results(self) -> list[tuple[int, list[float], float | None, float]]:
+        """(key, returns, success, seconds) of what has ended since the last call."""
+
+
+@dataclass
+class Counters:
+    """How far a run is. Evaluations and checkpoints as multiples of their interval passed."""
+
+    env_steps: int = 0
+    decisions: int = 0
+    episodes: int = 0
+    evaluations: int = 0
+    checkpoints: int = 0
+    actor_restarts: int = 0
+    environment_failures: int = 0
+    wall_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The answer to an actor that would like to collect."""
+
+    verdict: Literal["collect", "wait", "done"]
+    retry_seconds: float = 0.0
+    """wait: ask again after so long"""
+    random: bool = False
+    """collect: the seed episodes, uniformly random"""
+    exploration: float = 1.0
+    version: int = 0
+    """newest published weights"""
+
+
+@dataclass
+class TimeSpent:
+    """Where the learner's seconds went since its start."""
+
+    waiting_for_decisions: float = 0.0
+    """the pace allowed no update"""
+    waiting_for_batches: float = 0.0
+    """the pace allowed one, the batch was not there"""
+    updating: float = 0.0
+    publishing: float = 0.0
+    saving: float = 0.0
+
+
+class LearningLoop:
+    """`run()` until the run's end; `ticket()` and `status()` may be called from other threads meanwhile."""
+
+    def __init__(
+        self,
+        training: TrainingConfig,
+        learner: Learner,
+        replay: ReplaySource,
+        pace: Pace,
+        run_dir: RunDir,
+        publish_every: int,
+        publish: Callable[[Weights], None],
+        evaluations: EvaluationDesk,
+        exploration: Callable[[int], float],
+        shards: int,
+        timeout_seconds: float,
+    ) -> None:
+        """Goes on from the run directory's newest checkpoint if it has one.
+
+        publish_every: updates. exploration: of the environment steps so far. timeout_seconds: how long to wait for
+        anything before saying so in events.log. ConfigError if the replay holds less than the checkpoint counts on.
+        """
+        self.training, self.learner, self.replay, self.pace, self.run_dir = training, learner, replay, pace, run_dir
+        self.publish_every, self._publish_weights = publish_every, publish
+        self.evaluations, self.exploration, self.timeout_seconds = evaluations, exploration, timeout_seconds
+        self.events = EventLog(run_dir.events_path, "learner")
+        self.store = CheckpointStore(run_dir.checkpoints_dir, training.keep_checkpoints)
+        self.counters, self.cursors = Counters(), [0] * shards
+        self.spent = TimeSpent()
+        self.version = -1
+        self.finished = False
+        self.newest: dict[str, Any] = {}
+        """the newest value of everything reported"""
+        self._due: deque[tuple[int, float]] = deque()  # evaluations: env_steps, updates after which it is the time
+        self._handed_in: dict[int, dict[str, Any]] = {}  # those under way: env_steps -> counters then
+        self._evaluated_updates = -1
+        self._boots: dict[int, str] = {}
+        self._stop = threading.Event()
+        checkpoint = self.store.load_latest()
+        metrics_bytes = self._load(checkpoint) if checkpoint is not None else 0
+        self.metrics = MetricsWriter(run_dir.metrics_path, metrics_bytes)
+        self._opened = self._moved_at = self._complained_at = self._logged_at = time.monotonic()
+        self._heard_at = 0.0
+        self._started = self._opened - self.counters.wall_seconds
+        self._first_updates = self._logged_updates = learner.updates
+
+    def run(self, on_step: Callable[[], object] = lambda: None) -> Literal["finished", "stopped"]:
+        """Until `env_steps` are collected and their updates made, or `stop()`. Ends with a checkpoint.
+
+        on_step: called between any two things it does. Raises NonFiniteLossError, naming the last good checkpoint.
+        """
+        try:
+            self._publish()
+            while not self._stop.is_set():
+                on_step()
+                self._hear()
+                if self.pace.want_sample:
+                    self._update()
+                elif self.collected:
+                    self._finish(on_step)
+                    return "finished" if self.finished else "stopped"
+                else:
+                    self._wait(self.pace.waiting_for())
+                self._evaluate()
+                if self.counters.env_steps // self.training.checkpoint_every > self.counters.checkpoints:
+                    self._save()
+            self._save()
+            return "stopped"
+        except NonFiniteLossError as error:
+            last = self.store.newest()
+            kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
+            raise NonFiniteLossError(f"{error}; {kept}") from None
+
+    @property
+    def collected(self) -> bool:
+        """Are all environment steps of the run in replay?"""
+        return self.counters.env_steps >= self.training.env_steps
+
+    def stop(self) -> None:
+        """Make `run` save and return, after the update under way."""
+        self._stop.set()
+
+    def ticket(self, actor: int, boot: str) -> Ticket:
+        """May this actor begin another round of episodes? boot: tells one process of this actor from the next."""
+        if self._boots.setdefault(actor, boot) != boot:
+            self._boots[actor] = boot
+            self.counters.actor_restarts += 1
+            self.events.write(f"actor {actor} is back in a new process")
+        if self.collected or self.finished or self._stop.is_set():
+            return Ticket("done")
+        if not self.pace.want_insert:
+            return Ticket("wait", retry_seconds=self._until_wanted())
+        return Ticket(
+            "collect",
+            random=self.pace.decisions < self.pace.seed_decisions,
+            exploration=self.exploration(self.counters.env_steps),
+            version=self.version,
+        )
+
+    def environment_failed(self, actor: int, why: str) -> None:
+        """An actor replaced its environments."""
+        self.counters.environment_failures += 1
+        self.events.write(f"actor {actor} replaced its environments: {why}")
+
+    def status(self) -> dict[str, Any]:
+        """Plain numbers of where the run is; seconds and shares are since this learner's start."""
+        now = time.monotonic()
+        return {
+            **self.newest,
+            **asdict(self.counters),
+            "wall_seconds": now - self._started,
+            "updates": self.learner.updates,
+            "owed": self.pace.owed,
+            "waiting": self.pace.waiting_for(),
+            "version": self.version,
+            "seconds": now - self._opened,
+            "spent": asdict(self.spent),
+            "seconds_since_progress": now - self._moved_at,
+            "finished": self.finished,
+        }
+
+    def _hear(self) -> None:
+        """Read the news of the shards: counters, pace, `train` lines."""
+        now = time.monotonic()
+        if self.pace.want_sample and now - self._heard_at < HEAR_EVERY:
+            return
+        self._heard_at = now
+        c = self.counters
+        more = True
+        while more:
+            try:
+                news = self.replay.news(self.cursors)
+            except TimeoutError as error:
+                self.events.write(str(error))
+                return
+            for shard, told in enumerate(news):
+                for episode in told.episodes:
+                    self._count(episode)
+                self.cursors[shard] = told.cursor
+            more = any(len(told.episodes) == MOST_EPISODES for told in news)
+        # The totals also know of episodes that were evicted before they could be told of.
+        c.env_steps = sum(told.totals.env_steps for told in news)
+        c.decisions = sum(told.totals.decisions for told in news)
+        c.episodes = sum(told.totals.episodes for told in news)
+        if c.decisions > self.pace.decisions:
+            self._moved_at = now
+            self.pace.inserted(c.decisions - self.pace.decisions)
+        if c.env_steps // self.training.eval_every > c.evaluations:
+            c.evaluations = c.env_steps // self.training.eval_every
+            self._due.append((c.env_steps, self.learner.updates + self.pace.owed))
+
+    def _count(self, episode: StoredEpisode) -> None:
+        """One more episode, and its line."""
+        c = self.counters
+        c.env_steps += episode.env_steps
+        c.decisions += episode.decisions
+        c.episodes += 1
+        self._report(
+            "train",
+            actor=episode.actor,
+            episode_return=episode.episode_return,
+            episode_length=episode.decisions,
+            success=episode.success,
+            staleness=max(0, self.learner.updates - updates_of(episode.oldest_weights)),
+        )
+
+    def _update(self) -> None:
+        """Algorithm 1, lines 3-14, once; what is due by the number of updates."""
+        started = time.monotonic()
+        try:
+            batch = self.learner.stage(self.replay.next())
+        except TimeoutError as error:
+            self.events.write(str(error))
+            return
+        finally:
+            sampled = time.monotonic()
+            self.spent.waiting_for_batches += sampled - started
+        self.learner.update_staged(batch)
+        self.pace.sampled()
+        self._moved_at = time.monotonic()
+        self.spent.updating += self._moved_at - sampled
+        if self.learner.updates % self.publish_every == 0:
+            self._publish()
+        if self.learner.updates % self.training.log_every == 0:
+            self._log()
+
+    def _wait(self, reason: str) -> None:
+        """A moment in which there is nothing to do; after a while without progress the reason goes to events.log."""
+        started = time.monotonic()
+        time.sleep(IDLE_SLEEP)
+        self.spent.waiting_for_decisions += time.monotonic() - started
+        if started - max(self._moved_at, self._complained_at) > self.timeout_seconds:
+            self._complained_at = started
+            self.events.write(f"{reason}, for {started - self._moved_at:.0f} s")
+
+    def _publish(self) -> None:
+        """A snapshot for everyone who plans."""
+        started = time.monotonic()
+        weights = self.learner.weights()
+        self._publish_weights(weights)
+        self.version = weights.version
+        self.spent.publishing += time.monotonic() - started
+
+    def _evaluate(self) -> None:
+        """Hand in the evaluations whose time has come, and write down those that have ended.
+
+        The snapshot of an environment step is that with all the updates which the decisions up to it ask for.
+        """
+        while self._due and self.learner.updates >= math.floor(self._due[0][1]):
+            env_steps, _ = self._due.popleft()
+            self._hand_in(env_steps)
+        self._take_results(self.evaluations.results())
+
+    def _hand_in(self, env_steps: int) -> None:
+        """Have the weights of now evaluated, as those of that step."""
+        self._evaluated_updates = self.learner.updates
+        self._handed_in[env_steps] = self._counts() | {"env_steps": env_steps}
+        self.evaluations.submit(env_steps, self.learner.weights())
+
+    def _take_results(self, results: list[tuple[int, list[float], float | None, float]]) -> None:
+        """`eval` lines, with the counters of when they were handed in."""
+        for env_steps, returns, success, seconds in results:
+            counts = self._handed_in.pop(env_steps) | {"wall_seconds": self._wall_seconds()}
+            values = {
+                "episode_return": sum(returns) / len(returns),
+                "episode_returns": returns,
+                "success": success,
+                "episodes_evaluated": len(returns),
+                "eval_seconds": seconds,
+            }
+            self.metrics.write("eval", **counts, **values)
+            self.newest |= {"eval_return": values["episode_return"], "eval_env_steps": env_steps, "success": success}
+
+    def _finish(self, on_step: Callable[[], object]) -> None:
+        """A last evaluation unless the newest weights have one; all results; the last checkpoint."""
+        self._evaluate()
+        if self._evaluated_updates != self.learner.updates:
+            self._hand_in(self.counters.env_steps)
+        self._moved_at = time.monotonic()
+        while self._handed_in and not self._stop.is_set():
+            on_step()
+            self._wait(f"the learner waits for {len(self._handed_in)} evaluations")
+            self._take_results(self.evaluations.results())
+        self.finished = not self._handed_in
+        self._save()
+
+    def _log(self) -> None:
+        """An `update` line: the losses since the last one, and where the time went."""
+        losses = self.learner.drain()
+        now = time.monotonic()
+        speed = (self.learner.updates - self._logged_updates) / max(1e-9, now - self._logged_at)
+        self._logged_at, self._logged_updates = now, self.learner.updates
+        if losses:
+            self._report("update", **losses, **self.learner.learning_rates(), updates_per_second=speed)
+
+    def _save(self) -> None:
+        """An atomic checkpoint. The replay is not in it: shards keep theirs, and the cursors say how much counts."""
+        self._log()
+        started = time.monotonic()
+        c = self.counters
+        c.checkpoints = c.env_steps // self.training.checkpoint_every
+        c.wall_seconds = self._wall_seconds()
+        # An evaluation whose result is not written yet is due again for whoever goes on from here.
+        pending = sorted([*self._handed_in, *(env_steps for env_steps, _ in self._due)])
+        evaluations = (pending[0] - 1) // self.training.eval_every if pending else c.evaluations
+        meta = {
+            "counters": asdict(c) | {"evaluations": min(c.evaluations, evaluations)},
+            "pace": self.pace.save(),
+            "cursors": self.cursors,
+            "evaluated_updates": -1 if pending else self._evaluated_updates,
+            "metrics_bytes": self.metrics.sync(),
+            "finished": self.finished,
+        }
+        self.store.save(c.env_steps, self.learner.state(), meta, {})
+        self.spent.saving += time.monotonic() - started
+
+    def _load(self, checkpoint: Checkpoint) -> int:
+        """Undo `_save`; returns how many bytes of metrics belong to it."""
+        meta = checkpoint.meta
+        self.learner.load_state(checkpoint.tensors)
+        self.counters = Counters(**meta["counters"])
+        if len(meta["cursors"]) != len(self.cursors):
+            raise ConfigError(
+                f"{self.run_dir.path}: its checkpoint is of {len(meta['cursors'])} replay shards, got "
+                f"cluster.shards={len(self.cursors)}; the number of shards of a run cannot change"
+            )
+        self.cursors = list(meta["cursors"])
+        self.pace.load(meta["pace"])
+        self._evaluated_updates, self.finished = meta["evaluated_updates"], meta["finished"]
+        self._check_replay()
+        for message in [*checkpoint.skipped, f"goes on from the checkpoint at {self.learner.updates} updates"]:
+            self.events.write(message)
+        return int(meta["metrics_bytes"])
+
+    def _check_replay(self) -> None:
+        """ConfigError unless the shards have what the checkpoint counts on: without it the return collapses."""
+        held = sum(told.totals.decisions for told in self.replay.news(self.cursors))
+        if held < self.pace.decisions:
+            raise ConfigError(
+                f"{self.run_dir.path}: its checkpoint counts on {self.pace.decisions} decisions in replay, its shards "
+                f"have had {held}; bring back the replay/ folder that belongs to it, or train anew"
+            )
+
+    def _until_wanted(self) -> float:
+        """Seconds until an actor that has to wait may hope for a ticket, by the speed of the updates."""
+        updates = max(1, self.learner.updates - self._first_updates)
+        excess = self.pace.owed - self.pace.config.lead + 1
+        seconds = excess * (self.spent.updating + self.spent.waiting_for_batches) / updates
+        return min(1.0, max(0.005, seconds))
+
+    def _counts(self) -> dict[str, Any]:
+        """The counters that every line begins with."""
+        c = self.counters
+        return {
+            "env_steps": c.env_steps,
+            "decisions": c.decisions,
+            "updates": self.learner.updates,
+            "episodes": c.episodes,
+            "wall_seconds": self._wall_seconds(),
+        }
+
+    def _report(self, kind: str, **values: Any) -> None:
+        """One line of metrics.jsonl, and for whoever asks for the status."""
+        self.metrics.write(kind, **self._counts(), **values)
+        self.newest |= values
+
+    def _wall_seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)

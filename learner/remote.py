@@ -1,0 +1,179 @@
+"""The learner as a Ray actor: LearningLoop over the shards, the collectors and the evaluator of one seed.
+
+    collector --ticket, newest--> learner --take(weights)--> collectors     (one object in the store for all of them)
+                                  learner --evaluate-------> evaluator
+
+`run` is retried by Ray after a kill, in a new process, and goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from common.run_dir import RunDir
+from common.watchdog import Watchdog
+from common.weights import Weights
+from learner.loop import LearningLoop, Ticket
+from learner.schedule import TrainingConfig
+from learner.update import Learner
+from replay.limiter import Pace
+from replay.remote import RemoteReplay
+from replay.segments import replace_file
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """What a learner process is started with: small, since a restart gets it again."""
+
+    run_dir: Path
+    training: TrainingConfig
+    make_learner: Callable[[], Learner]
+    """called in the actor's process, where its device is"""
+    make_replay: Callable[[], RemoteReplay]
+    make_pace: Callable[[], Pace]
+    exploration: Callable[[int], float]
+    """of the environment steps so far"""
+    publish_every: int
+    """updates"""
+    shards: int
+    hang_seconds: float
+    """an update, or anything else the loop does at once, that takes longer has hung"""
+    timeout_seconds: float
+
+
+class LearnerActor:
+    """One seed's learner."""
+
+    def __init__(self, settings: LearnerSettings, collectors: list[str], evaluator: Any) -> None:
+        """collectors: names of the actors that weights are sent to, which may start later. evaluator: its handle."""
+        self.settings = settings
+        self.loop: LearningLoop | None = None
+        self.broadcast = Broadcast(collectors)
+        self.evaluations = RemoteEvaluations(evaluator)
+        self.stopped = False
+
+    def run(self) -> str:
+        """`LearningLoop.run`: "finished" or "stopped"."""
+        s = self.settings
+        watchdog = Watchdog(s.run_dir, "learner", s.hang_seconds)
+        learner = s.make_learner()
+        learner.generation = next_generation(s.run_dir)
+        self.loop = LearningLoop(
+            training=s.training,
+            learner=learner,
+            replay=s.make_replay(),
+            pace=s.make_pace(),
+            run_dir=RunDir(s.run_dir),
+            publish_every=s.publish_every,
+            publish=self.broadcast.send,
+            evaluations=self.evaluations,
+            exploration=s.exploration,
+            shards=s.shards,
+            timeout_seconds=s.timeout_seconds,
+        )
+        if self.stopped:
+            self.loop.stop()
+        with watchdog:
+            return self.loop.run(on_step=watchdog.rearm)
+
+    def ticket(self, actor: int, boot: str) -> Ticket:
+        """`LearningLoop.ticket`; while the learner starts, actors wait."""
+        return self.loop.ticket(actor, boot) if self.loop is not None else Ticket("wait", retry_seconds=0.5)
+
+    def newest(self) -> tuple[list[ray.ObjectRef], int, int] | None:
+        """The newest weights: [values], version, checksum; None before the first. A collector starts with this."""
+        return self.broadcast.newest
+
+    def version(self) -> int:
+        """Of the newest published weights; 0 before the first."""
+        return self.broadcast.newest[1] if self.broadcast.newest is not None else 0
+
+    def environment_failed(self, actor: int, why: str) -> None:
+        """`LearningLoop.environment_failed`; not counted while the learner starts."""
+        if self.loop is not None:
+            self.loop.environment_failed(actor, why)
+
+    def status(self) -> dict[str, Any]:
+        """`LearningLoop.status`; {} while the learner starts."""
+        return self.loop.status() if self.loop is not None else {}
+
+    def stop(self) -> None:
+        """Make `run` save and return."""
+        self.stopped = True
+        if self.loop is not None:
+            self.loop.stop()
+
+    def alive(self) -> int:
+        """The process's number: an answer at all is what matters."""
+        return os.getpid()
+
+
+class Broadcast:
+    """Sends weights to all collectors: put into the object store once, whatever their number.
+
+    Of a collector that has not taken the last ones nothing more is asked until it has, so that neither calls nor
+    snapshots pile up behind one that hangs. It gets the newest by asking.
+    """
+
+    def __init__(self, collectors: list[str]) -> None:
+        self.names = collectors
+        self.newest: tuple[list[ray.ObjectRef], int, int] | None = None
+        self._handles: dict[str, Any] = {}
+        self._answers: dict[str, ray.ObjectRef] = {}
+
+    def send(self, weights: Weights) -> None:
+        """Returns when the snapshot is in the store; it is dropped there when the next one is sent."""
+        reference = ray.put(weights.values)
+        self.newest = ([reference], weights.version, weights.checksum)
+        for name in self.names:
+            handle = self._handle(name)
+            answer = self._answers.get(name)
+            if handle is None or (answer is not None and not ray.wait([answer], timeout=0)[0]):
+                continue
+            take = handle.take.options(concurrency_group="control", max_task_retries=0)
+            self._answers[name] = take.remote(reference, weights.version, weights.checksum)
+
+    def _handle(self, name: str) -> Any:
+        """The collector of that name, None if it does not exist yet. A handle outlives restarts."""
+        if name not in self._handles:
+            try:
+                self._handles[name] = ray.get_actor(name)
+            except ValueError:
+                return None
+        return self._handles[name]
+
+
+class RemoteEvaluations:
+    """The evaluator's queue, as LearningLoop sees it. Ray asks again if the evaluator is killed."""
+
+    def __init__(self, evaluator: Any) -> None:
+        self.evaluator = evaluator
+        self._under_way: dict[ray.ObjectRef, int] = {}
+
+    def submit(self, key: int, weights: Weights) -> None:
+        """As EvaluationDesk."""
+        reference = ray.put(weights.values)
+        answer = self.evaluator.evaluate.remote(reference, weights.version, weights.checksum)
+        self._under_way[answer] = key
+
+    def results(self) -> list[tuple[int, list[float], float | None, float]]:
+        """As EvaluationDesk. Raises what the evaluator raised."""
+        if not self._under_way:
+            return []
+        answers = list(self._under_way)
+        ended, _ = ray.wait(answers, num_returns=len(answers), timeout=0)
+        return [(self._under_way.pop(answer), *ray.get(answer)) for answer in ended]
+
+
+def next_generation(run_dir: Path) -> int:
+    """Counts the learners that were started in this directory, on disk: 1 for the first."""
+    path = run_dir / "generation"
+    generation = int(path.read_text()) + 1 if path.exists() else 1
+    replace_file(path, str(generation).encode())
+    return generation

@@ -147,12 +147,12 @@ class Replay:
         starts = self._sampler.draw(self._stored, batch_size, self._rng, returns)  # [B]
         first = starts % self._capacity  # [B]
         left = (self._end_of[first] - starts)[:, None]  # [B, 1] decisions from the start to the episode's end
-        first_row = starts + self._episode_of[first]  # [B]
+        first_row = (starts + self._episode_of[first]) % self._rows  # [B]
         steps = np.arange(self._window + 1)  # [L+1]
 
         mask = steps[:-1] < left  # [B, L]
-        places = np.where(mask, (first[:, None] + steps[:-1]) % self._capacity, self._capacity)  # [B, L]
-        rows = np.where(steps <= left, (first_row[:, None] + steps) % self._rows, self._rows)  # [B, L+1]
+        places = np.where(mask, _wrap(first[:, None] + steps[:-1], self._capacity), self._capacity)  # [B, L]
+        rows = np.where(steps <= left, _wrap(first_row[:, None] + steps, self._rows), self._rows)  # [B, L+1]
         return Batch(
             observations=_gather(self._observations, rows),
             actions=_gather(self._actions, places),
@@ -249,6 +249,11 @@ def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
     """
     backwards = accumulate(rewards[::-1].tolist(), lambda later, reward: reward + discount * later)
     return np.fromiter(backwards, np.float64, len(rewards))[::-1]
+
+
+def _wrap(indices: np.ndarray, size: int) -> np.ndarray:
+    """Places in a ring of indices below 2 * size, in place; several times as fast as the remainder."""
+    return np.subtract(indices, size, out=indices, where=indices >= size)
 
 
 def _gather(ring: np.ndarray, indices: np.ndarray) -> np.ndarray:

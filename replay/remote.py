@@ -9,9 +9,11 @@ already has; so a kill loses and doubles nothing.
 
 from __future__ import annotations
 
+import json
+import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,10 @@ class ReplaySettings:
 class ShardActor(ReplayShard):
     """A ReplayShard whose answers are bare arrays and numbers, which Ray passes on without pickling objects."""
 
-    def draw(
-        self, batch_size: int, returns: tuple[float, float] | None
-    ) -> tuple[list[np.ndarray], float, tuple | None]:
-        """`sample` as the arrays in Batch's order, and the mass after it."""
-        batch, mass = self.sample(batch_size, returns), self.mass()
-        return [getattr(batch, f.name) for f in fields(Batch)], mass.log_weight, mass.returns
+    def draw(self, windows: int, returns: tuple[float, float] | None) -> tuple[list[np.ndarray], float, tuple | None]:
+        """`sample` as the arrays in Batch's order, none for 0 windows, and the mass after it."""
+        arrays = list(vars(self.sample(windows, returns)).values()) if windows else []
+        return arrays, *self.weight()
 
     def weight(self) -> tuple[float, tuple | None]:
         """`mass` as numbers."""
@@ -63,20 +63,22 @@ class ShardActor(ReplayShard):
         return [[list(vars(e).values()) for e in news.episodes], news.cursor, list(vars(news.totals).values())]
 
 
-def start_shards(name: str, directory: Path, settings: ReplaySettings, seed: int, shards: int) -> list[Any]:
+def start_shards(
+    name: str, directory: Path, settings: ReplaySettings, seed: int, shards: int, **options: Any
+) -> list[Any]:
     """Run S plain shards as Ray actors named `<name>/replay-<i>`; each opens `<directory>/shard-<i>` where it runs.
-    Returns their handles.
 
-    Inserts, draws and questions have threads of their own, so that none queues behind another.
+    Inserts, draws and questions have threads of their own, so that none queues behind another. options: Ray's, for
+    every shard, such as scheduling_strategy, namespace, num_cpus. Returns their handles.
     """
-    options: dict[str, Any] = {
+    defaults: dict[str, Any] = {
+        "concurrency_groups": {"insert": 1, "sample": 1, "control": 1},
         "num_cpus": 1,
         "max_restarts": -1,
         "max_task_retries": -1,
-        "concurrency_groups": {"insert": 1, "sample": 1, "control": 1},
         "runtime_env": CPU_ONLY,
     }
-    actor = ray.remote(**options)(ShardActor)
+    actor = ray.remote(**(defaults | options))(ShardActor)
     return [
         actor.options(name=f"{name}/replay-{i}").remote(
             directory / f"shard-{i}",
@@ -92,7 +94,11 @@ def start_shards(name: str, directory: Path, settings: ReplaySettings, seed: int
 
 
 class RemoteReplay:
-    """Inserts into and samples from all shards as if they were one buffer."""
+    """Inserts into and samples from all shards as if they were one buffer. For one thread.
+
+    Every batch asks every shard, also those that it takes no windows from: the answers bring their masses. So what a
+    batch is drawn by is as old as the batches under way, whichever shards have grown meanwhile.
+    """
 
     def __init__(
         self, shards: list[Any], floor: float, seed: int, batch_size: int, prefetch: int, timeout_s: float
@@ -104,8 +110,8 @@ class RemoteReplay:
         self.shards, self.floor, self.batch_size = shards, floor, batch_size
         self.prefetch, self.timeout_s = prefetch, timeout_s
         self._rng = np.random.default_rng(seed)
-        self._masses: list[Mass] = []
-        self._under_way: deque[list[tuple[int, Any]]] = deque()
+        self._masses = [Mass(-math.inf)] * len(shards)
+        self._under_way: deque[list[Any]] = deque()  # for each batch, the answers to come of all shards
 
     def insert(self, episode: Episode) -> bool:
         """Store an episode, on disk when this returns; False if it was there already. TimeoutError after timeout_s."""
@@ -114,22 +120,33 @@ class RemoteReplay:
         return bool(self._get([answer], f"replay shard {shard} to store an episode")[0])
 
     def next(self) -> Batch:
-        """The next batch; ValueError if nothing is stored, TimeoutError after timeout_s without an answer."""
-        if not self._masses:
-            self._masses = self._ask_masses()
+        """The next batch, as arrays of its own; ValueError if nothing is stored.
+
+        TimeoutError after timeout_s without an answer: the batch stays under way, and the next call waits on for it.
+        """
+        if all(mass.log_weight == -math.inf for mass in self._masses):
+            answers = [s.weight.options(concurrency_group="control").remote() for s in self.shards]
+            self._masses = [Mass(*answer) for answer in self._get(answers, "the replay shards' masses")]
         while len(self._under_way) <= self.prefetch:
             self._under_way.append(self._request())
-        asked = self._under_way.popleft()
-        batches = []
-        who = f"replay shards {[i for i, _ in asked]} for a batch"
-        for (i, _), (arrays, *mass) in zip(asked, self._get([ref for _, ref in asked], who), strict=True):
-            batches.append(Batch(*arrays))
-            self._masses[i] = Mass(*mass)
-        return merge(batches)
+        answers = self._get(self._under_way[0], "the replay shards for a batch")
+        self._under_way.popleft()
+        self._masses = [Mass(*mass) for _, *mass in answers]
+        return merge([Batch(*arrays) for arrays, *_ in answers if arrays])
 
-    def refresh(self) -> None:
-        """Look at every shard's mass anew: those that were not drawn from lately may have grown."""
-        self._masses = self._ask_masses()
+    def state(self) -> str:
+        """The random state that decides how many windows the next batches have from each shard."""
+        return json.dumps(self._rng.bit_generator.state)
+
+    def load(self, state: str) -> None:
+        """Go on from a `state`; batches under way are forgotten. Use after the shards have gone back or on."""
+        self.close()
+        self._rng.bit_generator.state = json.loads(state)
+
+    def close(self) -> None:
+        """Let go of the batches under way, and of the memory they have in the object store."""
+        self._under_way.clear()
+        self._masses = [Mass(-math.inf)] * len(self.shards)
 
     def news(self, cursors: Sequence[int]) -> list[News]:
         """What each shard has stored since its cursor (0, or that of its answer before); see ReplayShard.news."""
@@ -146,18 +163,13 @@ class RemoteReplay:
         """Where each shard stands."""
         return self._get([s.stats.options(concurrency_group="control").remote() for s in self.shards], "shards' stats")
 
-    def _request(self) -> list[tuple[int, Any]]:
-        """Ask for one batch: (shard, answer to come) of every shard that contributes."""
+    def _request(self) -> list[Any]:
+        """Ask every shard for its part of one batch."""
         draw = Draw.of(self._masses, self.floor, self.batch_size, self._rng)
         return [
-            (i, self.shards[i].draw.options(concurrency_group="sample").remote(count, draw.returns))
-            for i, count in enumerate(draw.counts)
-            if count > 0
+            shard.draw.options(concurrency_group="sample").remote(count, draw.returns)
+            for shard, count in zip(self.shards, draw.counts, strict=True)
         ]
-
-    def _ask_masses(self) -> list[Mass]:
-        answers = [s.weight.options(concurrency_group="control").remote() for s in self.shards]
-        return [Mass(*answer) for answer in self._get(answers, "the replay shards' masses")]
 
     def _get(self, answers: list[Any], what: str) -> list[Any]:
         try:

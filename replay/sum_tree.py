@@ -30,32 +30,44 @@ class SumTree:
 
     def set(self, indices: np.ndarray, weights: np.ndarray | float) -> None:
         """Give int [n] entries the float64 [n] weights (>= 0); O(n log size). An entry named twice needs one weight."""
-        nodes = indices + self._leaves
+        nodes, level = indices + self._leaves, self._leaves
         self._nodes[nodes] = weights
-        while nodes[0] > 1:  # all n are on the same level
-            nodes = nodes >> 1
+        while level > self._narrow(len(nodes)):
+            nodes, level = nodes >> 1, level // 2
             self._nodes[nodes] = self._nodes[2 * nodes] + self._nodes[2 * nodes + 1]
+        self._sum_up(level)
 
     def fill(self, weights: np.ndarray) -> None:
         """Give all entries their float64 [size] weights; O(size), cheaper than `set` for many."""
         self.weights[:] = weights
-        level = self._leaves
-        while level > 1:
-            below = self._nodes[level : 2 * level]
-            level //= 2
-            self._nodes[level : 2 * level] = below[0::2] + below[1::2]
+        self._sum_up(self._leaves)
 
     def find(self, masses: np.ndarray) -> np.ndarray:
         """The entries that cover float64 [n] points of [0, total) when all are laid side by side -> int64 [n].
 
         Needs total > 0. Never finds an entry of weight 0, though rounding can push a point past the last other one.
         """
-        masses = masses.copy()
-        nodes = np.ones(len(masses), np.int64)
-        while nodes[0] < self._leaves:
-            nodes *= 2
+        level = self._narrow(len(masses))
+        sums = np.cumsum(self._nodes[level : 2 * level])
+        last = np.searchsorted(sums, sums[-1])  # of weight > 0
+        nodes = np.minimum(np.searchsorted(sums, masses, side="right"), last)
+        masses = masses - np.where(nodes > 0, sums[nodes - 1], 0.0)
+        nodes += level
+        while level < self._leaves:
+            nodes, level = 2 * nodes, 2 * level
             left = self._nodes[nodes]
             right = (masses >= left) & (self._nodes[nodes + 1] > 0)
             masses -= np.where(right, left, 0.0)
             nodes += right
         return nodes - self._leaves
+
+    def _narrow(self, n: int) -> int:
+        """Number of nodes of the lowest level that is cheaper to compute as a whole than at n of its nodes."""
+        return min(self._leaves, 1 << (8 * n - 1).bit_length())
+
+    def _sum_up(self, level: int) -> None:
+        """Recompute all levels above the one of `level` nodes."""
+        while level > 1:
+            below = self._nodes[level : 2 * level]
+            level //= 2
+            self._nodes[level : 2 * level] = below[0::2] + below[1::2]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
 import numpy as np
 import pytest
 import ray
+from ray._private.internal_api import memory_summary
 
 from common.episode import Episode
 from replay.buffer import ReplayConfig
@@ -51,6 +53,12 @@ def process_of(shard) -> int:
     return ray.get(shard.__ray_call__.remote(lambda self: os.getpid()), timeout=60)
 
 
+def objects_stored() -> int:
+    """In the object stores of all nodes."""
+    text = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+    return int(re.search(r"Plasma memory usage .*, (\d+) objects", text)[1])
+
+
 def seen_in(replay: RemoteReplay, batches: int) -> set[tuple[int, int]]:
     """(actor, number) of the episodes that some batches are from."""
     names = set()
@@ -77,6 +85,65 @@ def test_the_union_of_shards_is_sampled_as_one_buffer(replay):
     assert (((counts - want) ** 2) / want).sum() < 31.3  # chi-square, 11 degrees of freedom, p = 0.001
 
 
+def test_an_empty_replay_is_refused_and_may_fill(replay):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="want at least one decision"):
+            replay.next()
+    replay.insert(episode(0, 0))
+    assert seen_in(replay, 1) == {(0, 0)}
+
+
+def test_a_shard_that_was_not_drawn_from_is_noticed_when_it_grows(replay):
+    replay.insert(episode(0, 0))
+    assert seen_in(replay, 10) == {(0, 0)}
+    replay.insert(episode(0, 1))  # into the other shard
+    seen_in(replay, replay.prefetch + 1)  # these were drawn before it could be known
+    assert seen_in(replay, 3) == {(0, 0), (0, 1)}
+
+
+def test_a_batch_is_copied_once_on_the_learners_side_and_pins_nothing(replay):
+    for number in range(4):
+        replay.insert(episode(0, number))
+    arrays, *_ = ray.get(replay.shards[0].draw.remote(4096, None))
+    assert not any(array.flags.owndata for array in arrays)  # views of the object store
+    batch = replay.next()
+    assert all(array.flags.owndata and array.flags.writeable for array in vars(batch).values())
+
+
+def test_the_random_state_goes_on(replay):
+    for number in range(4):
+        replay.insert(episode(0, number))
+    replay.next()
+    state = replay.state()
+    first = [replay._rng.integers(1000) for _ in range(3)]
+    replay.load(state)
+    assert [replay._rng.integers(1000) for _ in range(3)] == first
+    assert len(replay.next().mask) == 64
+
+
+def test_closed_it_holds_no_batches(replay):
+    replay.insert(episode(0, 0))
+    replay.next()
+    assert len(replay._under_way) == replay.prefetch
+    replay.close()
+    assert not replay._under_way
+    assert len(replay.next().mask) == 64  # and may go on
+
+
+def test_shards_start_where_and_how_the_caller_says(cluster, tmp_path):
+    settings = ReplaySettings(ShardConfig(), OBS, ACTION, WINDOW, 0.9)
+    shards = start_shards("run/seed-3", tmp_path, settings, seed=0, shards=2, namespace="elsewhere", num_cpus=0.5)
+    try:
+        for i in range(2):
+            found = ray.get_actor(f"run/seed-3/replay-{i}", namespace="elsewhere")
+            assert ray.get(found.next_number.remote(0), timeout=60) == 0
+        with pytest.raises(ValueError, match="Failed to look up actor"):
+            ray.get_actor("run/seed-3/replay-0")
+    finally:
+        for shard in shards:
+            ray.kill(shard)
+
+
 def test_a_retried_insert_is_stored_once(replay):
     assert replay.insert(episode(3, 0))
     assert not replay.insert(episode(3, 0))
@@ -98,6 +165,26 @@ def test_killed_in_the_middle_nothing_acknowledged_is_lost_or_doubled(replay):
     assert names == {(0, number) for number in range(40)}
     assert sum(s.episodes for s in stats) == 40
     assert sum(s.inserted_decisions for s in stats) == 400
+
+
+def test_batches_under_way_come_all_the_same_when_a_shard_is_killed(replay):
+    for number in range(20):
+        replay.insert(episode(0, number))
+    replay.prefetch = 6
+    replay.next()
+    assert len(replay._under_way) == 6
+    pids = [process_of(shard) for shard in replay.shards]
+    os.kill(pids[1], signal.SIGSTOP)  # so that its answers are surely not there yet
+    for _ in range(3):
+        replay._under_way.append(replay._request())
+    os.kill(pids[1], signal.SIGKILL)
+    asked = list(replay._under_way)
+    batches = [replay.next() for _ in asked]
+    assert all(len(batch.mask) == 64 and batch.mask[:, 0].all() for batch in batches)
+    assert not any(old is new for old in asked for new in replay._under_way)  # each of them was used
+    assert len(seen_in(replay, 30)) == 20
+    assert len(replay._under_way) == 6
+    assert process_of(replay.shards[1]) != pids[1]
 
 
 def test_news_are_told_once_across_a_kill(replay):
@@ -138,3 +225,39 @@ def test_a_batch_that_does_not_come_says_who_waits_for_what(replay):
             os.kill(pid, signal.SIGCONT)
     replay.timeout_s = 60
     assert len(replay.next().mask) == 64
+
+
+def test_a_batch_that_was_late_is_the_next_one(replay):
+    replay.insert(episode(0, 0))
+    replay.prefetch = 0
+    replay.next()
+    replay.timeout_s = 0.2
+    pid = process_of(replay.shards[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError, match=r"waited 0.2 s for the replay shards for a batch"):
+            replay.next()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    [late] = replay._under_way
+    replay.timeout_s = 60
+    assert len(replay.next().mask) == 64
+    assert late not in replay._under_way
+    assert sum(s.sampled_batches for s in replay.stats()) == 2
+
+
+def test_nothing_stored_or_drawn_stays_in_the_object_store(replay):
+    """Episodes are copied into the shards' own arrays and batches into the learner's, though it keeps them all."""
+    replay.batch_size = 4096  # of 230 kB and more: not so small that they would not go through the store
+    before, kept, most = objects_stored(), [], 0
+    for number in range(20):
+        replay.insert(episode(0, number, decisions=4000))
+        kept.append(replay.next())
+        most = max(most, objects_stored())
+    assert most > before
+    replay.close()
+    deadline = time.monotonic() + 30
+    while objects_stored() > before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert objects_stored() <= before
+    assert len(kept) == 20

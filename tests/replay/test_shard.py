@@ -1,6 +1,7 @@
 """replay/shard.py against a plain list of episodes; restarts are real ones, and one is a real SIGKILL."""
 
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -469,6 +470,25 @@ def test_no_acknowledged_episode_is_lost_by_sigkill(tmp_path, capacity):
         assert names(shard) == kept
         assert not any(shard.insert(encode(make_episode(n, actor=n % 3))) for n in acknowledged)
         assert names(shard) == kept
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_memory_does_not_creep_once_the_buffer_is_full(tmp_path, sampler):
+    shard, page = open_shard(tmp_path, capacity=5000, max_segment_bytes=2**20, sampler=sampler), resource.getpagesize()
+
+    def resident_after(numbers: range) -> int:
+        """Bytes of memory that the process has."""
+        for number in numbers:
+            shard.insert(encode(make_episode(number, 1000, actor=number % 4)))
+            shard.sample(64)
+            shard.news(max(number - 10, 0))
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    full = resident_after(range(200))
+    slope = (resident_after(range(200, 1200)) - full) / 1000
+    record_bytes = len(encode(make_episode(0, 1000)))
+    assert shard.stats().episodes == 5
+    assert slope < record_bytes / 10, f"{slope:.0f} bytes for every episode of {record_bytes}"
 
 
 def test_inserts_and_samples_from_two_threads(tmp_path):

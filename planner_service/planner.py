@@ -13,6 +13,7 @@ whose rollouts have `Rollout.observations`; a value function anything with QT's 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -139,6 +140,15 @@ class PlanState:
             has_elites=torch.zeros(environments, dtype=torch.bool, device=device),
         )
 
+    @staticmethod
+    def join(states: Sequence[PlanState]) -> PlanState:
+        """Several environments' states as one batch."""
+        return PlanState(*(torch.cat(parts) for parts in zip(*(vars(s).values() for s in states), strict=True)))
+
+    def split(self) -> list[PlanState]:
+        """Each environment's own: undoes `join` for states of one environment each."""
+        return [PlanState(*parts) for parts in zip(*(part.split(1) for part in vars(self).values()), strict=True)]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -214,11 +224,19 @@ class Planner:
             self.colour = colour_factor(c.horizon, c.noise_exponent).to(device)
 
     @torch.inference_mode()
-    def plan(self, observations: Tensor, state: PlanState, noise: Noise, explore: bool) -> Plan:
+    def plan(
+        self,
+        observations: Tensor,
+        state: PlanState,
+        noise: Noise,
+        explore: bool | Tensor,
+        more: Callable[[int], bool] | None = None,
+    ) -> Plan:
         """One decision for each environment: observations [E, M].
 
-        explore: an elite is drawn by its weight and random bins are mixed into its action (collecting); without, the
-        weighted mean of the elites is executed (evaluating).
+        explore, for all or bool [E]: an elite is drawn by its weight and random bins are mixed into its action
+        (collecting); without, the weighted mean of the elites is executed (evaluating).
+        more: asked after each iteration, with their number so far, whether there is time for one more.
         """
         c = self.config
         check_shape(state.mean, "E H N", E=len(observations), H=c.horizon, N=self.dynamics.action_dim)
@@ -246,7 +264,8 @@ class Planner:
             mean, std = fit.mean, fit.std
             if c.keep_elites > 0:
                 kept = candidates.best(c.keep_elites)
-            if c.early_stop and bool((std <= c.min_std).all()):
+            settled = c.early_stop and bool((std <= c.min_std).all())
+            if settled or (more is not None and not more(iteration + 1)):
                 break
         assert fit is not None
 
@@ -256,7 +275,10 @@ class Planner:
             elites=shift(fit.elites.actions[:, : c.keep_elites]),
             has_elites=torch.ones_like(state.has_elites),
         )
-        actions = self._explore(fit, noise) if explore else mean[:, 0].clamp(-1, 1)  # weights may sum to 1 + 1e-7
+        actions = mean[:, 0].clamp(-1, 1)  # weights may sum to 1 + 1e-7
+        if explore is not False:
+            drawn = self._explore(fit, noise)
+            actions = drawn if explore is True else torch.where(explore.unsqueeze(1), drawn, actions)
         return Plan(actions, next_state, fit.elites.values[:, 0], std, iteration + 1)
 
     def _refit(self, elites: _Population) -> _Fit:

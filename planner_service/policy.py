@@ -1,11 +1,16 @@
 """Policies: what chooses actions for E environments at once, episode by episode.
 
 `MPCPolicy` plans (Algorithm 2); `GreedyPolicy` is the paper's QT ablation. Both own their copy of the networks, in
-eval mode, and take new weights between decisions.
+eval mode, and take new weights between decisions. Both keep nothing else: what an episode carries from one decision to
+the next is its `EpisodeState`, so that `decide` serves whichever episodes are due, and an episode's actions do not
+depend on the company. `begin` and `act` are that for environments in lockstep.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -48,6 +53,29 @@ class Policy(Protocol):
         """float32 [E, M] -> float32 [E, N] in [-1, 1]."""
 
 
+@dataclass
+class EpisodeState:
+    """What one episode carries from decision to decision."""
+
+    generator: torch.Generator
+    exploration: float
+    """in [0, 1], 0 when evaluating"""
+    plan: PlanState | None = None
+    """the warm start, E = 1; None where nothing is planned"""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """One decision for each of some episodes."""
+
+    actions: np.ndarray
+    """float32 [E, N] in [-1, 1]"""
+    values: np.ndarray
+    """float32 [E], the return expected from here on, discounted: of the best sequence found, or the QT's"""
+    iterations: int
+    """the planner's; 0 where nothing is planned"""
+
+
 class MPCPolicy:
     """Plans every decision. Exploration > 0 turns on the planner's own: a drawn elite, some random bins."""
 
@@ -67,21 +95,40 @@ class MPCPolicy:
         weights.copy_into(self.networks)
         self.weights_version = weights.version
 
-    def begin(self, seeds: list[int], exploration: float) -> None:
-        self.explore = exploration > 0
-        self.generators = [seeded_generator(seed, self.device) for seed in seeds]
-        action_dim = self.planner.dynamics.action_dim
-        self.state = PlanState.initial(len(seeds), self.planner.config, action_dim, self.device)
+    def start(self, seed: int, exploration: float) -> EpisodeState:
+        """Of an episode, at its start."""
+        initial = PlanState.initial(1, self.planner.config, self.planner.dynamics.action_dim, self.device)
+        return EpisodeState(seeded_generator(seed, self.device), exploration, initial)
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        noise = draw_noise(self.generators, self.planner.config, self.planner.dynamics.action_dim)
+    def decide(
+        self, episodes: Sequence[EpisodeState], observations: np.ndarray, deadline: float | None = None
+    ) -> Decisions:
+        """One decision for each episode, in which it moves on: observations float32 [E, M].
+
+        deadline: in time.monotonic()'s seconds; as many iterations as fit, but one at least.
+        """
+        noise = draw_noise([e.generator for e in episodes], self.planner.config, self.planner.dynamics.action_dim)
+        state = PlanState.join([e.plan for e in episodes if e.plan is not None])
         on_device = torch.from_numpy(observations).to(self.device)
+        explores = [e.exploration > 0 for e in episodes]
+        explore = explores[0] if len(set(explores)) == 1 else torch.tensor(explores, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            plan = self.plan(on_device, self.state, noise, self.explore)
+            if deadline is None:
+                plan = self.plan(on_device, state, noise, explore)
+            else:  # never compiled: that would be for one number of iterations
+                plan = self.planner.plan(on_device, state, noise, explore, more=until(deadline, self.device))
         # Compiled, the tensors belong to a CUDA graph, whose next replay reads this state and overwrites them.
         s = plan.state
-        self.state = PlanState(s.mean.clone(), s.elites.clone(), s.has_elites.clone())
-        return plan.actions.cpu().numpy()
+        after = PlanState(s.mean.clone(), s.elites.clone(), s.has_elites.clone())
+        for episode, own in zip(episodes, after.split(), strict=True):
+            episode.plan = own
+        return Decisions(plan.actions.cpu().numpy(), plan.values.float().cpu().numpy(), plan.iterations)
+
+    def begin(self, seeds: list[int], exploration: float) -> None:
+        self.episodes = [self.start(seed, exploration) for seed in seeds]
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        return self.decide(self.episodes, observations).actions
 
 
 class GreedyPolicy:
@@ -97,17 +144,28 @@ class GreedyPolicy:
         weights.copy_into(self.networks)
         self.weights_version = weights.version
 
-    def begin(self, seeds: list[int], exploration: float) -> None:
-        self.exploration = exploration
-        self.generators = [seeded_generator(seed, torch.device("cpu")) for seed in seeds]
+    def start(self, seed: int, exploration: float) -> EpisodeState:
+        """Of an episode, at its start."""
+        return EpisodeState(seeded_generator(seed, torch.device("cpu")), exploration)
 
     @torch.no_grad()
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        bins, _ = self.qt.choose(torch.from_numpy(observations).to(self.device))  # [E, N]
-        uniform = torch.stack([torch.rand(1 + self.qt.action_dim, generator=g) for g in self.generators])
+    def decide(
+        self, episodes: Sequence[EpisodeState], observations: np.ndarray, deadline: float | None = None
+    ) -> Decisions:
+        """One decision for each episode, in which it moves on: observations float32 [E, M]. It has no iterations, so
+        that a deadline changes nothing."""
+        bins, values = self.qt.choose(torch.from_numpy(observations).to(self.device))  # [E, N], [E]
+        uniform = torch.stack([torch.rand(1 + self.qt.action_dim, generator=e.generator) for e in episodes])
         chance = uniform[:, :1].expand(-1, self.qt.action_dim)  # one draw decides for the whole action
-        bins = self.qt.tokenizer.replace(bins.cpu(), chance, uniform[:, 1:], self.exploration)
-        return self.qt.tokenizer.decode(bins).numpy()
+        exploration = torch.tensor([[e.exploration] for e in episodes])  # [E, 1]
+        bins = self.qt.tokenizer.replace(bins.cpu(), chance, uniform[:, 1:], exploration)
+        return Decisions(self.qt.tokenizer.decode(bins).numpy(), values.float().cpu().numpy(), iterations=0)
+
+    def begin(self, seeds: list[int], exploration: float) -> None:
+        self.episodes = [self.start(seed, exploration) for seed in seeds]
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        return self.decide(self.episodes, observations).actions
 
 
 class RandomPolicy:
@@ -132,6 +190,19 @@ def freeze(networks: nn.Module) -> None:
     """Eval mode, no gradients: a policy's networks are never trained."""
     networks.eval()
     networks.requires_grad_(False)
+
+
+def until(deadline: float, device: torch.device) -> Callable[[int], bool]:
+    """The planner's `more`: would another iteration, as long as those so far on average, end before the deadline?"""
+    started = time.monotonic()
+
+    def more(done: int) -> bool:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what is queued there has not taken its time yet
+        now = time.monotonic()
+        return now + (now - started) / done <= deadline
+
+    return more
 
 
 def seeded_generator(seed: int, device: torch.device) -> torch.Generator:

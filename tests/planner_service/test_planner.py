@@ -349,6 +349,48 @@ class TestBatch:
         alone, _ = decisions(planner, observations[:, 1:], [2], explore=True)
         assert torch.allclose(alone[:, 0], together[:, 1], atol=1e-5)
 
+    def test_exploring_and_not_in_one_batch(self):
+        planner, seeds = small_planner(), [11, 12, 13]
+        observations = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0))
+        mixed, _ = decisions(planner, observations, seeds, torch.tensor([True, False, True]))
+        collecting, _ = decisions(planner, observations, seeds, True)
+        evaluating, _ = decisions(planner, observations, seeds, False)
+        assert torch.equal(mixed[:, ::2], collecting[:, ::2])
+        assert torch.equal(mixed[:, 1], evaluating[:, 1])
+        assert not torch.equal(collecting, evaluating)
+
+    def test_states_joined_and_split_are_the_same_states(self):
+        planner = small_planner("economies")
+        states = [plan(planner, torch.randn(1, 3), [seed]).state for seed in range(3)]
+        for own, again in zip(states, PlanState.join(states).split(), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(vars(own).values(), vars(again).values(), strict=True))
+
+
+class TestAnytime:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_stopped_early_it_is_a_planner_of_fewer_iterations(self, variant):
+        planner, observations = small_planner(variant), torch.randn(2, 3)
+        noise = noise_for(planner.config, 2, 0, 1)
+        asked = []
+        stopped = planner.plan(
+            observations, fresh(planner.config, 2, 2), noise, False, more=lambda n: asked.append(n) or n < 2
+        )
+        shorter = Planner(
+            planner.config.model_copy(update={"iterations": 2}), 0.95, planner.dynamics, planner.value_function
+        )
+        want = plan(shorter, observations, noise=replace(noise, normal=noise.normal[:, :2]))
+        assert (stopped.iterations, asked) == (2, [1, 2])
+        assert torch.equal(stopped.actions, want.actions)
+        assert torch.equal(stopped.values, want.values)
+        assert torch.equal(stopped.state.mean, want.state.mean)
+
+    def test_with_time_enough_it_is_the_whole_plan(self):
+        planner, observations = small_planner(), torch.randn(2, 3)
+        noise, state = noise_for(planner.config, 2, 0, 1), fresh(planner.config, 2, 2)
+        outcome = planner.plan(observations, state, noise, False, more=lambda n: True)
+        assert outcome.iterations == 4
+        assert torch.equal(outcome.actions, plan(planner, observations, noise=noise).actions)
+
 
 class TestRandomness:
     def test_same_generator_same_plan_other_generator_other_plan(self):

@@ -1,12 +1,14 @@
 """What every policy promises actors, and what tells the three apart."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from common.weights import Weights
-from planner_service.planner import Planner, PlannerConfig
-from planner_service.policy import EpsilonConfig, GreedyPolicy, MPCPolicy, RandomPolicy
+from planner_service.planner import Planner, PlannerConfig, PlanState, draw_noise
+from planner_service.policy import EpsilonConfig, GreedyPolicy, MPCPolicy, RandomPolicy, until
 from tests.fakes import tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
@@ -91,6 +93,61 @@ class TestWeights:
         assert not any(parameter.requires_grad for parameter in policy.networks.parameters())
 
 
+@pytest.mark.parametrize("name", LEARNED)
+class TestDecide:
+    """Episodes that are not in lockstep: whichever are due, each as if it were alone."""
+
+    def test_the_company_changes_nothing(self, name):
+        policy = POLICIES[name]()
+        alone = {seed: act(policy, (seed,), seed % 2, OBSERVATIONS[:1], decisions=4)[:, 0] for seed in (3, 4, 5)}
+        episodes = {seed: policy.start(seed, seed % 2) for seed in alone}  # some explore, some do not
+        together = {seed: [] for seed in alone}
+        for due in [(3,), (5, 3), (4, 5, 3), (4, 3), (5, 4), (4, 5)]:
+            actions = policy.decide([episodes[s] for s in due], np.repeat(OBSERVATIONS[:1], len(due), axis=0)).actions
+            for seed, action in zip(due, actions, strict=True):
+                together[seed].append(action)
+        for seed, actions in together.items():
+            assert len(actions) == 4
+            assert np.allclose(actions, alone[seed], atol=1e-5)
+
+    def test_comes_with_a_value_for_each(self, name):
+        policy = POLICIES[name]()
+        decisions = policy.decide([policy.start(seed, 0.0) for seed in (3, 4, 5)], OBSERVATIONS)
+        assert decisions.values.dtype == np.float32
+        if name == "greedy":
+            want, iterations = policy.qt.value(torch.from_numpy(OBSERVATIONS)), 0
+        else:
+            noise = draw_noise([policy.start(seed, 0.0).generator for seed in (3, 4, 5)], policy.planner.config, 2)
+            state = PlanState.initial(3, policy.planner.config, 2, CPU)
+            want, iterations = policy.planner.plan(torch.from_numpy(OBSERVATIONS), state, noise, False).values, 2
+        assert np.allclose(decisions.values, want, atol=1e-5)
+        assert decisions.iterations == iterations
+
+    def test_exploration_is_each_episodes_own(self, name):
+        policy = POLICIES[name]()
+        calm, wild = act(policy, exploration=0.0, decisions=1)[0], act(policy, exploration=1.0, decisions=1)[0]
+        episodes = [policy.start(seed, exploration) for seed, exploration in [(3, 1.0), (4, 0.0), (5, 1.0)]]
+        mixed = policy.decide(episodes, OBSERVATIONS).actions
+        assert np.allclose(mixed[::2], wild[::2], atol=1e-5)
+        assert np.allclose(mixed[1], calm[1], atol=1e-5)
+
+
+class TestDeadline:
+    def test_as_many_iterations_as_fit_but_one_at_least(self):
+        policy = mpc(iterations=6)
+        for left, fitting in [(-1.0, {1}), (3600.0, {6})]:
+            episodes = [policy.start(seed, 0.0) for seed in (3, 4, 5)]
+            decisions = policy.decide(episodes, OBSERVATIONS, deadline=time.monotonic() + left)
+            assert decisions.iterations in fitting
+            assert np.abs(decisions.actions).max() <= 1
+
+    def test_the_next_iteration_is_taken_to_last_as_long_as_those_so_far(self, monkeypatch):
+        clock = iter([100.0, 100.3, 100.5, 101.0])  # 0.3 s, then 0.25 s on average, then 0.33 s
+        monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+        more = until(101.0, CPU)
+        assert [more(1), more(2), more(3)] == [True, True, False]
+
+
 class TestMPCPolicy:
     def test_networks_are_those_the_planner_uses(self):
         assert list(mpc().networks) == ["tdm", "qt"]
@@ -106,9 +163,9 @@ class TestMPCPolicy:
     def test_the_warm_start_lasts_within_an_episode_and_ends_with_it(self):
         policy = mpc(init_std=0.5)
         actions = act(policy, decisions=3)
-        assert policy.state.mean.abs().max() > 0  # something was handed on
+        assert all(e.plan.mean.abs().max() > 0 for e in policy.episodes)  # something was handed on
         policy.begin([3, 4, 5], 1.0)
-        assert policy.state.mean.abs().max() == 0
+        assert all(e.plan.mean.abs().max() == 0 for e in policy.episodes)
         assert np.array_equal(policy.act(OBSERVATIONS), actions[0])
 
 

@@ -5,10 +5,16 @@ BIN := $(VENV)/bin
 TASK ?=
 PRESET ?=
 SEED ?=
+SEEDS ?=
+ACTORS ?=
+SHARDS ?=
+GPUS_PER_SEED ?=
+NAME ?=
+DETACH ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train smoke test test-cluster test-learning test-gpu bench lint format clean
+.PHONY: help install train train-cluster smoke test test-cluster test-learning test-gpu bench lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,6 +31,11 @@ $(VENV)/installed: pyproject.toml
 
 train: $(VENV)/installed ## train on this machine: TASK=dmc/reacher-easy PRESET=laptop SEED=0 ARGS='--max-minutes 5'
 	$(BIN)/qttdm train $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(TASK),--task $(TASK)) $(ARGS)
+
+train-cluster: $(VENV)/installed ## train on the Ray cluster: TASK= PRESET= SEEDS=0,1 ACTORS=1 SHARDS=1 GPUS_PER_SEED= NAME= DETACH=1
+	$(BIN)/qttdm cluster train $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(ACTORS),--actors $(ACTORS)) $(if $(SHARDS),--shards $(SHARDS)) $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) \
+	  $(if $(NAME),--name $(NAME)) $(if $(DETACH),--detach) $(ARGS)
 
 smoke: $(VENV)/installed ## the whole system in under a minute
 	$(BIN)/qttdm train --preset debug $(ARGS)

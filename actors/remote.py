@@ -63,9 +63,11 @@ class ActorSettings:
 class CollectorActor:
     """Actor number `index` of one seed. `take` and `alive` are answered while `run` runs."""
 
-    def __init__(self, settings: ActorSettings, index: int, learner: Any, shards: list[Any]) -> None:
+    def __init__(self, settings: ActorSettings, index: int, learner: str, shards: list[str]) -> None:
+        """Names of the actors it works with, which must be there."""
         torch.set_num_threads(settings.threads)
-        self.settings, self.index, self.learner, self.shards = settings, index, learner, shards
+        self.settings, self.index = settings, index
+        self.learner, self.shards = ray.get_actor(learner), [ray.get_actor(name) for name in shards]
         self.boot = uuid.uuid4().hex
         self.events = EventLog(RunDir(settings.run_dir).events_path, f"actor {index}")
         self.watchdog = Watchdog(settings.run_dir, f"actor-{index}", settings.hang_seconds)

@@ -89,30 +89,25 @@ class SeedRun:
             num_cpus=c.shard_cpus,
             **self._place(0),
         )
-        evaluator = self._create(EvaluatorActor, "evaluator", 0, c.evaluator_cpus, self._actor_settings(evaluator=True))
+        self._actors |= {f"replay-{i}": shard for i, shard in enumerate(shards)}
+        names = [f"{self.name}/{name}" for name in self._actors]
+        learner, evaluator = f"{self.name}/learner", f"{self.name}/evaluator"
         collectors = [f"{self.name}/actor-{i}" for i in range(c.actors)]
-        learner = self._create(
+        self._create(EvaluatorActor, "evaluator", 0, c.evaluator_cpus, self._actor_settings(evaluator=True))
+        self._create(
             LearnerActor,
             "learner",
             0,
             c.learner_cpus,
-            self._learner_settings(shards),
-            collectors,
+            self._learner_settings(),
+            names,
             evaluator,
+            collectors,
             gpus=c.gpus_per_seed,
         )
         for i in range(c.actors):
-            self._create(
-                CollectorActor,
-                f"actor-{i}",
-                1 + i,
-                c.actor_cpus,
-                self._actor_settings(evaluator=False),
-                i,
-                learner,
-                shards,
-            )
-        self._actors |= {f"replay-{i}": shard for i, shard in enumerate(shards)}
+            settings = self._actor_settings(evaluator=False)
+            self._create(CollectorActor, f"actor-{i}", 1 + i, c.actor_cpus, settings, i, learner, names)
         self._answers = {name: a.run.remote() for name, a in self._actors.items() if hasattr(a, "run")}
         self.state = "running"
 
@@ -242,7 +237,7 @@ class SeedRun:
             timeout_seconds=c.cluster.timeout_seconds,
         )
 
-    def _learner_settings(self, shards: list[Any]) -> LearnerSettings:
+    def _learner_settings(self) -> LearnerSettings:
         c = self.config
         return LearnerSettings(
             run_dir=self.run_dir.path,
@@ -250,7 +245,6 @@ class SeedRun:
             make_learner=partial(fresh_learner, c, self.spec),
             make_replay=partial(
                 RemoteReplay,
-                shards,
                 floor=c.replay.return_floor,
                 seed=derive_seed(c.seed, "draw"),
                 batch_size=c.learner.batch_size,
@@ -261,7 +255,6 @@ class SeedRun:
             exploration=partial(exploration, c),
             publish_every=c.cluster.publish_every,
             hang_seconds=c.cluster.hang_seconds,
-            shards=c.cluster.shards,
             timeout_seconds=c.cluster.timeout_seconds,
         )
 

@@ -91,7 +91,7 @@ def train(options: argparse.Namespace) -> None:
     try:
         check_nodes(directory)
         seeds = new_seeds(directory, configs)
-    except ConfigError:
+    except BaseException:
         remove_if_untouched(directory)
         raise
     print(f"{configs[0].agent} on {configs[0].task}, seeds {', '.join(str(c.seed) for c in configs)}: {directory}")
@@ -123,9 +123,7 @@ def resume(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """One table for each run that is on the cluster."""
-    from rich.console import Console
-
-    from deploy.cluster_progress import table
+    from deploy.cluster_progress import ClusterProgress
     from deploy.preflight import connect, named_runs
 
     connect()
@@ -133,7 +131,9 @@ def status(options: argparse.Namespace) -> None:
     if not names:
         print("no run is on this cluster")
     for name in names:
-        Console().print(table(ask(name, "read")))
+        print(f"{name}:")
+        with ClusterProgress() as progress:
+            progress.show(ask(name, "read"))
 
 
 def stop(options: argparse.Namespace) -> None:

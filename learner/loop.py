@@ -141,6 +141,7 @@ class LearningLoop:
         self._heard_at = 0.0
         self._started = self._opened - self.counters.wall_seconds
         self._first_updates = self._logged_updates = learner.updates
+        self._logged_decisions = self.counters.decisions
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Literal["finished", "stopped"]:
         """Until `env_steps` are collected and their updates made, or `stop()`. Ends with a checkpoint.
@@ -346,10 +347,15 @@ class LearningLoop:
         """An `update` line: the losses since the last one, and where the time went."""
         losses = self.learner.drain()
         now = time.monotonic()
-        speed = (self.learner.updates - self._logged_updates) / max(1e-9, now - self._logged_at)
+        passed = max(1e-9, now - self._logged_at)
+        speeds = {
+            "updates_per_second": (self.learner.updates - self._logged_updates) / passed,
+            "decisions_per_second": (self.counters.decisions - self._logged_decisions) / passed,
+        }
         self._logged_at, self._logged_updates = now, self.learner.updates
+        self._logged_decisions = self.counters.decisions
         if losses:
-            self._report("update", **losses, **self.learner.learning_rates(), updates_per_second=speed)
+            self._report("update", **losses, **self.learner.learning_rates(), **speeds)
 
     def _save(self) -> None:
         """An atomic checkpoint. The replay is not in it: shards keep theirs, and the cursors say how much counts."""

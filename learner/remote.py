@@ -35,13 +35,13 @@ class LearnerSettings:
     training: TrainingConfig
     make_learner: Callable[[], Learner]
     """called in the actor's process, where its device is"""
-    make_replay: Callable[[], RemoteReplay]
+    make_replay: Callable[[list[Any]], RemoteReplay]
+    """of the shards' handles"""
     make_pace: Callable[[], Pace]
     exploration: Callable[[int], float]
     """of the environment steps so far"""
     publish_every: int
     """updates"""
-    shards: int
     hang_seconds: float
     """an update, or anything else the loop does at once, that takes longer has hung"""
     timeout_seconds: float
@@ -50,12 +50,16 @@ class LearnerSettings:
 class LearnerActor:
     """One seed's learner."""
 
-    def __init__(self, settings: LearnerSettings, collectors: list[str], evaluator: Any) -> None:
-        """collectors: names of the actors that weights are sent to, which may start later. evaluator: its handle."""
+    def __init__(self, settings: LearnerSettings, shards: list[str], evaluator: str, collectors: list[str]) -> None:
+        """Names of the actors it works with. (Handles as arguments would break a restart if they went out of scope.)
+
+        Shards and evaluator must be there; weights go to the collectors from when they start.
+        """
         self.settings = settings
+        self.shards = [ray.get_actor(name) for name in shards]
         self.loop: LearningLoop | None = None
         self.broadcast = Broadcast(collectors)
-        self.evaluations = RemoteEvaluations(evaluator)
+        self.evaluations = RemoteEvaluations(ray.get_actor(evaluator))
         self.stopped = False
 
     def run(self) -> str:
@@ -67,14 +71,14 @@ class LearnerActor:
         self.loop = LearningLoop(
             training=s.training,
             learner=learner,
-            replay=s.make_replay(),
+            replay=s.make_replay(self.shards),
             pace=s.make_pace(),
             run_dir=RunDir(s.run_dir),
             publish_every=s.publish_every,
             publish=self.broadcast.send,
             evaluations=self.evaluations,
             exploration=s.exploration,
-            shards=s.shards,
+            shards=len(self.shards),
             timeout_seconds=s.timeout_seconds,
         )
         if self.stopped:

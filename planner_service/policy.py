@@ -75,6 +75,11 @@ class Decisions:
     iterations: int
     """the planner's; 0 where nothing is planned"""
 
+    @property
+    def finite(self) -> np.ndarray:
+        """bool [E]: numbers that one can act on? Networks overflow on observations far beyond all they have seen."""
+        return np.isfinite(self.actions).all(axis=1) & np.isfinite(self.values)
+
 
 class MPCPolicy:
     """Plans every decision. Exploration > 0 turns on the planner's own: a drawn elite, some random bins."""

@@ -249,8 +249,10 @@ class Planner:
         fit: _Fit | None = None
         for iteration in range(c.iterations):
             # Line 2: Gaussian samples, discretised.
+            # (Networks that overflow, on an absurd observation, end in NaN: no number of a bin, which would fail the
+            # whole batch, and on a GPU the process. The environment's own outcome remains NaN.)
             samples = mean.unsqueeze(1) + std.unsqueeze(1) * normal[:, iteration, : c.samples_at(iteration)]
-            samples = self.dynamics.tokenizer.snap(samples)
+            samples = self.dynamics.tokenizer.snap(samples.nan_to_num())
             # Lines 3-9: their returns. Those of the QT's proposals are the same in every iteration: the first one's
             # rollout takes them along.
             if iteration == 0:

@@ -359,6 +359,17 @@ class TestBatch:
         assert torch.equal(mixed[:, 1], evaluating[:, 1])
         assert not torch.equal(collecting, evaluating)
 
+    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize("explore", [False, True])
+    def test_an_environment_whose_networks_overflow_spoils_itself_alone(self, variant, explore):
+        planner, seeds = small_planner(variant), [11, 12, 13]
+        observations = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0))
+        undisturbed, _ = decisions(planner, observations, seeds, explore)
+        observations[:2, 1] = 3e38
+        disturbed, last = decisions(planner, observations[:2], seeds, explore, count=2)
+        assert torch.equal(disturbed[:, ::2], undisturbed[:2, ::2])
+        assert last.values.isfinite().tolist() == [True, False, True]
+
     def test_states_joined_and_split_are_the_same_states(self):
         planner = small_planner("economies")
         states = [plan(planner, torch.randn(1, 3), [seed]).state for seed in range(3)]

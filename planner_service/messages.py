@@ -1,0 +1,77 @@
+"""What clients and the planner service say to each other: plain data, the same within a cluster and over TCP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+REFUSALS = {
+    "bad_observation": "the observation has another length, or holds a NaN or an infinity",
+    "unknown_episode": "no such episode: never begun, ended, or released after its client's silence",
+    "wrong_step": "the episode is at another step, or still waits for an answer",
+    "busy": "too many requests or episodes at once; ask again after `retry_ms`",
+    "late": "the deadline passed before planning began; the episode has not moved on",
+    "failed": "planning failed, or gave no finite action; the episode has not moved on",
+    "stopping": "the service is being stopped",
+}
+"""Why a request is not answered with an action; codes and meanings."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One decision that is wanted."""
+
+    episode: int
+    """as `begin` numbered it"""
+    step: int
+    """decisions answered in this episode so far; one that was answered last is answered again, from memory"""
+    observation: np.ndarray
+    """float32 [M]"""
+    deadline_ms: float | None = None
+    """ms after its arrival at the service by which the answer is wanted; None: whenever"""
+    anytime: bool = False
+    """with a deadline: the best found after as many planning iterations as fit"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One decision."""
+
+    action: np.ndarray
+    """float32 [N] in [-1, 1]"""
+    value: float
+    """discounted return that the agent expects from here on"""
+    weights_version: int
+    """of the networks that decided; the learner's update count"""
+    iterations: int
+    """of planning; 0 for an agent that does not plan"""
+    queue_ms: float
+    """from arrival until its batch was closed"""
+    plan_ms: float
+    """from then until the batch was decided"""
+    late: bool
+    """decided only after the deadline"""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """No decision, and why."""
+
+    code: str
+    """a key of REFUSALS, or an error of the wire protocol"""
+    message: str
+    retry_ms: float | None = None
+    """after which it makes sense to ask again; None: it does not"""
+
+
+class ServiceError(RuntimeError):
+    """A call that was refused as a whole."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(f"{refusal.code}: {refusal.message}")
+        self.refusal = refusal
+
+
+class ServiceLost(RuntimeError):  # noqa: N818 - the network is at fault, or the service died
+    """The service cannot be reached, or did not answer in time; its episodes are lost."""

@@ -1,0 +1,309 @@
+"""The planner service: decisions for many clients at once, each as if it were alone.
+
+    act -> queue --a batch: full, or the first has waited max_wait_ms--> planner thread: policy.decide -> answers
+    load ------------------------------------------------- between two batches -> planner thread: policy.load
+
+An asyncio class without sockets: `server.py` serves it over TCP, and a Ray actor can hold it as it is. What an episode
+carries from decision to decision stays here until it ends or its client falls silent. All methods run in one event
+loop; planning has a thread of its own, so that the loop always answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from common.config import Config
+from common.weights import Weights
+from planner_service.messages import Answer, Refusal, Request, ServiceError
+from planner_service.policy import Decisions, EpisodeState, GreedyPolicy, MPCPolicy
+
+
+class ServiceConfig(Config):
+    """How requests become batches, and how much is taken on."""
+
+    max_batch: int = Field(default=64, gt=0)
+    """most requests decided together"""
+    max_wait_ms: float = Field(default=2.0, ge=0)
+    """longest that the first request of a batch waits for company; it waits for nobody when all episodes are there"""
+    max_queue: int = Field(default=1024, gt=0)
+    """requests that may wait; the next one is answered `busy` at once"""
+    max_episodes: int = Field(default=1024, gt=0)
+    """episodes under way, all clients together"""
+    silence_s: float = Field(default=60.0, gt=0)
+    """an episode whose client has not asked for so long is released when others begin"""
+
+    @model_validator(mode="after")
+    def _batch_fits_queue(self) -> ServiceConfig:
+        if self.max_queue < self.max_batch:
+            raise ValueError(f"max_queue={self.max_queue} is less than max_batch={self.max_batch}; want at least that")
+        return self
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """How the service is doing, since its start."""
+
+    weights_version: int
+    episodes: int
+    """under way"""
+    queued: int
+    """requests waiting now"""
+    answers: int
+    batches: int
+    refusals: dict[str, int]
+    """by code"""
+    plan_ms: float
+    """of the last batch"""
+
+
+@dataclass
+class _Episode:
+    state: EpisodeState
+    seen: float
+    """when its client last asked, in time.monotonic()'s seconds, as all times here"""
+    step: int = 0
+    """decisions answered"""
+    waiting: _Waiting | None = None
+    last: Answer | None = None
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A request in the queue or in the batch being decided."""
+
+    request: Request
+    episode: _Episode
+    arrived: float
+    deadline: float | None
+    outcome: asyncio.Future[Answer | Refusal]
+
+    @property
+    def timed(self) -> bool:
+        """Does its deadline end the planning?"""
+        return self.request.anytime and self.deadline is not None
+
+
+class PlannerService:
+    """Episodes, the queue and its batches, around one policy."""
+
+    def __init__(self, config: ServiceConfig, policy: MPCPolicy | GreedyPolicy, obs_dim: int) -> None:
+        self.config, self.policy, self.obs_dim = config, policy, obs_dim
+        self._episodes: dict[int, _Episode] = {}
+        self._numbers = count(1)
+        self._queue: deque[_Waiting] = deque()
+        self._arrival = asyncio.Event()
+        self._batches: asyncio.Task[None] | None = None  # runs while anyone waits
+        self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
+        self._plan_seconds = 0.0
+        self._stopping = False
+        self._counts: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+
+    async def begin(self, seeds: Sequence[int], exploration: float = 0.0) -> list[int]:
+        """Start one episode for each seed, exploration in [0, 1]; returns their numbers.
+
+        ServiceError `busy` if they are too many, `stopping`.
+        """
+        if self._stopping:
+            raise ServiceError(self._refuse("stopping", "no new episodes"))
+        now = time.monotonic()
+        silent = now - self.config.silence_s
+        self._episodes = {n: e for n, e in self._episodes.items() if e.seen > silent or e.waiting}
+        if len(self._episodes) + len(seeds) > self.config.max_episodes:
+            message = (
+                f"{len(self._episodes)} episodes under way and {len(seeds)} more, at most {self.config.max_episodes}"
+            )
+            raise ServiceError(self._refuse("busy", message, 1e3 * self.config.silence_s))
+        begun = {next(self._numbers): _Episode(self.policy.start(seed, exploration), now) for seed in seeds}
+        self._episodes |= begun
+        return list(begun)
+
+    async def end(self, episodes: Sequence[int]) -> None:
+        """Release them; those that are not there need none."""
+        for number in episodes:
+            self._episodes.pop(number, None)
+
+    async def act(self, requests: Sequence[Request]) -> list[Answer | Refusal]:
+        """One decision for each request, or why there is none."""
+        admitted = [self._admit(request) for request in requests]
+        pending = [outcome for outcome in admitted if isinstance(outcome, asyncio.Future)]
+        if pending:
+            await asyncio.wait(pending)  # unlike `gather`, leaves them alone when the caller goes away
+        return [outcome.result() if isinstance(outcome, asyncio.Future) else outcome for outcome in admitted]
+
+    async def load(self, weights: Weights) -> None:
+        """New network weights for the batches to come. ValueError if they do not fit; the old ones stay."""
+        await asyncio.get_running_loop().run_in_executor(self._planner, self.policy.load, weights)
+
+    async def status(self) -> ServiceStatus:
+        """For health checks and monitoring."""
+        return ServiceStatus(
+            weights_version=self.policy.weights_version,
+            episodes=len(self._episodes),
+            queued=len(self._queue),
+            answers=self._counts["answers"],
+            batches=self._counts["batches"],
+            refusals=dict(self._refused),
+            plan_ms=1e3 * self._plan_seconds,
+        )
+
+    async def stop(self) -> None:
+        """Answer those who wait, and refuse everyone else."""
+        self._stopping = True
+        if self._batches is not None:
+            await asyncio.wait([self._batches])
+        self._planner.shutdown(wait=False)
+
+    # --- one request ---
+
+    def _admit(self, request: Request) -> Answer | Refusal | asyncio.Future[Answer | Refusal]:
+        """An answer at once, or its place in the queue."""
+        now = time.monotonic()
+        episode = self._episodes.get(request.episode)
+        if episode is None:
+            return self._refuse("unknown_episode", f"got episode {request.episode}; begin one")
+        episode.seen = now
+        if problem := observation_problem(request.observation, self.obs_dim):
+            return self._refuse("bad_observation", problem)
+        if episode.waiting is not None and request.step == episode.step:  # asked again
+            return episode.waiting.outcome
+        if episode.last is not None and request.step == episode.step - 1:
+            return episode.last
+        if request.step != episode.step:
+            return self._refuse("wrong_step", f"got step {request.step}, want {episode.step}")
+        if self._stopping:
+            return self._refuse("stopping", "no new requests")
+        if len(self._queue) >= self.config.max_queue:
+            batches = len(self._queue) / self.config.max_batch + 1
+            return self._refuse("busy", f"{len(self._queue)} requests wait", 1e3 * batches * self._plan_seconds)
+        loop = asyncio.get_running_loop()
+        deadline = None if request.deadline_ms is None else now + 1e-3 * request.deadline_ms
+        waiting = episode.waiting = _Waiting(request, episode, now, deadline, loop.create_future())
+        self._queue.append(waiting)
+        self._arrival.set()
+        if deadline is not None:
+            loop.call_at(deadline, self._expire, waiting)
+        if self._batches is None or self._batches.done():
+            self._batches = asyncio.create_task(self._decide_all())
+        return waiting.outcome
+
+    def _expire(self, waiting: _Waiting) -> None:
+        """Its deadline is here: if it is not being planned yet, it will not be."""
+        if waiting in self._queue:
+            self._queue.remove(waiting)
+            self._resolve(waiting, self._refuse("late", f"waited {waiting.request.deadline_ms:g} ms"))
+
+    def _resolve(self, waiting: _Waiting, outcome: Answer | Refusal) -> None:
+        episode = waiting.episode
+        episode.waiting = None
+        if isinstance(outcome, Answer):
+            episode.step += 1
+            episode.last = outcome
+            self._counts["answers"] += 1
+        waiting.outcome.set_result(outcome)
+
+    def _refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
+        self._refused[code] += 1
+        return Refusal(code, message, retry_ms)
+
+    # --- batches ---
+
+    async def _decide_all(self) -> None:
+        """One batch after the other, until nobody waits."""
+        while self._queue:
+            await self._wait_for_company()
+            if self._queue:  # deadlines may have passed meanwhile
+                await self._decide(self._close_batch())
+
+    async def _wait_for_company(self) -> None:
+        """Until the batch is full, all episodes are in it, or it is time."""
+        while self._queue and len(self._queue) < min(self.config.max_batch, len(self._episodes)):
+            left = self._closing_time() - time.monotonic()
+            if left <= 0:
+                return
+            self._arrival.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._arrival.wait()
+
+    def _closing_time(self) -> float:
+        """When the first has waited long enough, or a deadline leaves no more than the time to plan."""
+        deadlines = [w.deadline - self._plan_seconds for w in self._queue if w.deadline is not None]
+        return min([self._queue[0].arrived + 1e-3 * self.config.max_wait_ms, *deadlines])
+
+    def _close_batch(self) -> list[_Waiting]:
+        """Take the first in the queue and those who may be planned with it.
+
+        A batch whose planning ends at a deadline has only requests that want that, and the earliest deadline counts:
+        nobody else gets less planning for them.
+        """
+        batch: list[_Waiting] = []
+        others: deque[_Waiting] = deque()
+        for w in self._queue:
+            fits = w.timed == self._queue[0].timed and len(batch) < self.config.max_batch
+            (batch if fits else others).append(w)
+        self._queue = others
+        return batch
+
+    async def _decide(self, batch: list[_Waiting]) -> None:
+        closed = time.monotonic()
+        deadline = min(w.deadline for w in batch if w.deadline is not None) if batch[0].timed else None
+        states = [w.episode.state for w in batch]
+        observations = np.stack([w.request.observation for w in batch])  # [E, M]
+        planning = asyncio.get_running_loop().run_in_executor(self._planner, self._plan, states, observations, deadline)
+        try:
+            decisions, version = await planning
+        except Exception as error:  # whatever it is, out of memory above all, others may fare better
+            for w in batch:
+                self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
+            return
+        done = time.monotonic()
+        self._plan_seconds = done - closed
+        self._counts["batches"] += 1
+        for w, action, value, finite in zip(batch, decisions.actions, decisions.values, decisions.finite, strict=True):
+            if not finite:
+                self._resolve(w, self._refuse("failed", "the plan for this observation is not finite"))
+                continue
+            answer = Answer(
+                action=action,
+                value=float(value),
+                weights_version=version,
+                iterations=decisions.iterations,
+                queue_ms=1e3 * (closed - w.arrived),
+                plan_ms=1e3 * self._plan_seconds,
+                late=w.deadline is not None and done > w.deadline,
+            )
+            self._resolve(w, answer)
+
+    def _plan(
+        self, states: list[EpisodeState], observations: np.ndarray, deadline: float | None
+    ) -> tuple[Decisions, int]:
+        """In the planner's thread: the decisions, and the version of the weights that made them."""
+        before = [state.plan for state in states]
+        decisions = self.policy.decide(states, observations, deadline)
+        for state, plan, finite in zip(states, before, decisions.finite, strict=True):
+            if not finite:
+                state.plan = plan  # a warm start that is not finite would spoil all that follows
+        return decisions, self.policy.weights_version
+
+
+def observation_problem(observation: np.ndarray, obs_dim: int) -> str | None:
+    """What is wrong with an observation, which must be float32 [M] and finite; None if nothing is."""
+    if observation.dtype != np.float32:
+        return f"got {observation.dtype} numbers, want float32"
+    if observation.shape != (obs_dim,):
+        return f"got {list(observation.shape)} numbers, want [{obs_dim}]"
+    if not np.isfinite(observation).all():
+        worst = int(np.flatnonzero(~np.isfinite(observation))[0])
+        return f"number {worst} is {observation[worst]}, want finite ones"
+    return None

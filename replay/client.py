@@ -1,7 +1,7 @@
 """The learner's and the actors' side of a sharded replay, with no word about how the shards are reached.
 
 actor:    shard_of(actor, number) -> which shard an episode goes to, also when it is sent again
-learner:  Draw.of(masses, ..) -> how many windows from each shard;  merge(batches) -> one batch
+learner:  Draw.of(masses, ..) -> how many windows of each batch from each shard;  merge(batches) -> one batch
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ def shard_of(actor: int, number: int, shards: int) -> int:
 
 @dataclass(frozen=True)
 class Draw:
-    """How one batch is drawn from all shards."""
+    """How some batches are drawn from all shards."""
 
-    counts: list[int]
-    """windows from each shard; their sum is the batch size"""
+    counts: list[list[int]]
+    """for each shard, how many windows it gives to each batch; for each batch the sum is its size"""
     returns: tuple[float, float] | None
     """range of returns over all shards, for `ReplayShard.sample`"""
 
     @staticmethod
-    def of(masses: Sequence[Mass], floor: float, batch_size: int, rng: np.random.Generator) -> Draw:
-        """A batch of the union of shards with those masses.
+    def of(masses: Sequence[Mass], floor: float, batch_size: int, batches: int, rng: np.random.Generator) -> Draw:
+        """That many batches of the union of shards with those masses.
 
         A draw from the union picks a shard by its share of the weight and then draws within it, so the counts of a
         batch are multinomial. (Fixed counts would make every shard's part too regular: never absent, never double.)
         ValueError if nothing is stored.
         """
         fractions, returns = shares(masses, floor)
-        return Draw(rng.multinomial(batch_size, fractions).tolist(), returns)
+        return Draw(rng.multinomial(batch_size, fractions, batches).T.tolist(), returns)
 
 
 def merge(batches: Sequence[Batch]) -> Batch:

@@ -97,15 +97,16 @@ def test_a_shard_that_was_not_drawn_from_is_noticed_when_it_grows(replay):
     replay.insert(episode(0, 0))
     assert seen_in(replay, 10) == {(0, 0)}
     replay.insert(episode(0, 1))  # into the other shard
-    seen_in(replay, replay.prefetch + 1)  # these were drawn before it could be known
+    seen_in(replay, 3 * replay.per_request)  # drawn before it was known: what was under way, and by its masses
     assert seen_in(replay, 3) == {(0, 0), (0, 1)}
 
 
 def test_a_batch_is_copied_once_on_the_learners_side_and_pins_nothing(replay):
     for number in range(4):
         replay.insert(episode(0, number))
-    arrays, *_ = ray.get(replay.shards[0].draw.remote(4096, None))
+    [arrays, nothing], *_ = ray.get(replay.shards[0].draw.remote([4096, 0], None))
     assert not any(array.flags.owndata for array in arrays)  # views of the object store
+    assert nothing == []
     batch = replay.next()
     assert all(array.flags.owndata and array.flags.writeable for array in vars(batch).values())
 
@@ -123,10 +124,13 @@ def test_the_random_state_goes_on(replay):
 
 def test_closed_it_holds_no_batches(replay):
     replay.insert(episode(0, 0))
-    replay.next()
-    assert len(replay._under_way) == replay.prefetch
+    for _ in range(3):  # of the four that the first request brought: the next request is out
+        replay.next()
+    assert replay._under_way
+    assert replay._arrived
     replay.close()
     assert not replay._under_way
+    assert not replay._arrived
     assert len(replay.next().mask) == 64  # and may go on
 
 
@@ -142,6 +146,18 @@ def test_shards_start_where_and_how_the_caller_says(cluster, tmp_path):
     finally:
         for shard in shards:
             ray.kill(shard)
+
+
+@pytest.mark.parametrize("per_request", [1, 3])
+@pytest.mark.parametrize("prefetch", [0, 1, 7])
+def test_as_many_batches_are_under_way_as_asked_for(replay, prefetch, per_request):
+    replay.insert(episode(0, 0))
+    replay.prefetch, replay.per_request = prefetch, per_request
+    for taken in range(1, 10):
+        replay.next()
+        ahead = len(replay._arrived) + per_request * len(replay._under_way)
+        assert prefetch <= ahead < prefetch + per_request
+        assert (taken + ahead) % per_request == 0
 
 
 def test_a_retried_insert_is_stored_once(replay):
@@ -170,20 +186,22 @@ def test_killed_in_the_middle_nothing_acknowledged_is_lost_or_doubled(replay):
 def test_batches_under_way_come_all_the_same_when_a_shard_is_killed(replay):
     for number in range(20):
         replay.insert(episode(0, number))
-    replay.prefetch = 6
+    replay.prefetch, replay.per_request = 6, 2
     replay.next()
-    assert len(replay._under_way) == 6
     pids = [process_of(shard) for shard in replay.shards]
     os.kill(pids[1], signal.SIGSTOP)  # so that its answers are surely not there yet
     for _ in range(3):
         replay._under_way.append(replay._request())
     os.kill(pids[1], signal.SIGKILL)
     asked = list(replay._under_way)
-    batches = [replay.next() for _ in asked]
-    assert all(len(batch.mask) == 64 and batch.mask[:, 0].all() for batch in batches)
+    assert len(asked) == 6
+    for _ in range(len(replay._arrived) + 2 * len(asked)):
+        batch = replay.next()
+        assert len(batch.mask) == 64
+        assert batch.mask[:, 0].all()
     assert not any(old is new for old in asked for new in replay._under_way)  # each of them was used
+    assert not replay._arrived
     assert len(seen_in(replay, 30)) == 20
-    assert len(replay._under_way) == 6
     assert process_of(replay.shards[1]) != pids[1]
 
 
@@ -229,7 +247,7 @@ def test_a_batch_that_does_not_come_says_who_waits_for_what(replay):
 
 def test_a_batch_that_was_late_is_the_next_one(replay):
     replay.insert(episode(0, 0))
-    replay.prefetch = 0
+    replay.prefetch, replay.per_request = 0, 1
     replay.next()
     replay.timeout_s = 0.2
     pid = process_of(replay.shards[0])

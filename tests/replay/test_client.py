@@ -37,7 +37,8 @@ def test_episodes_spread_evenly_and_a_retry_goes_where_the_first_try_went(shards
 def test_counts_sum_to_the_batch_and_follow_the_shards_weight() -> None:
     rng = np.random.default_rng(0)
     masses = [Mass(math.log(100)), Mass(-math.inf), Mass(math.log(300))]
-    draws = np.array([Draw.of(masses, 0.1, 64, rng).counts for _ in range(4000)])
+    draws = np.concatenate([np.array(Draw.of(masses, 0.1, 64, 4, rng).counts).T for _ in range(1000)])
+    assert draws.shape == (4000, 3)
     assert (draws.sum(axis=1) == 64).all()
     assert (draws[:, 1] == 0).all()
     assert draws.mean(axis=0) == pytest.approx([16, 0, 48], abs=0.3)
@@ -47,7 +48,7 @@ def test_counts_sum_to_the_batch_and_follow_the_shards_weight() -> None:
 
 def test_nothing_stored_is_refused() -> None:
     with pytest.raises(ValueError, match="want at least one decision"):
-        Draw.of([Mass(-math.inf)] * 2, 0.1, 8, np.random.default_rng(0))
+        Draw.of([Mass(-math.inf)] * 2, 0.1, 8, 1, np.random.default_rng(0))
 
 
 def test_merged_windows_are_the_parts_in_order() -> None:

@@ -80,7 +80,7 @@ def _check_finite(observation: np.ndarray, reward: float) -> None:
     if not np.isfinite(observation).all():
         worst = int(np.flatnonzero(~np.isfinite(observation))[0])
         raise FloatingPointError(f"observation[{worst}] is {observation[worst]}")
-    if not np.isfinite(reward):
+    if not np.isfinite(np.float32(reward)):  # episodes keep float32
         raise FloatingPointError(f"the reward is {reward}")
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import msgpack
@@ -178,8 +179,9 @@ class LocalRun:
         epsilon = 1.0 if random else exploration(self.config, c.env_steps)
         policy.load(self.learner.weights())
         seed = derive_seed(self.config.seed, "episode", c.episodes)
+        tell = self._telling(progress, f"collecting episode {c.episodes}", should_stop)
         try:
-            (episode,) = run_episodes([self.env], policy, [seed], epsilon, should_stop)
+            (episode,) = run_episodes([self.env], policy, [seed], epsilon, tell)
         except Stopped:
             progress.note("the episode in flight is dropped; a resumed run collects it again")
             raise
@@ -199,6 +201,16 @@ class LocalRun:
             decisions_per_second=episode.decisions / (time.monotonic() - started),
         )
 
+    def _telling(self, progress: Progress, what: str, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+        """`should_stop`, asked before each decision, that also shows how far the episode is."""
+        decisions = count()
+
+        def stop() -> bool:
+            progress.doing(f"{what}: decision {next(decisions)} of {self.agent.spec.episode_decisions}")
+            return should_stop()
+
+        return stop
+
     def _learn(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
         """Lines 3-14: the updates owed."""
         c, t = self.counters, self.config.training
@@ -208,6 +220,7 @@ class LocalRun:
                 self.learner.update(self.replay.sample(self.config.learner.batch_size))
                 c.updates += 1
                 c.owed -= 1
+                progress.doing(f"learning: update {c.updates}, {c.owed:.0f} to go")
                 if stop := should_stop():  # asked after an update, so that every session makes at least one
                     break
             losses = self.learner.drain()
@@ -220,7 +233,8 @@ class LocalRun:
     def _evaluate(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
         """The evaluation that is due: mean over `eval_episodes` episodes."""
         c, started = self.counters, time.monotonic()
-        result = self.evaluate(self.config.training.eval_episodes, should_stop)
+        tell = self._telling(progress, "evaluating", should_stop)
+        result = self.evaluate(self.config.training.eval_episodes, tell)
         c.evaluations = c.env_steps // self.config.training.eval_every
         c.evaluated_updates = c.updates
         self._report(

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0  # of plain output, so that a log of hours stays short
+SECONDS_OF_SILENCE = 30.0  # of plain output, after which a sign of life is due
 LOSSES = {"loss_state": "state", "loss_reward": "reward", "loss_continuation": "continuation", "loss_q": "Q"}
 
 
@@ -41,9 +42,10 @@ class Progress:
         self._console = console or Console()
         self._clock = clock
         self._started = clock()
-        self._last_line = float("-inf")
+        self._last_line, self._last_sign = float("-inf"), clock()
         self._first_env_steps: int | None = None
         self._last_evaluation = "none yet"
+        self._doing = "starting"
         live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(get_renderable=self.panel, console=self._console, refresh_per_second=2) if live else None
 
@@ -68,6 +70,12 @@ class Progress:
         if not self._live and self._clock() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._print(self.line())
             self._last_line = self._clock()
+
+    def doing(self, what: str) -> None:
+        """What is under way, for times when there is no news: an episode at the paper's size may take half an hour."""
+        self._doing = what
+        if not self._live and self._clock() - self._last_sign >= SECONDS_OF_SILENCE:
+            self._print(what)
 
     def evaluation(self, env_steps: int, mean: float, success: float | None = None) -> None:
         """Show an evaluation's mean return, and its share of successes where the task tells."""
@@ -112,6 +120,7 @@ class Progress:
             ("last evaluation", self._last_evaluation),
             ("losses", losses),
             ("speed", self._speeds()),
+            ("now", self._doing),
             ("time", f"{elapsed}, {left} left"),
         ):
             table.add_row(name, Text(text))
@@ -136,6 +145,7 @@ class Progress:
         return format(self.values[name], form) if self._known(name) else "-"
 
     def _print(self, text: str) -> None:
+        self._last_sign = self._clock()
         # soft_wrap and no highlighting: a log file gets the line as it is, neither cut at 80 columns nor coloured
         self._console.print(Text(text), soft_wrap=True, highlight=False)
 

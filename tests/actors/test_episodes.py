@@ -163,6 +163,7 @@ class TestFailures:
             ("reset", 1, diverge, "at the reset", "ArithmeticError: Physics state is invalid. BADQACC in mj_step."),
             ("step", 2, lambda a: (a[0] * [1, np.nan, 1], *a[1:]), "at decision 2", "observation[1] is nan"),
             ("step", 1, lambda a: (a[0], -np.inf, *a[2:]), "at decision 1", "the reward is -inf"),
+            ("step", 1, lambda a: (a[0], 1e39, *a[2:]), "at decision 1", "the reward is 1e+39"),
             ("reset", 1, lambda a: (a[0] + [0, 0, np.inf], a[1]), "at the reset", "observation[2] is inf"),
         ],
     )

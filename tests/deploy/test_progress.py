@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from deploy.progress import SECONDS_BETWEEN_LINES, Progress
+from deploy.progress import SECONDS_BETWEEN_LINES, SECONDS_OF_SILENCE, Progress
 
 
 class Clock:
@@ -112,3 +112,14 @@ def test_a_dumb_terminal_gets_plain_lines() -> None:
     with Progress(10, console=Console(file=out, force_terminal=True, _environ={"TERM": "dumb"})) as progress:
         progress.update(env_steps=1)
     assert out.getvalue().startswith("1 / 10 env steps")
+
+
+def test_a_long_episode_gives_a_sign_of_life_now_and_then() -> None:
+    progress, clock, out = plain()
+    with progress:
+        progress.update(env_steps=0)
+        for decision in range(100):
+            clock.now += SECONDS_OF_SILENCE / 10
+            progress.doing(f"decision {decision}")
+    lines = out.getvalue().splitlines()
+    assert lines[1:-1] == [f"decision {10 * i + 9}" for i in range(10)]

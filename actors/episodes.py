@@ -12,6 +12,9 @@ from common.episode import Episode
 from planner_service.policy import Policy
 
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
 class Stopped(Exception):  # noqa: N818 - not an error: someone asked
     """Whoever watches asked to stop; the episodes in flight are dropped."""
 
@@ -80,7 +83,7 @@ def _check_finite(observation: np.ndarray, reward: float) -> None:
     if not np.isfinite(observation).all():
         worst = int(np.flatnonzero(~np.isfinite(observation))[0])
         raise FloatingPointError(f"observation[{worst}] is {observation[worst]}")
-    if not np.isfinite(np.float32(reward)):  # episodes keep float32
+    if not abs(reward) <= FLOAT32_MAX:  # what an episode can keep
         raise FloatingPointError(f"the reward is {reward}")
 
 

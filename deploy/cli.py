@@ -1,4 +1,4 @@
-"""The door: `qttdm train | eval | plot | tasks | cluster`.
+"""The door: `qttdm train | eval | serve | plot | tasks | cluster`.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -127,6 +127,14 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"video: {agent.run_dir.video_path}")
 
 
+def serve(options: argparse.Namespace) -> None:
+    """Serve a run's newest checkpoint, or the one named, over TCP."""
+    from deploy.serve import run
+
+    o = options
+    run(o.run, o.set, o.host, o.port, o.token_file, o.tls_cert, o.tls_key, o.watch)
+
+
 def plot(options: argparse.Namespace) -> None:
     """Learning curves of one or more runs."""
     from deploy.plot import plot_runs
@@ -224,10 +232,21 @@ def _parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("eval", help="evaluate a run's newest checkpoint")
     p.set_defaults(command=evaluate)
-    p.add_argument("run", metavar="RUN", type=Path)
+    p.add_argument("run", metavar="RUN", type=Path, help="a run, or one of its checkpoints")
     p.add_argument("--episodes", metavar="N", type=positive_int, default=10)
     p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as planner.samples=32")
     p.add_argument("--video", action="store_true", help="film the first episode")
+
+    p = commands.add_parser("serve", help="serve a run's newest checkpoint over TCP: docs/protocol.md")
+    p.set_defaults(command=serve)
+    p.add_argument("run", metavar="RUN", type=Path, help="a run, or one of its checkpoints")
+    p.add_argument("--host", metavar="H", help="default: 127.0.0.1, this machine only; any other needs a token")
+    p.add_argument("--port", metavar="P", type=whole_number, help="default: 7747; 0 takes any that is free")
+    p.add_argument("--watch", action="store_true", help="follow a run that is training: take each new checkpoint")
+    p.add_argument("--token-file", metavar="FILE", type=Path, help="what clients must say; default: $QTTDM_TOKEN")
+    p.add_argument("--tls-cert", metavar="PEM", type=Path, help="encrypt, with this certificate")
+    p.add_argument("--tls-key", metavar="PEM", type=Path, help="and this key")
+    p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as service.max_batch=16")
 
     p = commands.add_parser("plot", help="learning curves: mean, 95%% bootstrap interval and IQM over seeds")
     p.set_defaults(command=plot)

@@ -171,7 +171,7 @@ class PlannerService:
         now = time.monotonic()
         episode = self._episodes.get(request.episode)
         if episode is None:
-            return self._refuse("unknown_episode", f"got episode {request.episode}; begin one")
+            return self._refuse("unknown_episode", "no such episode of this client; begin one")
         episode.seen = now
         if problem := observation_problem(request.observation, self.obs_dim):
             return self._refuse("bad_observation", problem)

@@ -5,6 +5,7 @@ the same number of threads). Operations counted are multiply-adds (2 each) of ma
 W weights needs 2 W per token forward, and 4 W more backward. The formulas are `decision_flops` and `update_flops`.
 
 With `--run RUN`: what each planner economy saves and costs with a trained run's networks.
+Without options the replay is measured too (deploy/bench_replay.py).
 """
 
 from __future__ import annotations
@@ -390,11 +391,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every shape, or the run")
     parser.add_argument("--run", type=Path, help="measure the planner economies with this run's networks instead")
     parser.add_argument("--episodes", type=int, default=10, help="with --run: episodes for each return (10)")
+    options = parser.parse_args(arguments)
     try:
-        measure(parser.parse_args(arguments))
+        measure(options)
     except ConfigError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    if not options.only and not options.run:
+        from deploy.bench_replay import print_replay  # not at the top: Ray takes a second to import
+
+        print_replay()
     return 0
 
 

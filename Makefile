@@ -14,7 +14,7 @@ DETACH ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster smoke test test-cluster test-learning test-gpu bench lint format clean
+.PHONY: help install train train-cluster smoke test test-cluster test-learning test-gpu bench docs lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ test-gpu: $(VENV)/installed ## the tests that need a CUDA device
 
 bench: $(VENV)/installed ## decision and update times against this machine's own matrix-product rate
 	$(BIN)/python -m deploy.bench $(ARGS)
+
+docs: $(VENV)/installed ## write the pages that are made from the program: docs/metrics.md
+	$(BIN)/python -m deploy.metrics_page
 
 lint: $(VENV)/installed ## formatter, linter and type checker, nothing changed
 	$(BIN)/ruff format --check .

@@ -55,7 +55,7 @@ def test_imports_follow_the_arrows(path):
         ("common/tdm.py", "import replay.buffer as b"),
         ("replay/buffer.py", "import learner"),
         ("learner/update.py", "def f():\n    from planner_service import planner"),
-        ("learner/update.py", "if TYPE_CHECKING:\n    from replay.buffer import Replay"),
+        ("learner/update.py", "if TYPE_CHECKING:\n    from actors.episodes import Stopped"),
         ("actors/episodes.py", "from deploy.local import LocalRun"),
         ("planner_service/planner.py", "from . import policy"),
         ("replay/buffer.py", "import ray"),

@@ -1,0 +1,13 @@
+"""docs/metrics.md says what common/instruments.py does."""
+
+from common.instruments import INSTRUMENTS
+from deploy.metrics_page import PAGE, page
+
+
+def test_the_page_is_up_to_date():
+    assert PAGE.read_text() == page(), "run `make docs`"
+
+
+def test_every_metric_is_on_it():
+    text = page()
+    assert [name for name in INSTRUMENTS if f"`{name}`" not in text] == []

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from common.batch import Batch
 from common.checkpoint import Checkpoint, CheckpointStore
 from common.config import ConfigError
@@ -129,8 +131,8 @@ class LearningLoop:
         self.finished = False
         self.newest: dict[str, Any] = {}
         """the newest value of everything reported"""
-        self._due: deque[tuple[int, float]] = deque()  # evaluations: env_steps, updates after which it is the time
-        self._handed_in: dict[int, dict[str, Any]] = {}  # those under way: env_steps -> counters then
+        self._due: deque[dict[str, Any]] = deque()  # evaluations: counters then, with the updates they ask for
+        self._handed_in: dict[int, tuple[dict[str, Any], Weights]] = {}  # those under way, by environment steps
         self._evaluated_updates = -1
         self._boots: dict[int, str] = {}
         self._stop = threading.Event()
@@ -227,10 +229,8 @@ class LearningLoop:
         c = self.counters
         more = True
         while more:
-            try:
-                news = self.replay.news(self.cursors)
-            except TimeoutError as error:
-                self.events.write(str(error))
+            news = self._news()
+            if news is None:
                 return
             for shard, told in enumerate(news):
                 for episode in told.episodes:
@@ -241,12 +241,18 @@ class LearningLoop:
         c.env_steps = sum(told.totals.env_steps for told in news)
         c.decisions = sum(told.totals.decisions for told in news)
         c.episodes = sum(told.totals.episodes for told in news)
+        self._plan_evaluation()
         if c.decisions > self.pace.decisions:
             self._moved_at = now
             self.pace.inserted(c.decisions - self.pace.decisions)
-        if c.env_steps // self.training.eval_every > c.evaluations:
-            c.evaluations = c.env_steps // self.training.eval_every
-            self._due.append((c.env_steps, self.learner.updates + self.pace.owed))
+
+    def _news(self) -> list[News] | None:
+        """Since the cursors; None if the shards did not answer in time, which is then in events.log."""
+        try:
+            return self.replay.news(self.cursors)
+        except TimeoutError as error:
+            self.events.write(str(error))
+            return None
 
     def _count(self, episode: StoredEpisode) -> None:
         """One more episode, and its line."""
@@ -262,6 +268,14 @@ class LearningLoop:
             success=episode.success,
             staleness=max(0, self.learner.updates - updates_of(episode.oldest_weights)),
         )
+        self._plan_evaluation()
+
+    def _plan_evaluation(self) -> None:
+        """If one is due at the decisions counted now: of the weights with all the updates that these ask for."""
+        c = self.counters
+        if c.env_steps // self.training.eval_every > c.evaluations:
+            c.evaluations = c.env_steps // self.training.eval_every
+            self._due.append(self._counts() | {"updates": math.floor(self.pace.updates_for(c.decisions))})
 
     def _update(self) -> None:
         """Algorithm 1, lines 3-14, once; what is due by the number of updates."""
@@ -301,25 +315,21 @@ class LearningLoop:
         self.spent.publishing += time.monotonic() - started
 
     def _evaluate(self) -> None:
-        """Hand in the evaluations whose time has come, and write down those that have ended.
-
-        The snapshot of an environment step is that with all the updates which the decisions up to it ask for.
-        """
-        while self._due and self.learner.updates >= math.floor(self._due[0][1]):
-            env_steps, _ = self._due.popleft()
-            self._hand_in(env_steps)
+        """Hand in the evaluations whose time has come, and write down those that have ended."""
+        while self._due and self.learner.updates >= self._due[0]["updates"]:
+            self._evaluated_updates = self.learner.updates
+            self._hand_in(self._due.popleft(), self.learner.weights())
         self._take_results(self.evaluations.results())
 
-    def _hand_in(self, env_steps: int) -> None:
-        """Have the weights of now evaluated, as those of that step."""
-        self._evaluated_updates = self.learner.updates
-        self._handed_in[env_steps] = self._counts() | {"env_steps": env_steps}
-        self.evaluations.submit(env_steps, self.learner.weights())
+    def _hand_in(self, counts: dict[str, Any], weights: Weights) -> None:
+        """Have these weights evaluated, as those of that moment."""
+        self._handed_in[counts["env_steps"]] = counts, weights
+        self.evaluations.submit(counts["env_steps"], weights)
 
     def _take_results(self, results: list[tuple[int, list[float], float | None, float]]) -> None:
         """`eval` lines, with the counters of when they were handed in."""
         for env_steps, returns, success, seconds in results:
-            counts = self._handed_in.pop(env_steps) | {"wall_seconds": self._wall_seconds()}
+            counts, _ = self._handed_in.pop(env_steps)
             values = {
                 "episode_return": sum(returns) / len(returns),
                 "episode_returns": returns,
@@ -327,14 +337,16 @@ class LearningLoop:
                 "episodes_evaluated": len(returns),
                 "eval_seconds": seconds,
             }
-            self.metrics.write("eval", **counts, **values)
-            self.newest |= {"eval_return": values["episode_return"], "eval_env_steps": env_steps, "success": success}
+            self.metrics.write("eval", **(counts | {"wall_seconds": self._wall_seconds()}), **values)
+            if env_steps >= self.newest.get("eval_env_steps", 0):
+                self.newest |= {"eval_return": values["episode_return"], "eval_env_steps": env_steps}
 
     def _finish(self, on_step: Callable[[], object]) -> None:
         """A last evaluation unless the newest weights have one; all results; the last checkpoint."""
         self._evaluate()
         if self._evaluated_updates != self.learner.updates:
-            self._hand_in(self.counters.env_steps)
+            self._evaluated_updates = self.learner.updates
+            self._hand_in(self._counts(), self.learner.weights())
         self._moved_at = time.monotonic()
         while self._handed_in and not self._stop.is_set():
             on_step()
@@ -364,18 +376,19 @@ class LearningLoop:
         c = self.counters
         c.checkpoints = c.env_steps // self.training.checkpoint_every
         c.wall_seconds = self._wall_seconds()
-        # An evaluation whose result is not written yet is due again for whoever goes on from here.
-        pending = sorted([*self._handed_in, *(env_steps for env_steps, _ in self._due)])
-        evaluations = (pending[0] - 1) // self.training.eval_every if pending else c.evaluations
         meta = {
-            "counters": asdict(c) | {"evaluations": min(c.evaluations, evaluations)},
+            "counters": asdict(c),
             "pace": self.pace.save(),
             "cursors": self.cursors,
-            "evaluated_updates": -1 if pending else self._evaluated_updates,
+            "evaluated_updates": self._evaluated_updates,
+            "due": list(self._due),
+            "handed_in": [[counts, w.version, w.checksum] for counts, w in self._handed_in.values()],
             "metrics_bytes": self.metrics.sync(),
             "finished": self.finished,
         }
-        self.store.save(c.env_steps, self.learner.state(), meta, {})
+        # What is being evaluated goes with it: whoever goes on from here has it evaluated again.
+        blobs = {f"weights-{w.version}": w.values.tobytes() for _, w in self._handed_in.values()}
+        self.store.save(c.env_steps, self.learner.state(), meta, blobs)
         self.spent.saving += time.monotonic() - started
 
     def _load(self, checkpoint: Checkpoint) -> int:
@@ -392,13 +405,19 @@ class LearningLoop:
         self.pace.load(meta["pace"])
         self._evaluated_updates, self.finished = meta["evaluated_updates"], meta["finished"]
         self._check_replay()
+        self._due.extend(meta["due"])
+        for counts, version, checksum in meta["handed_in"]:
+            values = np.frombuffer(checkpoint.blobs[f"weights-{version}"], np.float32)
+            self._hand_in(counts, Weights(values, version, checksum))
         for message in [*checkpoint.skipped, f"goes on from the checkpoint at {self.learner.updates} updates"]:
             self.events.write(message)
         return int(meta["metrics_bytes"])
 
     def _check_replay(self) -> None:
         """ConfigError unless the shards have what the checkpoint counts on: without it the return collapses."""
-        held = sum(told.totals.decisions for told in self.replay.news(self.cursors))
+        while (news := self._news()) is None:  # a large shard takes its time to read itself back from disk
+            pass
+        held = sum(told.totals.decisions for told in news)
         if held < self.pace.decisions:
             raise ConfigError(
                 f"{self.run_dir.path}: its checkpoint counts on {self.pace.decisions} decisions in replay, its shards "

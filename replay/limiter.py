@@ -41,7 +41,7 @@ class Pace:
     @property
     def owed(self) -> float:
         """Updates that the decisions so far ask for and that have not been made; 0 before the seed is in."""
-        return max(0.0, self.update_ratio * (self.decisions - self.seed_decisions) - self.updates)
+        return max(0.0, self.updates_for(self.decisions) - self.updates)
 
     @property
     def want_insert(self) -> bool:
@@ -52,6 +52,10 @@ class Pace:
     def want_sample(self) -> bool:
         """May the learner make another update?"""
         return self.owed >= 1
+
+    def updates_for(self, decisions: int) -> float:
+        """Updates that so many decisions ask for in all."""
+        return max(0.0, self.update_ratio * (decisions - self.seed_decisions))
 
     def inserted(self, decisions: int) -> None:
         """An episode of that many decisions has been stored."""

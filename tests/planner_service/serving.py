@@ -20,18 +20,18 @@ CPU = torch.device("cpu")
 INFO = {"task": "gym/FakePoint-v0", "agent": "qt-tdm", "obs_dim": 3, "action_dim": 2, "action_repeat": 8}
 
 
-def tiny_policy():
+def tiny_policy(action_dim=2):
     """Plans in milliseconds."""
     config = PlannerConfig(samples=8, elites=4, qt_samples=2, iterations=2, horizon=2)
-    return MPCPolicy(Planner(config, 0.95, tiny_tdm(0), tiny_qt(1)), CPU)
+    return MPCPolicy(Planner(config, 0.95, tiny_tdm(0, 3, action_dim), tiny_qt(1, 3, action_dim)), CPU)
 
 
 class Serving:
     """A server and the loop it runs in."""
 
-    def __init__(self, policy, service, server, **more):
+    def __init__(self, policy, service, server, info, **more):
         self.service = PlannerService(ServiceConfig(**service), policy, obs_dim=3)
-        self.server = Server(ServerConfig(port=0, **server), self.service, INFO, **more)
+        self.server = Server(ServerConfig(port=0, **server), self.service, info, **more)
 
     def run(self, coroutine):
         """In the server's loop; its result."""
@@ -45,9 +45,9 @@ class Serving:
 
 
 @contextmanager
-def serving(policy=None, service=None, server=None, **more):
+def serving(policy=None, service=None, server=None, info=INFO, **more):
     """Started, and stopped at the end."""
-    it = Serving(policy or tiny_policy(), service or {}, server or {}, **more)
+    it = Serving(policy or tiny_policy(), service or {}, server or {}, info, **more)
     it.loop = asyncio.new_event_loop()
     thread = threading.Thread(target=it.loop.run_forever)
     thread.start()

@@ -1,0 +1,15 @@
+"""One episode of a served agent in its own task, a Gymnasium environment: `qttdm serve RUN`, then this."""
+
+from common.environments.config import EnvConfig
+from common.environments.make import make_env
+from planner_service.client import Client
+
+with Client(port=7747) as client:
+    info, episode = client.info(), client.episode(seed=0)
+    env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"]))
+    (observation, _), score, over = env.reset(seed=0), 0.0, False
+    while not over:
+        answer = episode.act(observation)
+        observation, reward, terminated, truncated, _ = env.step(answer.action)
+        score, over = score + reward, terminated or truncated
+print(f"return {score:.1f}")

@@ -11,7 +11,6 @@ from common.environments.task_env import TaskEnv
 from common.episode import Episode
 from planner_service.policy import Policy
 
-
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 

@@ -107,6 +107,7 @@ class CollectorActor:
                 self._insert(episode.named(self.index, name))
                 collected += 1
 
+    @ray.method(concurrency_group="control")
     def take(self, values: np.ndarray, version: int, checksum: int) -> None:
         """New weights, from the learner: float32 [P], read-only and in shared memory."""
         self._offered = Weights(values, version, checksum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from dataclasses import dataclass
 
@@ -54,7 +55,9 @@ class Weights:
         want = sum(p.numel() for p in parameters)
         if self.values.size != want:
             raise ValueError(f"weights version {self.version}: got {self.values.size} parameters, want {want}")
-        flat = torch.from_numpy(self.values)
+        with warnings.catch_warnings():  # out of Ray's store the array is read-only, which is all that is done here
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            flat = torch.from_numpy(self.values)
         start = 0
         for p in parameters:
             p.copy_(flat[start : start + p.numel()].view_as(p))

@@ -36,6 +36,8 @@ from deploy.run_config import RunConfig
 from deploy.trained import newest_checkpoint
 from learner.remote import LearnerActor, LearnerSettings
 from learner.update import Learner
+from planner_service.policy import GreedyPolicy, MPCPolicy, Policy
+from planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
 from replay.limiter import Pace
 from replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
 from replay.shard import ShardConfig
@@ -93,6 +95,7 @@ class SeedRun:
         names = [f"{self.name}/{name}" for name in self._actors]
         learner, evaluator = f"{self.name}/learner", f"{self.name}/evaluator"
         collectors = [f"{self.name}/actor-{i}" for i in range(c.actors)]
+        planners = [f"{self.name}/planner-{i}" for i in range(c.planners)] if c.planning == "service" else []
         self._create(EvaluatorActor, "evaluator", 0, c.evaluator_cpus, self._actor_settings(evaluator=True))
         self._create(
             LearnerActor,
@@ -102,11 +105,13 @@ class SeedRun:
             self._learner_settings(),
             names,
             evaluator,
-            collectors,
-            gpus=c.gpus_per_seed,
+            [*planners, *collectors],
+            gpus=c.learner_gpus,
         )
+        for i in range(len(planners)):
+            self._create(PlannerActor, f"planner-{i}", 0, c.planner_cpus, self._planner_settings(), gpus=c.planner_gpus)
         for i in range(c.actors):
-            settings = self._actor_settings(evaluator=False)
+            settings = self._actor_settings(evaluator=False, planner=planners[i % len(planners)] if planners else None)
             self._create(CollectorActor, f"actor-{i}", 1 + i, c.actor_cpus, settings, i, learner, names)
         self._answers = {name: a.run.remote() for name, a in self._actors.items() if hasattr(a, "run")}
         self.state = "running"
@@ -193,9 +198,10 @@ class SeedRun:
             "name": f"{self.name}/{name}",
             "num_cpus": cpus,
             "num_gpus": gpus,
-            "concurrency_groups": {"control": 2},
             **self._place(bundle),
         }
+        if kind is not PlannerActor:  # which is async: its methods do not wait for each other
+            options["concurrency_groups"] = {"control": 2}
         if gpus == 0:
             options["runtime_env"] = CPU_ONLY
         self._actors[name] = ray.remote(**options)(kind).remote(*arguments)
@@ -209,6 +215,8 @@ class SeedRun:
 
     def _control(self, name: str, method: str) -> Any:
         """A method of an actor that is answered while it works."""
+        if name.startswith("planner-"):
+            return getattr(self._actors[name], method)
         return getattr(self._actors[name], method).options(concurrency_group="control")
 
     def _replay_settings(self) -> ReplaySettings:
@@ -222,14 +230,23 @@ class SeedRun:
             c.discount,
         )
 
-    def _actor_settings(self, evaluator: bool) -> ActorSettings:
+    def _planner_settings(self) -> PlannerSettings:
+        c = self.config
+        return PlannerSettings(
+            service=c.cluster.service,
+            make_policy=partial(policy_here, c, self.spec),
+            obs_dim=self.spec.obs_dim,
+            threads=c.threads or max(1, int(c.cluster.planner_cpus)),
+        )
+
+    def _actor_settings(self, evaluator: bool, planner: str | None = None) -> ActorSettings:
         c = self.config
         cpus = c.cluster.evaluator_cpus if evaluator else c.cluster.actor_cpus
         return ActorSettings(
             run_dir=self.run_dir.path,
             seed=c.seed,
             make_env=partial(make_env, c.task, c.env),
-            make_policy=partial(make_policy, c, self.spec, torch.device("cpu")),
+            make_policy=partial(acting_policy, c, self.spec, planner),
             envs=c.training.eval_episodes if evaluator else c.cluster.envs_per_actor,
             threads=c.threads or max(1, int(cpus)),
             max_staleness=c.cluster.max_staleness,
@@ -387,3 +404,14 @@ def task_spec(config: RunConfig) -> TaskSpec:
     env = make_env(config.task, config.env)
     env.close()
     return env.task_spec
+
+
+def policy_here(config: RunConfig, spec: TaskSpec) -> MPCPolicy | GreedyPolicy:
+    """The agent's policy on the device that this process was given."""
+    return make_policy(config, spec, choose_device(config.device))
+
+
+def acting_policy(config: RunConfig, spec: TaskSpec, planner: str | None) -> Policy:
+    """An actor's: on its CPUs, or asking the planner service of that name."""
+    local = make_policy(config, spec, torch.device("cpu"))
+    return local if planner is None else ServicePolicy(config.cluster.asking, planner, local)

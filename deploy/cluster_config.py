@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from common.config import Config
+from planner_service.service import AskingConfig, ServiceConfig
 from replay.limiter import PaceConfig
 from replay.segments import SegmentConfig
 
@@ -18,19 +19,28 @@ class ClusterConfig(Config):
     """processes that collect episodes"""
     envs_per_actor: int = Field(default=1, gt=0)
     """environments that an actor steps in lockstep, planned for in one batch"""
+    planning: Literal["local", "service"] = "local"
+    """actors plan themselves, or ask the planner service, where the requests of all are planned in one batch"""
+    planners: int = Field(default=1, gt=0)
+    """processes of the planner service"""
     shards: int = Field(default=1, gt=0)
     """processes that the replay is spread over; fixed for a run"""
     gpus_per_seed: float = Field(default=0.0, ge=0)
-    """the learner's share of a GPU, a whole number or 1/n; 0: it learns on CPUs"""
+    """a whole number or 1/n, for the learner, and half of it for the planner service if there is one; 0: all on CPUs"""
     learner_cpus: float = Field(default=1.0, ge=0)
     actor_cpus: float = Field(default=1.0, ge=0)
     """each; also torch's threads there (at least 1), unless `threads` says"""
+    planner_cpus: float = Field(default=1.0, ge=0)
+    """each process of the planner service; without a GPU also torch's threads there"""
     shard_cpus: float = Field(default=1.0, ge=0)
     evaluator_cpus: float = Field(default=1.0, ge=0)
     publish_every: int = Field(default=50, gt=0)
     """updates between two broadcasts of weights"""
     max_staleness: int = Field(default=1000, gt=0)
     """updates that the published weights may be ahead of those an actor acts with; beyond it waits for newer ones"""
+    service: ServiceConfig = ServiceConfig()
+    asking: AskingConfig = AskingConfig()
+    """what actors do when the planner service is gone or busy"""
     pace: PaceConfig = PaceConfig()
     prefetch: int = Field(default=2, ge=0)
     """batches under way ahead of the one being learned from"""
@@ -55,14 +65,31 @@ class ClusterConfig(Config):
                 f"max_staleness={self.max_staleness} is less than publish_every={self.publish_every}: actors would "
                 f"wait for weights that are not published; want max_staleness of at least {self.publish_every}"
             )
+        if self.service.max_wait_ms / 1e3 >= self.asking.timeout_seconds:
+            raise ValueError(
+                f"service.max_wait_ms={self.service.max_wait_ms:g} is not less than asking.timeout_seconds="
+                f"{self.asking.timeout_seconds:g}: actors would give up before a batch closes"
+            )
         return self
+
+    @property
+    def learner_gpus(self) -> float:
+        """Its share."""
+        return self.gpus_per_seed / 2 if self.planning == "service" else self.gpus_per_seed
+
+    @property
+    def planner_gpus(self) -> float:
+        """Each planner's share."""
+        return self.gpus_per_seed / 2 / self.planners if self.planning == "service" else 0.0
 
     def bundles(self) -> list[dict[str, float]]:
         """What Ray reserves for one seed, resources by name: first the learner's node, then one for each actor.
 
-        Shards and evaluator are where the learner is: it is they that it talks to most.
+        Shards, evaluator and planner service are where the learner is: it is they that it talks to most.
         """
         here = self.learner_cpus + self.shards * self.shard_cpus + self.evaluator_cpus
+        if self.planning == "service":
+            here += self.planners * self.planner_cpus
         learner = {"CPU": here, "GPU": self.gpus_per_seed}
         # Ray refuses an empty bundle; a thousandth is a place without a claim.
         return [

@@ -50,15 +50,15 @@ class LearnerSettings:
 class LearnerActor:
     """One seed's learner."""
 
-    def __init__(self, settings: LearnerSettings, shards: list[str], evaluator: str, collectors: list[str]) -> None:
+    def __init__(self, settings: LearnerSettings, shards: list[str], evaluator: str, planners: list[str]) -> None:
         """Names of the actors it works with. (Handles as arguments would break a restart if they went out of scope.)
 
-        Shards and evaluator must be there; weights go to the collectors from when they start.
+        Shards and evaluator must be there; weights go to whoever plans from when they start.
         """
         self.settings = settings
         self.shards = [ray.get_actor(name) for name in shards]
         self.loop: LearningLoop | None = None
-        self.broadcast = Broadcast(collectors)
+        self.broadcast = Broadcast(planners)
         self.evaluations = RemoteEvaluations(ray.get_actor(evaluator))
         self.stopped = False
 
@@ -119,17 +119,18 @@ class LearnerActor:
 
 
 class Broadcast:
-    """Sends weights to all collectors: put into the object store once, whatever their number.
+    """Sends weights to everyone who plans: put into the object store once, whatever their number.
 
-    Of a collector that has not taken the last ones nothing more is asked until it has, so that neither calls nor
+    Of one that has not taken the last ones nothing more is asked until it has, so that neither calls nor
     snapshots pile up behind one that hangs. It gets the newest by asking.
     """
 
-    def __init__(self, collectors: list[str]) -> None:
-        self.names = collectors
+    def __init__(self, planners: list[str]) -> None:
+        self.names = planners
         self.newest: tuple[list[ray.ObjectRef], int, int] | None = None
         self._handles: dict[str, Any] = {}
-        self._answers: dict[str, ray.ObjectRef] = {}
+        self.answers: dict[str, ray.ObjectRef] = {}
+        """the last call to each, by name"""
 
     def send(self, weights: Weights) -> None:
         """Returns when the snapshot is in the store; it is dropped there when the next one is sent."""
@@ -137,14 +138,14 @@ class Broadcast:
         self.newest = ([reference], weights.version, weights.checksum)
         for name in self.names:
             handle = self._handle(name)
-            answer = self._answers.get(name)
+            answer = self.answers.get(name)
             if handle is None or (answer is not None and not ray.wait([answer], timeout=0)[0]):
                 continue
-            take = handle.take.options(concurrency_group="control", max_task_retries=0)
-            self._answers[name] = take.remote(reference, weights.version, weights.checksum)
+            take = handle.take.options(max_task_retries=0)
+            self.answers[name] = take.remote(reference, weights.version, weights.checksum)
 
     def _handle(self, name: str) -> Any:
-        """The collector of that name, None if it does not exist yet. A handle outlives restarts."""
+        """The actor of that name, None if it does not exist yet. A handle outlives restarts."""
         if name not in self._handles:
             try:
                 self._handles[name] = ray.get_actor(name)

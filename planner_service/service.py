@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -47,6 +48,17 @@ class ServiceConfig(Config):
         if self.max_queue < self.max_batch:
             raise ValueError(f"max_queue={self.max_queue} is less than max_batch={self.max_batch}; want at least that")
         return self
+
+
+class AskingConfig(Config):
+    """How an actor uses the planner service."""
+
+    timeout_seconds: float = Field(default=10.0, gt=0)
+    """an answer that takes longer is not waited for: the service is taken to be gone"""
+    when_gone: Literal["local", "wait"] = "local"
+    """plan in the actor's own process for the rest of the episode, or wait for the service to be back"""
+    when_busy: Literal["wait", "greedy"] = "wait"
+    """ask again after the time it says, or act with the Q-Transformer's greedy action this once"""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,145 @@
+"""`make bench`, its cluster part: how soon new weights are acted on, and what several processes gain over one.
+
+Starts a Ray of its own on this machine. Everything is a ratio within this run; nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import nn
+
+from common.config import load_config
+from common.environments.make import make_env
+from common.weights import Weights
+from deploy.agent import make_qt, make_tdm
+from deploy.run_config import RunConfig, preset_path
+from learner.remote import Broadcast
+
+RECEIVERS = (1, 4, 16)
+PUBLISHES = 30
+ACTORS = (1, 2, 4)
+ENV_STEPS = 20_000  # of cartpole-swingup at action repeat 8
+
+
+def paper_networks() -> nn.ModuleDict:
+    """TDM and QT of walker-walk at the paper's size."""
+    config = load_config(RunConfig, preset_path("paper-dmc"), task="dmc/walker-walk")
+    spec = make_env(config.task, config.env).task_spec
+    return nn.ModuleDict({"tdm": make_tdm(config, spec), "qt": make_qt(config, spec)})
+
+
+class Receiver:
+    """A collector as far as weights go: takes them, and writes them into its networks before it would act."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        self.networks = paper_networks().requires_grad_(False)
+
+    @ray.method(concurrency_group="control")
+    def take(self, values: np.ndarray, version: int, checksum: int) -> float:
+        """Returns when (time.time()) the weights were in place."""
+        Weights(values, version, checksum).copy_into(self.networks)
+        return time.time()
+
+
+def weights() -> None:
+    """From the learner's `publish` to the last of N actors having the weights in its networks."""
+    networks = paper_networks()
+    parameters = sum(p.numel() for p in networks.parameters())
+    print(f"\nweights, {parameters / 1e6:.1f}M parameters: from publish to the last actor having them in place")
+    print(f"{'actors':>8}{'p50 ms':>10}{'p95 ms':>10}{'learner ms':>12}")
+    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"control": 1}}
+    kind: Any = ray.remote(**options)(Receiver)
+    for count in RECEIVERS:
+        names = [f"bench/receiver-{count}-{i}" for i in range(count)]
+        receivers = [kind.options(name=name).remote() for name in names]
+        ray.get([receiver.__ray_ready__.remote() for receiver in receivers])
+        broadcast = Broadcast(names)
+        delays, costs = [], []
+        for version in range(1, PUBLISHES + 1):
+            started = time.time()
+            broadcast.send(Weights.of(networks, version))
+            costs.append(time.time() - started)
+            delays.append(max(ray.get(list(broadcast.answers.values()))) - started)
+        delays, costs = delays[5:], costs[5:]  # the first ones find nothing warm
+        p50, p95 = np.percentile(delays, 50) * 1e3, np.percentile(delays, 95) * 1e3
+        print(f"{count:8d}{p50:10.1f}{p95:10.1f}{np.median(costs) * 1e3:12.1f}", flush=True)
+        for receiver in receivers:
+            ray.kill(receiver)
+
+
+def system() -> None:
+    """Environment steps per second of the laptop preset, once learning has begun: one process, then a cluster."""
+    common = ["--preset", "laptop", "--env-steps", str(ENV_STEPS), "--set", f"training.eval_every={10 * ENV_STEPS}"]
+    common += ["--set", "training.log_every=50", "--set", "training.eval_episodes=1"]
+    print(f"\nwhole system, laptop preset, {os.cpu_count()} cores: environment steps per second while learning")
+    print(f"{'':24}{'steps/s':>10}{'ratio':>8}{'learner waits for: decisions':>30}{'batches':>9}")
+    with tempfile.TemporaryDirectory() as folder:
+        run(["train", *common, "--run-dir", f"{folder}/local"])
+        alone = steps_per_second(Path(folder) / "local")
+        print(f"{'one process':24}{alone:10.1f}{1:8.2f}", flush=True)
+        for actors in ACTORS:
+            name = f"actors-{actors}"
+            spread = ["--actors", str(actors), "--set", f"cluster.actor_cpus={1 / actors}"]
+            run(["cluster", "train", *common, *spread, "--seeds", "0", "--name", name, "--runs-dir", folder])
+            seed = Path(folder) / name / "seed-0"
+            speed = steps_per_second(seed)
+            waits = last(seed, "update")
+            print(
+                f"{f'cluster, {actors} actors':24}{speed:10.1f}{speed / alone:8.2f}"
+                f"{waits['share_waiting_for_decisions']:30.0%}{waits['share_waiting_for_batches']:9.0%}",
+                flush=True,
+            )
+
+
+def run(words: list[str]) -> None:
+    """A qttdm command in a process of its own, silent unless it fails."""
+    done = subprocess.run([sys.executable, "-m", "deploy.cli", *words], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"qttdm {' '.join(words)}: {done.stderr}")
+
+
+def steps_per_second(run_dir: Path) -> float:
+    """Between a run's first and last `update` line."""
+    lines = [line for line in read(run_dir) if line["kind"] == "update"]
+    first, final = lines[0], lines[-1]
+    return (final["env_steps"] - first["env_steps"]) / (final["wall_seconds"] - first["wall_seconds"])
+
+
+def last(run_dir: Path, kind: str) -> dict[str, Any]:
+    """The last line of that kind."""
+    return [line for line in read(run_dir) if line["kind"] == kind][-1]
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    """All lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def main() -> None:
+    """All of it, on a Ray of its own."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # else a local Ray turns it on and leaves a token in the home directory
+    context: Any = ray.init(
+        address="local", num_cpus=max(2, os.cpu_count() or 2), include_dashboard=False, log_to_driver=False
+    )
+    os.environ["RAY_ADDRESS"] = context.address_info["address"]  # for the processes started here
+    try:
+        weights()
+        system()
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

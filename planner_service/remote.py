@@ -1,0 +1,171 @@
+"""The planner service as a Ray actor, and the policy of an actor that asks it.
+
+    CollectorActor: ServicePolicy --begin, act, end--> PlannerActor (PlannerService, on a GPU share or CPUs)
+    learner --take(weights)--> PlannerActor
+
+If the service dies, hangs or is busy, the actor does what its configuration says and comes back to it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayError
+
+from common.weights import Weights
+from planner_service.messages import Answer, Refusal, Request, ServiceError
+from planner_service.policy import GreedyPolicy, MPCPolicy
+from planner_service.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
+
+
+@dataclass(frozen=True)
+class PlannerSettings:
+    """What a planner process is started with: small, since a restart gets it again."""
+
+    service: ServiceConfig
+    make_policy: Callable[[], MPCPolicy | GreedyPolicy]
+    """called in the actor's process, where its device is"""
+    obs_dim: int
+    threads: int
+    """torch's"""
+
+
+class PlannerActor:
+    """PlannerService for Ray: an async actor, whose methods are that class's with bare arrays for objects."""
+
+    def __init__(self, settings: PlannerSettings) -> None:
+        torch.set_num_threads(settings.threads)
+        self.service = PlannerService(settings.service, settings.make_policy(), settings.obs_dim)
+
+    async def begin(self, seeds: list[int], exploration: float) -> list[int] | Refusal:
+        """Numbers of the episodes begun."""
+        try:
+            return await self.service.begin(seeds, exploration)
+        except ServiceError as error:
+            return error.refusal
+
+    async def act(self, episodes: list[int], steps: list[int], observations: np.ndarray) -> list[Answer | Refusal]:
+        """One decision for each episode; observations float32 [E, M]."""
+        requests = zip(episodes, steps, np.array(observations), strict=True)  # a copy: Ray's view pins its store
+        return await self.service.act([Request(episode, step, row) for episode, step, row in requests])
+
+    async def end(self, episodes: list[int]) -> None:
+        """Release them."""
+        await self.service.end(episodes)
+
+    async def take(self, values: np.ndarray, version: int, checksum: int) -> None:
+        """New weights, from the learner; used from the next batch on. Older ones than it has are left."""
+        if version > self.service.policy.weights_version:
+            await self.service.load(Weights(values, version, checksum))
+
+    async def stats(self) -> ServiceStatus:
+        """How it is doing."""
+        return await self.service.status()
+
+    async def alive(self) -> int:
+        """The process's number: an answer at all is what matters."""
+        return os.getpid()
+
+
+class ServicePolicy:
+    """A Policy whose decisions come from a PlannerActor, with a policy of its own for when that is gone."""
+
+    def __init__(self, config: AskingConfig, planner: str, local: MPCPolicy | GreedyPolicy) -> None:
+        """planner: the actor's name. local: takes the same weights, and plans if need be."""
+        self.config, self.name, self.local = config, planner, local
+        self.greedy: GreedyPolicy | None = None
+        if isinstance(local, MPCPolicy) and local.planner.value_function is not None:
+            self.greedy = GreedyPolicy(local.planner.value_function, local.device)
+        self.weights_version = 0
+        self.lost = 0
+        """times that the service was gone"""
+        self._planner: Any = None
+        self._episodes: list[int] = []
+        self._steps: list[int] = []
+        self._alone = False
+
+    def load(self, weights: Weights) -> None:
+        """For planning alone; the service gets its own from the learner."""
+        self.local.load(weights)
+        if self._alone or self.weights_version == 0:
+            self.weights_version = weights.version
+
+    def begin(self, seeds: list[int], exploration: float) -> None:
+        """Start one episode for each seed with the service, or alone if it is gone."""
+        self._seeds, self._exploration = seeds, exploration
+        self._alone = False
+        if self._episodes:  # of the episodes before
+            self._planner.end.options(max_task_retries=0).remote(self._episodes)
+        self._begin()
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """As Policy."""
+        actions: dict[int, np.ndarray] = {}  # by row
+        versions = []
+        while not self._alone and (open_rows := [i for i in range(len(observations)) if i not in actions]):
+            episodes, steps = [self._episodes[i] for i in open_rows], [self._steps[i] for i in open_rows]
+            answers = self._ask("act", episodes, steps, observations[open_rows])
+            if answers is None or any(isinstance(a, Refusal) and a.code != "busy" for a in answers):
+                actions.clear()  # it restarted, or released the episodes: begun anew there
+                self._begin()
+                continue
+            for i, answer in zip(open_rows, answers, strict=True):
+                if isinstance(answer, Answer):
+                    actions[i] = answer.action
+                    self._steps[i] += 1
+                    versions.append(answer.weights_version)
+            if busy := [answer for answer in answers if isinstance(answer, Refusal)]:
+                if self.config.when_busy == "greedy" and self.greedy is not None:
+                    greedy = self._greedily(observations)
+                    actions |= {i: greedy[i] for i in open_rows if i not in actions}
+                    versions.append(self.local.weights_version)
+                else:
+                    self._pause(busy)
+        if self._alone:
+            self.weights_version = self.local.weights_version
+            return self.local.act(observations)
+        self.weights_version = min(versions)
+        return np.stack([actions[i] for i in range(len(observations))])
+
+    def _begin(self) -> None:
+        """The episodes at the service, from whatever step they are at: it plans from a cold start. Or alone."""
+        self._episodes, self._steps = [], [0] * len(self._seeds)
+        while not self._alone and not self._episodes:
+            begun = self._ask("begin", self._seeds, self._exploration)
+            if isinstance(begun, Refusal):
+                self._pause([begun])
+            else:
+                self._episodes = begun or []
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """The service's answer; None if it is gone, after which this policy is alone or may ask again."""
+        try:
+            if self._planner is None:
+                self._planner = ray.get_actor(self.name)
+            answer = getattr(self._planner, method).options(max_task_retries=0).remote(*arguments)
+            return ray.get(answer, timeout=self.config.timeout_seconds)
+        except (RayError, ValueError):  # died, is starting, hangs; or not there yet
+            self.lost += 1
+            if self.config.when_gone == "local":
+                self._alone = True
+                self.local.begin(self._seeds, self._exploration)
+            else:
+                time.sleep(0.2)
+            return None
+
+    def _greedily(self, observations: np.ndarray) -> np.ndarray:
+        """The Q-Transformer's actions [E, N]."""
+        assert self.greedy is not None
+        self.greedy.begin(self._seeds, 0.0)
+        return self.greedy.act(observations)
+
+    @staticmethod
+    def _pause(refusals: Sequence[Refusal]) -> None:
+        time.sleep(max(refusal.retry_ms or 10.0 for refusal in refusals) / 1e3)

@@ -99,3 +99,12 @@ def test_says_who_waits_for_what() -> None:
 def test_a_lead_that_could_deadlock_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"lead: got 0\.5, want >= 1"):
         validate(PaceConfig, {"lead": 0.5}, "test")
+
+
+def test_what_so_many_decisions_ask_for_does_not_depend_on_when_it_is_asked() -> None:
+    pace = make(ratio=0.5, seed=10)
+    assert [pace.updates_for(decisions) for decisions in (0, 10, 11, 30)] == [0, 0, 0.5, 10]
+    pace.inserted(30)
+    assert pace.updates_for(30) == pace.owed == 10
+    pace.sampled(4)
+    assert pace.updates_for(30) == 10

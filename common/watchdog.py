@@ -42,5 +42,7 @@ class Watchdog:
     def off(self) -> Iterator[None]:
         """Where waiting is not hanging."""
         faulthandler.cancel_dump_traceback_later()
-        yield
-        self.rearm()
+        try:
+            yield
+        finally:
+            self.rearm()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.weights import Weights
+from common.weights import Weights, updates_of, version_of
 
 
 def make_networks(width: int = 4) -> nn.Module:
@@ -76,3 +76,10 @@ def test_another_architecture_is_refused_and_nothing_is_overwritten(width: int):
     with pytest.raises(ValueError, match=r"version 9: got \d+ parameters, want \d+"):
         Weights.of(make_networks(), 9).copy_into(receiver)
     assert np.array_equal(Weights.of(receiver, 0).values, before)
+
+
+def test_versions_grow_with_the_learners_starts_and_tell_the_updates():
+    versions = [version_of(generation, updates) for generation in (1, 2, 3) for updates in (0, 1, 999_999_999)]
+    assert versions == sorted(set(versions))
+    assert [updates_of(version) for version in versions] == 3 * [0, 1, 999_999_999]
+    assert updates_of(17) == 17  # a run on one machine has no generations

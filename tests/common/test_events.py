@@ -1,0 +1,45 @@
+"""events.log: whole lines, whoever writes them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from common.events import EventLog
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_one_line_each_with_time_and_author(tmp_path):
+    path = tmp_path / "events.log"
+    EventLog(path, "learner").write("waits for\n  12 more decisions")
+    EventLog(path, "actor 3").write("is back")
+    first, second = path.read_text().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ learner: waits for 12 more decisions", first)
+    assert second.endswith("Z actor 3: is back")
+
+
+def test_lines_of_several_processes_do_not_mix(tmp_path):
+    path, count = tmp_path / "events.log", 200
+    program = f"""
+import sys
+from pathlib import Path
+from common.events import EventLog
+log = EventLog(Path(sys.argv[1]), sys.argv[2])
+for i in range({count}):
+    log.write(f"{{i}} " + 500 * sys.argv[2])
+"""
+    children = [subprocess.Popen([sys.executable, "-c", program, str(path), who], cwd=ROOT) for who in "abc"]
+    assert [child.wait(timeout=60) for child in children] == [0, 0, 0]
+    lines = path.read_text().splitlines()
+    assert len(lines) == 3 * count
+    for who in "abc":
+        mine = [line for line in lines if f"Z {who}: " in line]
+        assert [line.split(": ", 1)[1] for line in mine] == [f"{i} {500 * who}" for i in range(count)]
+
+
+def test_a_disk_that_refuses_does_not_stop_anyone(tmp_path, capsys):
+    EventLog(tmp_path / "gone" / "events.log", "driver").write("starts")
+    assert capsys.readouterr().out.endswith("driver: starts\n")

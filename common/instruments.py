@@ -91,11 +91,15 @@ class Instrument:
     """counted from the run's beginning, from what is on disk; see this module's docstring"""
     lasting: bool = False
     """a gauge that is still true when its process is no more; others are served only while it reports"""
+    observed: bool = False
+    """it is the exporter that says this of a process, not the process itself"""
 
     @property
     def series(self) -> int:
         """Time series of one process."""
-        each = len(self.buckets) + 3 if self.kind == "histogram" else 1  # one bucket without bound, sum and count
+        each = 1
+        if self.kind == "histogram":  # one bucket more, without bound; count; sum, unless it could fall
+            each = len(self.buckets) + (2 if self.buckets[0] < 0 else 3)
         return each * max(1, len(self.values))
 
 
@@ -107,9 +111,10 @@ def counter(
     label: str | None = None,
     values: tuple[str, ...] = (),
     durable: bool = False,
+    observed: bool = False,
 ) -> Instrument:
     """What only grows."""
-    return Instrument(name, "counter", components, unit, meaning, label, values, durable=durable)
+    return Instrument(name, "counter", components, unit, meaning, label, values, durable=durable, observed=observed)
 
 
 def gauge(
@@ -120,9 +125,10 @@ def gauge(
     label: str | None = None,
     values: tuple[str, ...] = (),
     lasting: bool = False,
+    observed: bool = False,
 ) -> Instrument:
     """What goes up and down."""
-    return Instrument(name, "gauge", components, unit, meaning, label, values, lasting=lasting)
+    return Instrument(name, "gauge", components, unit, meaning, label, values, lasting=lasting, observed=observed)
 
 
 def histogram(
@@ -481,14 +487,23 @@ DECLARED = [
     ),
     counter("qttdm_reporting_seconds_total", PROCESSES, "s", "processor time of taking and sending reports"),
     # --- what the exporter sees of them: common labels, of the process that it speaks of ---
-    counter("qttdm_process_restarts_total", PROCESSES, "restarts", "new processes in place of ones that died"),
+    counter(
+        "qttdm_process_restarts_total", PROCESSES, "restarts", "new processes in place of ones that died", observed=True
+    ),
     gauge(
         "qttdm_process_up",
         PROCESSES,
         "1",
         "1: it reports; 0: it has been silent for too long; absent: its run ended in good order",
+        observed=True,
     ),
-    gauge("qttdm_process_heartbeat_age_seconds", PROCESSES, "s", "since its last report; absent after the run's end"),
+    gauge(
+        "qttdm_process_heartbeat_age_seconds",
+        PROCESSES,
+        "s",
+        "since its last report; absent after the run's end",
+        observed=True,
+    ),
     # --- the exporter's own ---
     counter(
         "qttdm_exporter_reports_total",
@@ -499,6 +514,7 @@ DECLARED = [
         "result",
         ("accepted", "late", "refused"),
     ),
+    counter("qttdm_exporter_state_failures_total", EXPORTER, "failures", "to write its state to disk"),
     gauge("qttdm_exporter_processes", EXPORTER, "processes", "that it serves, dead ones included"),
     gauge("qttdm_exporter_start_time_seconds", EXPORTER, "s", "when its process was started, Unix time"),
 ]

@@ -20,6 +20,7 @@ seconds.
 - A **counter** goes on when its process is restarted, and so does a **histogram**. *Durable* ones count from the run's
   beginning, from what is on disk, so that they are exact whatever is killed when; the others lose what a killed process
   had not reported yet, two seconds of it.
+- A histogram whose lowest bound is negative has no `_sum`: it could fall, which Prometheus takes for a restart.
 - A **gauge** is served while its process reports, and for 30 s after; a *lasting* one also later.
 - Metrics of processes that ended in good order are served for an hour, of others for a day.
 - Evaluations and models are in the agent's own unit: "scaled" rewards and returns are times `learner.reward_scale`,

@@ -141,6 +141,8 @@ def test_shards_start_where_and_how_the_caller_says(cluster, tmp_path):
         for i in range(2):
             found = ray.get_actor(f"run/seed-3/replay-{i}", namespace="elsewhere")
             assert ray.get(found.next_number.remote(0), timeout=60) == 0
+            visible = found.__ray_call__.remote(lambda self: os.environ["CUDA_VISIBLE_DEVICES"])
+            assert ray.get(visible, timeout=60) == ""  # Ray would show it all GPUs
         with pytest.raises(ValueError, match="Failed to look up actor"):
             ray.get_actor("run/seed-3/replay-0")
     finally:

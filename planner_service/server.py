@@ -139,8 +139,8 @@ class Server:
                 return
             self._connections[task] = connection
             await connection.serve()
-        except (OSError, EOFError, TimeoutError):
-            pass  # the client has gone, or takes no answer
+        except (OSError, EOFError, TimeoutError, asyncio.CancelledError):
+            pass  # the client has gone, takes no answer, or the server stops; asyncio would print the last one
         finally:
             self._connections.pop(task, None)
             writer.transport.abort()

@@ -54,8 +54,8 @@ def serving(policy=None, service=None, server=None, info=INFO, **more):
     try:
         it.port = it.run(it.server.start())
         yield it
-        it.run(it.server.stop())
     finally:
+        it.run(it.server.stop())
         it.loop.call_soon_threadsafe(it.loop.stop)
         thread.join(30)
         it.loop.close()

@@ -92,7 +92,10 @@ def read_run(path: Path) -> Run:
     evaluations = [line for line in lines if line.get("kind") == "eval"]
     if not evaluations:
         raise ConfigError(f"{path}: has no evaluations yet, nothing to plot")
-    settings = _dotted({key: value for key, value in config.items() if key not in NOT_SETTINGS})
+    on_cluster = run_dir.events_path.exists()  # else the cluster's settings are there and had no effect
+    unused = NOT_SETTINGS if on_cluster else (*NOT_SETTINGS, "cluster")
+    settings = _dotted({key: value for key, value in config.items() if key not in unused})
+    settings |= {"on": "cluster"} if on_cluster else {}
     episodes = [line for line in lines if line.get("kind") == "train"]
     return Run(str(config["task"]), path, config.get("seed", 0), settings, evaluations, episodes)
 
@@ -117,12 +120,20 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
             raise ConfigError(f"plot: {twin.path} and {run.path} have the same settings and the same seed, {run.seed}")
         group.append(run)
     keys = sorted({key for run in runs for key in run.settings} - {"agent"})
-    telling = [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+    # The cluster's own settings tell runs on a cluster apart, and nothing of the others.
+    spread = [run for run in runs if "on" in run.settings]
+    telling = [key for key in keys if _differs(key, spread if key.startswith("cluster.") else runs)]
     groups = {}
     for members in alike.values():
         settings = members[0].settings
-        groups[" ".join([settings.get("agent", "run"), *(f"{k}={settings.get(k, '-')}" for k in telling)])] = members
+        shown = [key for key in telling if key in settings or (key != "on" and not key.startswith("cluster."))]
+        groups[" ".join([settings.get("agent", "run"), *(f"{k}={settings.get(k, '-')}" for k in shown)])] = members
     return dict(sorted(groups.items()))
+
+
+def _differs(key: str, runs: Sequence[Run]) -> bool:
+    """Do these runs not all have the same value there?"""
+    return len({run.settings.get(key) for run in runs}) > 1
 
 
 def read_references(path: Path, task: str, metric: str) -> dict[str, Curve]:

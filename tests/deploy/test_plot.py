@@ -177,6 +177,19 @@ def test_a_setting_that_an_older_run_does_not_have(tmp_path: Path, drawn: list[F
     assert lines(drawn[0]) == {"qt-tdm precision=auto": [(0, 1)], "qt-tdm precision=-": [(0, 2)]}
 
 
+def test_the_clusters_settings_tell_apart_only_runs_on_a_cluster(tmp_path: Path, drawn: list[Figure]) -> None:
+    names = {"alone": (), "one": ("cluster.actors=1",), "four": ("cluster.actors=4",)}
+    paths = [make_run(tmp_path / name, {0: i}, overrides=names[name]) for i, name in enumerate(names)]
+    for path in paths[1:]:
+        (path / "events.log").touch()
+    plot_runs(paths, tmp_path / "curve.png")
+    assert lines(drawn[0]) == {
+        "qt-tdm": [(0, 0)],
+        "qt-tdm cluster.actors=1 on=cluster": [(0, 1)],
+        "qt-tdm cluster.actors=4 on=cluster": [(0, 2)],
+    }
+
+
 def test_the_same_seed_twice_in_a_group_is_refused(tmp_path: Path) -> None:
     paths = [
         make_run(tmp_path / name, {0: 1}, overrides=["seed=3", f"threads={n}"]) for n, name in [(1, "a"), (2, "b")]

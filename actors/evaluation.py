@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from actors.episodes import run_episodes
 from common.environments.task_env import TaskEnv
+from common.episode import Episode
 from common.seeding import derive_seed
 from planner_service.policy import Policy
 
@@ -21,6 +22,8 @@ class Evaluation:
     """undiscounted, one per episode"""
     success: float | None
     """share of episodes that ended in success; None where the task defines none"""
+    episodes: list[Episode] = field(default_factory=list, compare=False, repr=False)
+    """as they were acted"""
 
     @property
     def mean_return(self) -> float:
@@ -35,7 +38,8 @@ def evaluate(
     seeds = [derive_seed(seed, "evaluation", i) for i in range(len(envs))]
     episodes = run_episodes(envs, policy, seeds, exploration=0.0, should_stop=should_stop)
     successes = [e.success for e in episodes if e.success is not None]
-    return Evaluation([e.episode_return for e in episodes], float(np.mean(successes)) if successes else None)
+    success = float(np.mean(successes)) if successes else None
+    return Evaluation([e.episode_return for e in episodes], success, episodes)
 
 
 def film(env: TaskEnv, policy: Policy, seed: int, should_stop: Callable[[], bool] = lambda: False) -> list[np.ndarray]:

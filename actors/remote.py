@@ -23,15 +23,18 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
 
+from actors.diagnosis import saturation, tell_evaluation
 from actors.episodes import EnvironmentFailure, run_episodes
 from actors.evaluation import evaluate
+from actors.measured import MeasuredPolicy
 from common.environments.task_env import TaskEnv
 from common.episode import Episode
 from common.events import EventLog
 from common.run_dir import RunDir
 from common.seeding import derive_seed
+from common.telemetry import Activities, MakeTelemetry, Telemetry
 from common.watchdog import Watchdog
-from common.weights import GENERATION, Weights
+from common.weights import GENERATION, Weights, updates_of
 from planner_service.policy import Policy, RandomPolicy
 from replay.client import shard_of
 from replay.codec import encode
@@ -54,10 +57,14 @@ class ActorSettings:
     """torch's"""
     max_staleness: int
     """updates that the newest published weights may be ahead of those acted on"""
+    discount: float
+    reward_scale: float
+    """of the rewards that the networks learn from"""
     hang_seconds: float
     """a decision, planning and simulating together, that takes longer has hung"""
     timeout_seconds: float
     """how long to wait for another process before saying so in events.log"""
+    telemetry: MakeTelemetry = Telemetry.silent
 
 
 class CollectorActor:
@@ -67,22 +74,27 @@ class CollectorActor:
         """Names of the actors it works with, which must be there."""
         torch.set_num_threads(settings.threads)
         self.settings, self.index = settings, index
+        self.telemetry = settings.telemetry("actor", index)
+        self.time_spent = Activities(self.telemetry, "qttdm_actor_seconds_total", rest="simulating")
         self.learner, self.shards = ray.get_actor(learner), [ray.get_actor(name) for name in shards]
         self.boot = uuid.uuid4().hex
         self.events = EventLog(RunDir(settings.run_dir).events_path, f"actor {index}")
         self.watchdog = Watchdog(settings.run_dir, f"actor-{index}", settings.hang_seconds)
-        self.policy = settings.make_policy()
+        self.policy = MeasuredPolicy(settings.make_policy(), self.telemetry, self.time_spent)
         self.envs = [settings.make_env() for _ in range(settings.envs)]
         self.random_policy = RandomPolicy(self.envs[0].task_spec.action_dim)
         self._offered: Weights | None = None
         self._newest_version = 0
         self._heard_at = 0.0
         self._question: ray.ObjectRef | None = None
+        self._inserting = 0
+        self.telemetry.before_report(self._measure)
 
     def run(self) -> int:
         """Collect until the learner says that it is done; returns the number of episodes."""
         self._pull()
         if self.watchdog.found:
+            self.telemetry.inc("qttdm_failures_total", kind="hung")
             self._ask(self._control("environment_failed").remote(self.index, f"hung, see {self.watchdog.found}"))
         number = max(self._ask(shard.next_number.remote(self.index)) for shard in self.shards)
         # The episode that this actor's last process hung in must not be the first of this one again.
@@ -93,7 +105,8 @@ class CollectorActor:
             if ticket.verdict == "done":
                 return collected
             if ticket.verdict == "wait":
-                time.sleep(ticket.retry_seconds)
+                with self.time_spent.on("waiting"):
+                    time.sleep(ticket.retry_seconds)
                 continue
             self._heard(ticket.version)
             names = range(number, number + len(self.envs))
@@ -105,6 +118,7 @@ class CollectorActor:
                 continue
             for name, episode in zip(names, episodes, strict=True):
                 self._insert(episode.named(self.index, name))
+                self._tell(episode)
                 collected += 1
 
     @ray.method(concurrency_group="control")
@@ -112,6 +126,10 @@ class CollectorActor:
         """New weights, from the learner: float32 [P], read-only and in shared memory."""
         self._offered = Weights(values, version, checksum)
         self._heard(version)
+
+    def flush(self) -> None:
+        """Report what was measured; asked when the run ends."""
+        self.telemetry.flush()
 
     def alive(self) -> int:
         """The process's number: an answer at all is what matters."""
@@ -137,7 +155,7 @@ class CollectorActor:
             self._heard(ray.get(self._question))
             self._question = None
         if self._too_old():
-            with self.watchdog.off():
+            with self.watchdog.off(), self.time_spent.on("fetching"):
                 self._pull()
         return False
 
@@ -170,10 +188,30 @@ class CollectorActor:
     def _insert(self, episode: Episode) -> None:
         """Store an episode: on disk when this returns. One at a time, so a slow shard slows its actors."""
         shard = self.shards[shard_of(episode.actor, episode.number, len(self.shards))]
-        self._ask(shard.insert.options(concurrency_group="insert").remote(encode(episode)))
+        self._inserting = 1
+        with self.time_spent.on("storing"):
+            self._ask(shard.insert.options(concurrency_group="insert").remote(encode(episode)))
+        self._inserting = 0
+
+    def _tell(self, episode: Episode) -> None:
+        """What there is to say of an episode that is stored."""
+        t = self.telemetry
+        t.inc("qttdm_acted_episodes_total")
+        t.set("qttdm_action_saturation_ratio", saturation(episode.actions))
+        behind = updates_of(self._newest_version) - updates_of(episode.oldest_weights)
+        t.observe("qttdm_episode_staleness_updates", max(0, behind))
+
+    def _measure(self) -> None:
+        """Before each report."""
+        mine = updates_of(self.policy.weights_version)
+        self.telemetry.set("qttdm_weights_updates", mine)
+        self.telemetry.set("qttdm_staleness_updates", max(0, updates_of(self._newest_version) - mine))
+        self.telemetry.set("qttdm_staleness_limit_updates", self.settings.max_staleness)
+        self.telemetry.set("qttdm_calls_in_flight", self._inserting, call="inserts")
 
     def _replace_environments(self, why: str) -> None:
         """All of them: a simulator that failed may have left anything behind."""
+        self.telemetry.inc("qttdm_failures_total", kind="environment")
         self._ask(self._control("environment_failed").remote(self.index, why))
         for env in self.envs:
             env.close()
@@ -189,6 +227,7 @@ class CollectorActor:
             try:
                 return ray.get(answer, timeout=self.settings.timeout_seconds)
             except GetTimeoutError:
+                self.telemetry.inc("qttdm_failures_total", kind="timeout")
                 self.events.write(f"has waited {self.settings.timeout_seconds:g} s for the learner or a shard")
 
 
@@ -199,8 +238,11 @@ class EvaluatorActor:
         """settings.envs: episodes of an evaluation, run in lockstep."""
         torch.set_num_threads(settings.threads)
         self.settings = settings
+        self.telemetry = settings.telemetry("evaluator", 0)
         self.watchdog = Watchdog(settings.run_dir, "evaluator", settings.hang_seconds)
-        self.policy = settings.make_policy()
+        if self.watchdog.found:
+            self.telemetry.inc("qttdm_failures_total", kind="hung")
+        self.policy = MeasuredPolicy(settings.make_policy(), self.telemetry)
         self.envs = [settings.make_env() for _ in range(settings.envs)]
 
     def evaluate(self, values: np.ndarray, version: int, checksum: int) -> tuple[list[float], float | None, float]:
@@ -209,7 +251,16 @@ class EvaluatorActor:
         self.policy.load(Weights(values, version, checksum))
         with self.watchdog:
             result = evaluate(self.envs, self.policy, self.settings.seed, should_stop=self.watchdog.rearm)
-        return result.returns, result.success, time.monotonic() - started
+            seconds = time.monotonic() - started
+            tell_evaluation(
+                self.telemetry, self.policy, result.episodes, self.settings.discount, self.settings.reward_scale
+            )
+        self.telemetry.observe("qttdm_evaluation_seconds", seconds)
+        return result.returns, result.success, seconds
+
+    def flush(self) -> None:
+        """Report what was measured; asked when the run ends."""
+        self.telemetry.flush()
 
     def alive(self) -> int:
         """The process's number: an answer at all is what matters."""

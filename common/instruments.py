@@ -237,7 +237,12 @@ DECLARED = [
         "stage",
         ("queue", "plan", "total"),
     ),
-    counter("qttdm_acted_total", ACTING, "decisions", "decisions made, also for episodes that were then dropped"),
+    counter(
+        "qttdm_acted_total",
+        ACTING,
+        "decisions",
+        "decisions made, also for episodes that were then dropped, and for those that wait for others to end",
+    ),
     counter("qttdm_acted_episodes_total", ("actor", "evaluator"), "episodes", "episodes ended and, by actors, stored"),
     histogram("qttdm_planner_iterations", ACTING, "iterations", "of planning, in a decision", ITERATIONS),
     gauge(
@@ -447,7 +452,6 @@ DECLARED = [
         "kind",
         ("environment", "hung", "timeout", "unresponsive", "non_finite", "seed"),
     ),
-    counter("qttdm_events_total", ("learner", "driver", "actor"), "events", "lines written to events.log"),
     gauge(
         "qttdm_calls_in_flight",
         ("learner", "driver", "actor"),

@@ -68,6 +68,13 @@ METRICS: dict[str, Metric] = {
         Metric("lr_tdm", "1", "learning rate of the dynamics model"),
         Metric("lr_qt", "1", "learning rate of the Q-Transformer"),
         Metric("updates_per_second", "1/s", "speed of learning"),
+        Metric(
+            "share_waiting_for_decisions", "fraction", "of the learner's time: the pace allowed no update (cluster)"
+        ),
+        Metric("share_waiting_for_batches", "fraction", "of its time: no batch had come yet (cluster)"),
+        Metric("share_updating", "fraction", "of its time: updates (cluster)"),
+        Metric("share_publishing", "fraction", "of its time: sending weights (cluster)"),
+        Metric("share_saving", "fraction", "of its time: checkpoints (cluster)"),
         # eval
         Metric("episode_returns", "reward", "return of each evaluation episode, a list"),
         Metric("episodes_evaluated", "episodes", "episodes in this evaluation"),

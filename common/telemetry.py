@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from itertools import pairwise
 from typing import Any
@@ -90,6 +91,8 @@ class Telemetry:
         """boot: shared by the several parts of a process that has more than one."""
         self.identity, self.boot = identity, boot or Boot.now()
         self.started = time.time()
+        self.reporter: Any = None
+        """who sends it (common/reporter.py); None: nobody"""
         self.registry = CollectorRegistry()
         self._metrics: dict[str, Counter | Gauge | Histogram] = {}
         self._children: dict[tuple[Any, ...], Any] = {}
@@ -101,9 +104,14 @@ class Telemetry:
                 self._add(instrument)
 
     @staticmethod
-    def silent(component: Component) -> Telemetry:
+    def silent(component: Component, index: int = 0) -> Telemetry:
         """One that nobody hears of."""
-        return Telemetry(Identity("", "", "", component))
+        return Telemetry(Identity("", "", "", component, str(index)))
+
+    def flush(self) -> None:
+        """Have all reported that was measured, if it is, and wait for that, but not long: before a process ends."""
+        if self.reporter is not None:
+            self.reporter.flush()
 
     def inc(self, name: str, amount: float = 1.0, **label: str) -> None:
         """A counter, by that much more."""
@@ -125,6 +133,13 @@ class Telemetry:
     def observe(self, name: str, value: float, **label: str) -> None:
         """One value more in a histogram."""
         self._child("histogram", name, label).observe(value)
+
+    @contextmanager
+    def timed(self, name: str, **label: str) -> Iterator[None]:
+        """The seconds of what is done inside, in a histogram, unless it raises."""
+        started = time.perf_counter()
+        yield
+        self.observe(name, time.perf_counter() - started, **label)
 
     def before_report(self, look: Callable[[], object]) -> None:
         """Have that called before each report, in the reporter's thread: where values are looked up, not pushed."""
@@ -201,6 +216,36 @@ class Telemetry:
         if value not in instrument.values:
             raise ValueError(f"{name}: got {instrument.label}={value!r}, want one of {', '.join(instrument.values)}")
         return self._metrics[name].labels(value)
+
+
+MakeTelemetry = Callable[[Component, int], Telemetry]
+"""Of a component and its index, in its own process: what a component is started with."""
+
+
+class Activities:
+    """Where a thread's time goes: one activity at a time, each a value of the counter's label."""
+
+    def __init__(self, telemetry: Telemetry, name: str, rest: str) -> None:
+        """rest: what is done when nothing else is said."""
+        self.telemetry, self.name = telemetry, name
+        self._label = INSTRUMENTS[name].label
+        self._activity, self._since = rest, time.perf_counter()
+
+    @contextmanager
+    def on(self, activity: str) -> Iterator[None]:
+        """What is done inside is that; then it is again what it was before."""
+        before = self._activity
+        self._switch(activity)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, activity: str) -> None:
+        now = time.perf_counter()
+        assert self._label is not None, self.name
+        self.telemetry.inc(self.name, now - self._since, **{self._label: self._activity})
+        self._activity, self._since = activity, now
 
 
 def combine(values: Sequence[Value], durable: bool) -> Value:

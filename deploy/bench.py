@@ -262,7 +262,7 @@ class TimedPolicy:
     """A policy that notes how long each decision took; actions come back on the CPU, so the device is done by then."""
 
     def __init__(self, policy: MPCPolicy) -> None:
-        self.policy, self.weights_version = policy, policy.weights_version
+        self.policy, self.weights_version, self.decided = policy, policy.weights_version, policy.decided
         self.seconds: list[float] = []
 
     def load(self, weights: Weights) -> None:

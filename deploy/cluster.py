@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
 import torch
@@ -30,22 +30,23 @@ from common.environments.task_env import TaskSpec
 from common.events import EventLog
 from common.run_dir import RunDir
 from common.seeding import derive_seed
+from common.telemetry import MakeTelemetry, Telemetry
 from deploy.agent import choose_device, exploration, make_learner, make_policy
-from deploy.cluster_config import SeedState
+from deploy.cluster_config import NAMESPACE, SeedState
+from deploy.reporting import reported, tell_end
 from deploy.run_config import RunConfig
 from deploy.trained import newest_checkpoint
 from learner.remote import LearnerActor, LearnerSettings
-from learner.update import Learner
+from learner.update import Learner, NonFiniteLossError
 from planner_service.policy import GreedyPolicy, MPCPolicy, Policy
 from planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
 from replay.limiter import Pace
 from replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
 from replay.shard import ShardConfig
 
-NAMESPACE = "qttdm"
-"""Ray's namespace of all our actors' names."""
 RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
 PING_EVERY = 5.0  # seconds between two heartbeats asked of each process
+FLUSH_SECONDS = 3.0  # for the processes to report their last counts, before they are ended
 ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
 
 
@@ -60,6 +61,8 @@ class SeedRun:
         """processes that were killed here because they did not answer, by name"""
         self.error = ""
         self.events = EventLog(run_dir.events_path, "driver")
+        self.run_name = name
+        self.telemetry = Telemetry.silent("driver")
         self._group: Any = None
         self._actors: dict[str, Any] = {}
         self._pings: dict[str, tuple[ray.ObjectRef, float]] = {}
@@ -70,6 +73,8 @@ class SeedRun:
 
     def reserve(self) -> None:
         """Queue for a place in the cluster; Ray gives it when there is one, all of it at once."""
+        self.telemetry = self._make_telemetry("driver", 0)
+        self.telemetry.before_report(self._measure)
         self._group = placement_group(self.config.cluster.bundles(), strategy="PACK", name=self.name)
 
     @property
@@ -109,10 +114,11 @@ class SeedRun:
             gpus=c.learner_gpus,
         )
         for i in range(len(planners)):
-            self._create(PlannerActor, f"planner-{i}", 0, c.planner_cpus, self._planner_settings(), gpus=c.planner_gpus)
+            settings = self._planner_settings()
+            self._create(PlannerActor, f"planner-{i}", 0, c.planner_cpus, settings, i, gpus=c.planner_gpus)
         for i in range(c.actors):
-            settings = self._actor_settings(evaluator=False, planner=planners[i % len(planners)] if planners else None)
-            self._create(CollectorActor, f"actor-{i}", 1 + i, c.actor_cpus, settings, i, learner, names)
+            own = self._actor_settings(evaluator=False, planner=planners[i % len(planners)] if planners else None)
+            self._create(CollectorActor, f"actor-{i}", 1 + i, c.actor_cpus, own, i, learner, names)
         self._answers = {name: a.run.remote() for name, a in self._actors.items() if hasattr(a, "run")}
         self.state = "running"
 
@@ -137,6 +143,9 @@ class SeedRun:
     def fail(self, error: BaseException) -> None:
         """Give up this seed: why is in its directory, the run's other seeds go on."""
         cause = error.as_instanceof_cause() if isinstance(error, ray.exceptions.RayTaskError) else error
+        self.telemetry.inc(
+            "qttdm_failures_total", kind="non_finite" if isinstance(cause, NonFiniteLossError) else "seed"
+        )
         self.error = " ".join(str(cause).split())[-500:]
         text = "".join(traceback.format_exception(error))
         (self.run_dir.path / "failure.txt").write_text(text)
@@ -172,6 +181,7 @@ class SeedRun:
             elif now - asked > self.config.cluster.heartbeat_seconds:
                 del self._pings[name]
                 self.restarts[name] = self.restarts.get(name, 0) + 1
+                self.telemetry.inc("qttdm_failures_total", kind="unresponsive")
                 self.events.write(f"{name} has not answered for {now - asked:.0f} s: killed, to be started again")
                 ray.kill(self._actors[name], no_restart=False)
         if now - self._pinged_at < (1.0 if self.state == "running" else 0.2):
@@ -182,7 +192,10 @@ class SeedRun:
             self._pings[name] = (self._control(name, method).remote(), now)
 
     def _leave(self, state: SeedState) -> None:
-        """Remove every actor and the placement group."""
+        """Remove every actor and the placement group, when all have reported what they counted."""
+        if self.config.cluster.metrics_port is not None and self._actors:
+            told = [self._control(name, "flush").remote() for name in self._actors]
+            ray.wait(told, num_returns=len(told), timeout=FLUSH_SECONDS)
         for actor in self._actors.values():
             ray.kill(actor)
         if self._group is not None:
@@ -190,6 +203,24 @@ class SeedRun:
         self._actors, self._answers, self._pings, self._group = {}, {}, {}, None
         self.state = state
         self.events.write(state)
+        if self.telemetry.reporter is not None:
+            self.telemetry.reporter.close()
+            tell_end(self.run_name, self.config.seed)
+
+    def _measure(self) -> None:
+        """Before each report."""
+        for state in get_args(SeedState):
+            self.telemetry.set("qttdm_seed_state", float(state == self.state), state=state)
+        for agent in get_args(RunConfig.model_fields["agent"].annotation):
+            self.telemetry.set("qttdm_run_info", float(agent == self.config.agent), agent=agent)
+        self.telemetry.set("qttdm_calls_in_flight", len(self._pings), call="heartbeats")
+
+    @property
+    def _make_telemetry(self) -> MakeTelemetry:
+        """For this seed's processes."""
+        if self.config.cluster.metrics_port is None:
+            return Telemetry.silent
+        return partial(reported, self.run_name, self.config.seed, self.config.task)
 
     def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> Any:
         """An actor, found by its name, in one of the seed's bundles."""
@@ -228,6 +259,7 @@ class SeedRun:
             self.spec.action_dim,
             c.tdm.window,
             c.discount,
+            self._make_telemetry,
         )
 
     def _planner_settings(self) -> PlannerSettings:
@@ -237,6 +269,7 @@ class SeedRun:
             make_policy=partial(policy_here, c, self.spec),
             obs_dim=self.spec.obs_dim,
             threads=c.threads or max(1, int(c.cluster.planner_cpus)),
+            telemetry=self._make_telemetry,
         )
 
     def _actor_settings(self, evaluator: bool, planner: str | None = None) -> ActorSettings:
@@ -250,8 +283,11 @@ class SeedRun:
             envs=c.training.eval_episodes if evaluator else c.cluster.envs_per_actor,
             threads=c.threads or max(1, int(cpus)),
             max_staleness=c.cluster.max_staleness,
+            discount=c.discount,
+            reward_scale=c.learner.reward_scale,
             hang_seconds=c.cluster.hang_seconds,
             timeout_seconds=c.cluster.timeout_seconds,
+            telemetry=self._make_telemetry,
         )
 
     def _learner_settings(self) -> LearnerSettings:
@@ -273,6 +309,7 @@ class SeedRun:
             publish_every=c.cluster.publish_every,
             hang_seconds=c.cluster.hang_seconds,
             timeout_seconds=c.cluster.timeout_seconds,
+            telemetry=self._make_telemetry,
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config import ConfigError, load_config
+from deploy.auth import choose_mode
 
 if TYPE_CHECKING:
     from common.run_dir import RunDir
@@ -67,6 +68,7 @@ def seed_list(text: str) -> list[int]:
 
 def train(options: argparse.Namespace) -> None:
     """Start a run of several seeds and stay with it."""
+    choose_mode()
     configs = seed_configs(options)
     name = options.name or f"{configs[0].task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not name.strip() or "/" in name or name.startswith("."):
@@ -101,6 +103,7 @@ def train(options: argparse.Namespace) -> None:
 
 def resume(options: argparse.Namespace) -> None:
     """Go on with every seed that is not finished, from its last checkpoint and with the replay that its shards kept."""
+    choose_mode()
     directory = (options.runs_dir / options.name).absolute()
 
     from deploy.cluster import old_seeds
@@ -123,6 +126,7 @@ def resume(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """One table for each run that is on the cluster."""
+    choose_mode()
     from deploy.cluster_progress import ClusterProgress
     from deploy.preflight import connect, named_runs
 
@@ -138,6 +142,7 @@ def status(options: argparse.Namespace) -> None:
 
 def stop(options: argparse.Namespace) -> None:
     """Ask a run to save and leave; returns when it has."""
+    choose_mode()
     from deploy.preflight import connect, named_runs
 
     connect()
@@ -219,10 +224,14 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
     from deploy.cli import StopWhen
     from deploy.cluster import ClusterRun
     from deploy.cluster_progress import ClusterProgress
+    from deploy.exporter_actor import ensure_exporter
     from deploy.plot import plot_runs
 
     run = ClusterRun(directory, seeds)
     stop = StopWhen(None)
+    cluster = seeds[0].config.cluster
+    if cluster.metrics_port is not None:
+        print(ensure_exporter(cluster.metrics_host, cluster.metrics_port))
     with RunDir(directory).lock(), stop:
         with ClusterProgress() as progress:
             run.run(progress.show, lambda: stop.interrupted)

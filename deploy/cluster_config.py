@@ -11,6 +11,9 @@ from planner_service.service import AskingConfig, ServiceConfig
 from replay.limiter import PaceConfig
 from replay.segments import SegmentConfig
 
+NAMESPACE = "qttdm"
+"""Ray's namespace of all our actors' names."""
+
 
 class ClusterConfig(Config):
     """Used by `qttdm cluster` only. Everything is per seed."""
@@ -54,6 +57,10 @@ class ClusterConfig(Config):
     """how long a process waits for another before it says so in events.log"""
     drain_seconds: float = Field(default=10.0, ge=0)
     """how long `stop` waits for episodes in flight"""
+    metrics_port: int | None = Field(default=9108, ge=1, le=65535)
+    """where the cluster's exporter serves metrics to Prometheus, on the head node; null: nothing is measured"""
+    metrics_host: str = "127.0.0.1"
+    """address that it listens on; others than loopback show the metrics to whoever reaches the port"""
 
     @model_validator(mode="after")
     def _shares_are_whole(self) -> ClusterConfig:

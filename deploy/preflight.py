@@ -8,15 +8,20 @@ import logging
 import os
 import platform
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.config import ConfigError
+from deploy.auth import WANT_TOKEN
 from deploy.cluster import NAMESPACE
 
 Resources = dict[str, float]
@@ -24,52 +29,80 @@ Resources = dict[str, float]
 HOW_TO_START = (
     "start one with `ray start --head` (on a machine with GPUs it finds them; --num-cpus=N sets how many CPUs)"
 )
-NODE_SECONDS = 60.0  # for a node to answer: the first process there has to import torch
+WANT_ADDRESS = "want <host>:<port> of the cluster's head, as `ray start --head` prints it (the port is 6379 by default)"
+GREETING_SECONDS = 10.0
+NODE_SECONDS = 120.0  # for a node to answer: the first process there has to import torch
 
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or the one on this machine. ConfigError, one line, if that fails.
 
-    Ray's authentication mode is always set explicitly: RAY_AUTH_MODE if given, else `token` where a token is to be
-    found, else `disabled`. (A local `ray.init()` leaves a token in the home directory, which `ray start --head` takes.)
+    deploy/auth.py has chosen the mode, before Ray was imported.
     """
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    if address.startswith("ray://"):
-        raise ConfigError(f"RAY_ADDRESS={address}: Ray's remote client is not supported; want <head's host>:6379")
-    mode = os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token() else "disabled")
-    where = "on this machine" if address in ("auto", "local") else f"at RAY_ADDRESS={address}"
-    if address != "auto" and not answers(address):
-        raise ConfigError(f"no Ray cluster {where}: nothing answers there; {HOW_TO_START}")
+    given = os.environ.get("RAY_ADDRESS") or "auto"
+    where = "on this machine" if given == "auto" else f"at RAY_ADDRESS={given}"
+    address = find_address(given, where)
+    answer = greeting(address)
+    if not answer:
+        raise ConfigError(f"no Ray cluster {where}: nothing answers at {address}; {HOW_TO_START}")
+    if not looks_like_grpc(answer):
+        raise ConfigError(f"no Ray cluster {where}: something else answers there; {WANT_ADDRESS}")
     try:
+        with quiet_stderr():
+            GcsClient(address=address)  # is refused at once, where ray.init would ask twenty times and say so each time
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except AuthenticationError:
+        raise ConfigError(
+            f"the Ray cluster {where} refuses: its token is missing or wrong here "
+            f"(RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}); {WANT_TOKEN}"
+        ) from None
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        if "could not find any running ray" in reason.lower():
+        raise ConfigError(f"the Ray cluster {where} refuses: {' '.join(str(error).split())[:300]}") from None
+
+
+def find_address(given: str, where: str) -> str:
+    """host:port of a cluster's head, where `given` is that already or `auto`. ConfigError if it cannot be."""
+    if given == "auto":
+        try:
+            return str(canonicalize_bootstrap_address_or_die("auto"))
+        except ConnectionError:
             raise ConfigError(f"no Ray cluster {where}; {HOW_TO_START}") from None
-        hint = (
-            "its token is missing or wrong (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
-            if mode == "token"
-            else "it may want a token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN), or run another version of Ray"
-        )
-        raise ConfigError(f"the Ray cluster {where} refuses: {hint}; Ray says: {reason[:200]}") from None
+    host, _, port = given.rpartition(":")
+    if "://" in given or not host or not port.isdigit():
+        raise ConfigError(f"RAY_ADDRESS={given}: {WANT_ADDRESS}")
+    return given
 
 
-def has_token() -> bool:
-    """Is there a cluster token where Ray looks for one?"""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return "RAY_AUTH_TOKEN" in os.environ or (Path(named) if named else Path.home() / ".ray" / "auth_token").is_file()
-
-
-def answers(address: str) -> bool:
-    """Does anything accept connections at host:port?"""
+def greeting(address: str) -> bytes:
+    """The first bytes that whoever listens at host:port says to a client of gRPC; none if nobody does."""
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=3.0):
-            return True
-    except (OSError, ValueError):
-        return False
+        with socket.create_connection((host, int(port)), timeout=GREETING_SECONDS) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            return connection.recv(9)
+    except OSError:
+        return b""
+
+
+def looks_like_grpc(answer: bytes) -> bool:
+    """An HTTP/2 connection begins with a frame of settings, which has type 4."""
+    return answer[3:4] == b"\x04"
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Nothing is written to stderr meanwhile, by C++ neither: Ray's own lines would stand before the one that helps."""
+    sys.stderr.flush()
+    user, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(user, 2)
+        os.close(user)
+        os.close(nowhere)
 
 
 def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
@@ -135,14 +168,17 @@ def check_nodes(directory: Path) -> None:
     """ConfigError unless every node runs this program, this torch and this Python, and sees the run's directory."""
     here = fingerprint()
     probe = ray.remote(num_cpus=0)(look)
-    asked = {
-        node["NodeManagerHostname"]: probe.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(str(directory))
+    asked = [  # a host's name is not enough to tell nodes apart
+        (
+            node["NodeManagerHostname"],
+            probe.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), max_retries=0
+            ).remote(str(directory)),
+        )
         for node in ray.nodes()
         if node["Alive"]
-    }
-    for host, answer in asked.items():
+    ]
+    for host, answer in asked:
         try:
             there, sees = ray.get(answer, timeout=NODE_SECONDS)
         except ray.exceptions.GetTimeoutError:

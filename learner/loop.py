@@ -143,7 +143,7 @@ class LearningLoop:
         self._heard_at = 0.0
         self._started = self._opened - self.counters.wall_seconds
         self._first_updates = self._logged_updates = learner.updates
-        self._logged_decisions = self.counters.decisions
+        self._logged_decisions, self._logged_spent = self.counters.decisions, asdict(self.spent)
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Literal["finished", "stopped"]:
         """Until `env_steps` are collected and their updates made, or `stop()`. Ends with a checkpoint.
@@ -229,8 +229,7 @@ class LearningLoop:
         c = self.counters
         more = True
         while more:
-            news = self._news()
-            if news is None:
+            if not (news := self._news()):
                 return
             for shard, told in enumerate(news):
                 for episode in told.episodes:
@@ -246,13 +245,13 @@ class LearningLoop:
             self._moved_at = now
             self.pace.inserted(c.decisions - self.pace.decisions)
 
-    def _news(self) -> list[News] | None:
-        """Since the cursors; None if the shards did not answer in time, which is then in events.log."""
+    def _news(self) -> list[News]:
+        """Of each shard, since its cursor; none if the shards did not answer in time, which is then in events.log."""
         try:
             return self.replay.news(self.cursors)
         except TimeoutError as error:
             self.events.write(str(error))
-            return None
+            return []
 
     def _count(self, episode: StoredEpisode) -> None:
         """One more episode, and its line."""
@@ -358,16 +357,17 @@ class LearningLoop:
     def _log(self) -> None:
         """An `update` line: the losses since the last one, and where the time went."""
         losses = self.learner.drain()
-        now = time.monotonic()
+        now, spent = time.monotonic(), asdict(self.spent)
         passed = max(1e-9, now - self._logged_at)
-        speeds = {
+        rates = {
             "updates_per_second": (self.learner.updates - self._logged_updates) / passed,
             "decisions_per_second": (self.counters.decisions - self._logged_decisions) / passed,
+            **{f"share_{what}": (seconds - self._logged_spent[what]) / passed for what, seconds in spent.items()},
         }
         self._logged_at, self._logged_updates = now, self.learner.updates
-        self._logged_decisions = self.counters.decisions
+        self._logged_decisions, self._logged_spent = self.counters.decisions, spent
         if losses:
-            self._report("update", **losses, **self.learner.learning_rates(), **speeds)
+            self._report("update", **losses, **self.learner.learning_rates(), **rates)
 
     def _save(self) -> None:
         """An atomic checkpoint. The replay is not in it: shards keep theirs, and the cursors say how much counts."""
@@ -415,7 +415,7 @@ class LearningLoop:
 
     def _check_replay(self) -> None:
         """ConfigError unless the shards have what the checkpoint counts on: without it the return collapses."""
-        while (news := self._news()) is None:  # a large shard takes its time to read itself back from disk
+        while not (news := self._news()):  # a large shard takes its time to read itself back from disk
             pass
         held = sum(told.totals.decisions for told in news)
         if held < self.pace.decisions:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from common.run_dir import RunDir
+from common.telemetry import MakeTelemetry, Telemetry
 from common.watchdog import Watchdog
 from common.weights import Weights
 from learner.loop import LearningLoop, Ticket
@@ -45,6 +46,7 @@ class LearnerSettings:
     hang_seconds: float
     """an update, or anything else the loop does at once, that takes longer has hung"""
     timeout_seconds: float
+    telemetry: MakeTelemetry = Telemetry.silent
 
 
 class LearnerActor:
@@ -56,6 +58,7 @@ class LearnerActor:
         Shards and evaluator must be there; weights go to whoever plans from when they start.
         """
         self.settings = settings
+        self.telemetry = settings.telemetry("learner", 0)
         self.shards = [ray.get_actor(name) for name in shards]
         self.loop: LearningLoop | None = None
         self.broadcast = Broadcast(planners)
@@ -66,6 +69,8 @@ class LearnerActor:
         """`LearningLoop.run`: "finished" or "stopped"."""
         s = self.settings
         watchdog = Watchdog(s.run_dir, "learner", s.hang_seconds)
+        if watchdog.found:
+            self.telemetry.inc("qttdm_failures_total", kind="hung")
         learner = s.make_learner()
         learner.generation = next_generation(s.run_dir)
         self.loop = LearningLoop(
@@ -112,6 +117,10 @@ class LearnerActor:
         self.stopped = True
         if self.loop is not None:
             self.loop.stop()
+
+    def flush(self) -> None:
+        """Report what was measured; asked when the run ends."""
+        self.telemetry.flush()
 
     def alive(self) -> int:
         """The process's number: an answer at all is what matters."""

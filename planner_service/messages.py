@@ -47,9 +47,9 @@ class Answer:
     iterations: int
     """of planning; 0 for an agent that does not plan"""
     queue_ms: float
-    """from arrival until its batch was closed"""
+    """from arrival until the planning of its batch began"""
     plan_ms: float
-    """from then until the batch was decided"""
+    """what that took, for the whole batch"""
     late: bool
     """decided only after the deadline"""
 

@@ -160,6 +160,8 @@ class Plan:
     """for the next decision"""
     values: Tensor
     """[E], estimated return of the best sequence found (Eq. 10)"""
+    terminal: Tensor
+    """[E], the terminal value's part in that: what the states after the horizon are thought to be worth"""
     std: Tensor
     """[E, H, N], of the last fitted Gaussian"""
     iterations: int
@@ -168,15 +170,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Population:
-    """Candidate sequences [E, P, H, N] and their estimated returns [E, P]."""
+    """Candidate sequences [E, P, H, N], their estimated returns [E, P] and the terminal values' parts in these."""
 
     actions: Tensor
     values: Tensor
+    terminal: Tensor
 
     def best(self, count: int) -> _Population:
         """The `count` highest-valued, best first."""
         values, index = self.values.topk(count, dim=1)  # [E, count]
-        return _Population(self.actions.take_along_dim(index[:, :, None, None], dim=1), values)
+        actions = self.actions.take_along_dim(index[:, :, None, None], dim=1)
+        return _Population(actions, values, self.terminal.gather(1, index))
 
 
 @dataclass(frozen=True)
@@ -196,8 +200,9 @@ class _Fit:
         settled = (self.std <= min_std).flatten(1).all(dim=1)[:, None, None]  # [E, 1, 1]
         actions = torch.where(settled.unsqueeze(-1), self.elites.actions, newest.elites.actions)
         values = torch.where(settled[:, 0], self.elites.values, newest.elites.values)
+        terminal = torch.where(settled[:, 0], self.elites.terminal, newest.elites.terminal)
         return _Fit(
-            _Population(actions, values),
+            _Population(actions, values, terminal),
             torch.where(settled[:, 0], self.weights, newest.weights),
             torch.where(settled, self.mean, newest.mean),
             torch.where(settled, self.std, newest.std),
@@ -281,7 +286,8 @@ class Planner:
         if explore is not False:
             drawn = self._explore(fit, noise)
             actions = drawn if explore is True else torch.where(explore.unsqueeze(1), drawn, actions)
-        return Plan(actions, next_state, fit.elites.values[:, 0], std, iteration + 1)
+        best = fit.elites
+        return Plan(actions, next_state, best.values[:, 0], best.terminal[:, 0], std, iteration + 1)
 
     def _refit(self, elites: _Population) -> _Fit:
         """Weights exp(temperature * (value - best value)), normalised, and the Gaussian they give."""
@@ -302,7 +308,8 @@ class Planner:
         returns = Returns(self.discount)
         for prediction in self.dynamics.imagine(rollout, actions.flatten(0, 1)):
             returns.add(prediction.rewards, prediction.continuation_logits)
-        return _Population(actions, self._total(returns, rollout).view(environments, samples)), rollout
+        values, terminal = (part.view(environments, samples) for part in self._total(returns, rollout))
+        return _Population(actions, values, terminal), rollout
 
     def _evaluate_first(
         self, root: Rollout, samples: Tensor, state: PlanState, uniform: Tensor
@@ -331,18 +338,20 @@ class Planner:
             prediction = self.dynamics.step(rollout, actions.flatten(0, 1))
             returns.add(prediction.rewards, prediction.continuation_logits)
         sequences = torch.stack(taken, dim=2)  # [E, known + Q, H, N]
-        values = self._total(returns, rollout).view(environments, -1)
+        values, terminal = (part.view(environments, -1) for part in self._total(returns, rollout))
         sizes = [samples.shape[1], c.keep_elites, num_proposed]
-        groups = [_Population(a, v) for a, v in zip(sequences.split(sizes, 1), values.split(sizes, 1), strict=True)]
-        kept = _Population(groups[1].actions, groups[1].values.masked_fill(~state.has_elites[:, None], -torch.inf))
-        return groups[0], kept if c.keep_elites > 0 else None, groups[2] if num_proposed > 0 else None
+        parts = (part.split(sizes, dim=1) for part in (sequences, values, terminal))
+        sampled, kept, proposed = (_Population(*group) for group in zip(*parts, strict=True))
+        kept = _Population(kept.actions, kept.values.masked_fill(~state.has_elites[:, None], -torch.inf), kept.terminal)
+        return sampled, kept if c.keep_elites > 0 else None, proposed if num_proposed > 0 else None
 
-    def _total(self, returns: Returns, rollout: Rollout) -> Tensor:
-        """[B]: the rewards summed so far and the value of where the rollout stands (Eq. 10, first term)."""
+    def _total(self, returns: Returns, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """[B] each: Eq. 10, the rewards summed so far and the value of where the rollout stands; that value's part."""
         if self.value_function is None:
-            return returns.total
+            return returns.total, torch.zeros_like(returns.total)
         first_only = self.config.terminal_value == "first_dimension"
-        return returns.total + returns.weight * self.value_function.value(rollout.observations, first_only)
+        terminal = returns.weight * self.value_function.value(rollout.observations, first_only)
+        return returns.total + terminal, terminal
 
     def _explore(self, fit: _Fit, noise: Noise) -> Tensor:
         """An elite drawn by its weight, its first action with some bins replaced by uniform ones: [E, N]."""
@@ -375,7 +384,7 @@ def join(a: _Population, b: _Population | None) -> _Population:
     """Both populations' sequences, one behind the other."""
     if b is None:
         return a
-    return _Population(torch.cat([a.actions, b.actions], dim=1), torch.cat([a.values, b.values], dim=1))
+    return _Population(*(torch.cat(parts, dim=1) for parts in zip(vars(a).values(), vars(b).values(), strict=True)))
 
 
 def weighted_moments(actions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

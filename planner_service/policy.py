@@ -41,7 +41,12 @@ class EpsilonConfig(Config):
 class Policy(Protocol):
     """What actors need of a policy."""
 
-    weights_version: int
+    decided: Decisions | None
+    """what `act` decided last; None if nothing yet, or if another process decides"""
+
+    @property
+    def weights_version(self) -> int:
+        """Of the networks that act."""
 
     def load(self, weights: Weights) -> None:
         """Take new network weights."""
@@ -74,6 +79,10 @@ class Decisions:
     """float32 [E], the return expected from here on, discounted: of the best sequence found, or the QT's"""
     iterations: int
     """the planner's; 0 where nothing is planned"""
+    terminal: np.ndarray
+    """float32 [E], the part of `values` that is the terminal value's; 0 where nothing is planned"""
+    std: np.ndarray
+    """float32 [E], of the planner's last Gaussian, mean over horizon and action dimensions; 0 likewise"""
 
     @property
     def finite(self) -> np.ndarray:
@@ -92,6 +101,7 @@ class MPCPolicy:
             self.networks["qt"] = planner.value_function
         freeze(self.networks)
         self.weights_version = 0
+        self.decided: Decisions | None = None
         planner.prepare(device)
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.plan = torch.compile(planner.plan, mode=mode) if planner.config.compile else planner.plan
@@ -127,13 +137,16 @@ class MPCPolicy:
         after = PlanState(s.mean.clone(), s.elites.clone(), s.has_elites.clone())
         for episode, own in zip(episodes, after.split(), strict=True):
             episode.plan = own
-        return Decisions(plan.actions.cpu().numpy(), plan.values.float().cpu().numpy(), plan.iterations)
+        numbers = torch.stack([plan.values, plan.terminal, plan.std.mean(dim=(1, 2))]).float().cpu().numpy()  # [3, E]
+        values, terminal, std_mean = numbers
+        return Decisions(plan.actions.cpu().numpy(), values, plan.iterations, terminal, std_mean)
 
     def begin(self, seeds: list[int], exploration: float) -> None:
         self.episodes = [self.start(seed, exploration) for seed in seeds]
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        return self.decide(self.episodes, observations).actions
+        self.decided = self.decide(self.episodes, observations)
+        return self.decided.actions
 
 
 class GreedyPolicy:
@@ -144,6 +157,7 @@ class GreedyPolicy:
         self.networks = nn.ModuleDict({"qt": qt})
         freeze(self.networks)
         self.weights_version = 0
+        self.decided: Decisions | None = None
 
     def load(self, weights: Weights) -> None:
         weights.copy_into(self.networks)
@@ -164,19 +178,23 @@ class GreedyPolicy:
         chance = uniform[:, :1].expand(-1, self.qt.action_dim)  # one draw decides for the whole action
         exploration = torch.tensor([[e.exploration] for e in episodes])  # [E, 1]
         bins = self.qt.tokenizer.replace(bins.cpu(), chance, uniform[:, 1:], exploration)
-        return Decisions(self.qt.tokenizer.decode(bins).numpy(), values.float().cpu().numpy(), iterations=0)
+        nothing = np.zeros(len(episodes), np.float32)
+        actions = self.qt.tokenizer.decode(bins).numpy()
+        return Decisions(actions, values.float().cpu().numpy(), iterations=0, terminal=nothing, std=nothing)
 
     def begin(self, seeds: list[int], exploration: float) -> None:
         self.episodes = [self.start(seed, exploration) for seed in seeds]
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        return self.decide(self.episodes, observations).actions
+        self.decided = self.decide(self.episodes, observations)
+        return self.decided.actions
 
 
 class RandomPolicy:
     """Uniform actions in [-1, 1]: the seed episodes."""
 
     weights_version = 0
+    decided: Decisions | None = None
 
     def __init__(self, action_dim: int) -> None:
         self.action_dim = action_dim

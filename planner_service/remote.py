@@ -8,6 +8,7 @@ If the service dies, hangs or is busy, the actor does what its configuration say
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from common.telemetry import MakeTelemetry, Telemetry
 from common.weights import Weights
 from planner_service.messages import Answer, Refusal, Request, ServiceError
-from planner_service.policy import GreedyPolicy, MPCPolicy
+from planner_service.policy import Decisions, GreedyPolicy, MPCPolicy
 from planner_service.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
 
 
@@ -35,12 +37,14 @@ class PlannerSettings:
     obs_dim: int
     threads: int
     """torch's"""
+    telemetry: MakeTelemetry = Telemetry.silent
 
 
 class PlannerActor:
     """PlannerService for Ray: an async actor, whose methods are that class's with bare arrays for objects."""
 
-    def __init__(self, settings: PlannerSettings) -> None:
+    def __init__(self, settings: PlannerSettings, index: int = 0) -> None:
+        self.telemetry = settings.telemetry("planner", index)
         torch.set_num_threads(settings.threads)
         self.service = PlannerService(settings.service, settings.make_policy(), settings.obs_dim)
 
@@ -69,6 +73,10 @@ class PlannerActor:
         """How it is doing."""
         return await self.service.status()
 
+    async def flush(self) -> None:
+        """Report what was measured; asked when the run ends."""
+        await asyncio.to_thread(self.telemetry.flush)
+
     async def alive(self) -> int:
         """The process's number: an answer at all is what matters."""
         return os.getpid()
@@ -76,6 +84,8 @@ class PlannerActor:
 
 class ServicePolicy:
     """A Policy whose decisions come from a PlannerActor, with a policy of its own for when that is gone."""
+
+    decided: Decisions | None = None
 
     def __init__(self, config: AskingConfig, planner: str, local: MPCPolicy | GreedyPolicy) -> None:
         """planner: the actor's name. local: takes the same weights, and plans if need be."""

@@ -105,6 +105,16 @@ class _Waiting:
         return self.request.anytime and self.deadline is not None
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """A batch's decisions, by which weights, and when."""
+
+    decisions: Decisions
+    weights_version: int
+    began: float
+    ended: float
+
+
 class PlannerService:
     """Episodes, the queue and its batches, around one policy."""
 
@@ -268,45 +278,44 @@ class PlannerService:
         return batch
 
     async def _decide(self, batch: list[_Waiting]) -> None:
-        closed = time.monotonic()
+        """Answer a batch."""
         deadline = min(w.deadline for w in batch if w.deadline is not None) if batch[0].timed else None
         states = [w.episode.state for w in batch]
         observations = np.stack([w.request.observation for w in batch])  # [E, M]
-        planning = asyncio.get_running_loop().run_in_executor(self._planner, self._plan, states, observations, deadline)
+        loop = asyncio.get_running_loop()
         try:
-            decisions, version = await planning
+            planned = await loop.run_in_executor(self._planner, self._plan, states, observations, deadline)
         except Exception as error:  # whatever it is, out of memory above all, others may fare better
             for w in batch:
                 self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
             return
-        done = time.monotonic()
-        self._plan_seconds = done - closed
+        self._plan_seconds = planned.ended - planned.began
         self._counts["batches"] += 1
-        for w, action, value, finite in zip(batch, decisions.actions, decisions.values, decisions.finite, strict=True):
+        d = planned.decisions
+        for w, action, value, finite in zip(batch, d.actions, d.values, d.finite, strict=True):
             if not finite:
                 self._resolve(w, self._refuse("failed", "the plan for this observation is not finite"))
                 continue
             answer = Answer(
                 action=action,
                 value=float(value),
-                weights_version=version,
-                iterations=decisions.iterations,
-                queue_ms=1e3 * (closed - w.arrived),
+                weights_version=planned.weights_version,
+                iterations=d.iterations,
+                queue_ms=1e3 * (planned.began - w.arrived),
                 plan_ms=1e3 * self._plan_seconds,
-                late=w.deadline is not None and done > w.deadline,
+                late=w.deadline is not None and planned.ended > w.deadline,
             )
             self._resolve(w, answer)
 
-    def _plan(
-        self, states: list[EpisodeState], observations: np.ndarray, deadline: float | None
-    ) -> tuple[Decisions, int]:
-        """In the planner's thread: the decisions, and the version of the weights that made them."""
+    def _plan(self, states: list[EpisodeState], observations: np.ndarray, deadline: float | None) -> _Planned:
+        """In the planner's thread: a batch's decisions."""
+        began = time.monotonic()
         before = [state.plan for state in states]
         decisions = self.policy.decide(states, observations, deadline)
         for state, plan, finite in zip(states, before, decisions.finite, strict=True):
             if not finite:
                 state.plan = plan  # a warm start that is not finite would spoil all that follows
-        return decisions, self.policy.weights_version
+        return _Planned(decisions, self.policy.weights_version, began, time.monotonic())
 
 
 def observation_problem(observation: np.ndarray, obs_dim: int) -> str | None:

@@ -63,6 +63,8 @@ class Replay:
         self._stored = range(0)  # decision numbers
         self._first_episode = 0  # number of the oldest stored episode
         self._scalars: deque[dict[str, Any]] = deque()  # of the stored episodes, oldest first
+        self.sampled_age = 0.0
+        """decisions added since those that the newest batch begins at, mean"""
 
         # The last row of each ring is never written: it is what windows read behind an episode's end.
         self._capacity, self._rows = config.capacity, config.capacity + config.capacity // 4 + 1
@@ -145,6 +147,7 @@ class Replay:
                 f"sample: got batch_size {batch_size} of {self.decisions} decisions, want 1 or more of both"
             )
         starts = self._sampler.draw(self._stored, batch_size, self._rng, returns)  # [B]
+        self.sampled_age = self._stored.stop - float(starts.mean())
         first = starts % self._capacity  # [B]
         left = (self._end_of[first] - starts)[:, None]  # [B, 1] decisions from the start to the episode's end
         first_row = (starts + self._episode_of[first]) % self._rows  # [B]

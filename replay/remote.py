@@ -23,8 +23,10 @@ from ray.exceptions import GetTimeoutError
 
 from common.batch import Batch
 from common.episode import Episode
+from common.telemetry import MakeTelemetry, Telemetry
 from replay.client import Draw, merge, shard_of
 from replay.codec import encode
+from replay.measure import watch
 from replay.news import News, StoredEpisode, Totals
 from replay.samplers import Mass
 from replay.shard import ReplayShard, ShardConfig, ShardStats
@@ -45,16 +47,30 @@ class ReplaySettings:
     action_dim: int
     window: int
     discount: float
+    telemetry: MakeTelemetry = Telemetry.silent
 
 
 class ShardActor(ReplayShard):
     """A ReplayShard whose answers are bare arrays and numbers, which Ray passes on without pickling objects."""
 
+    def __init__(self, directory: Path, settings: ReplaySettings, seed: int, index: int) -> None:
+        """Shard number `index`, in the directory."""
+        self.telemetry = settings.telemetry("replay", index)
+        s = settings
+        super().__init__(directory, s.config, s.obs_dim, s.action_dim, s.window, s.discount, seed)
+        watch(self, directory, self.telemetry)
+
+    def insert(self, record: bytes) -> bool:
+        """As ReplayShard."""
+        with self.telemetry.timed("qttdm_replay_insert_seconds"):
+            return super().insert(record)
+
     def draw(
         self, counts: list[int], returns: tuple[float, float] | None
     ) -> tuple[list[list[np.ndarray]], float, tuple | None]:
         """`sample` for each count, as the arrays in Batch's order (none for 0 windows), and the mass after it."""
-        parts = [list(vars(self.sample(count, returns)).values()) if count else [] for count in counts]
+        with self.telemetry.timed("qttdm_replay_sample_seconds"):
+            parts = [list(vars(self.sample(count, returns)).values()) if count else [] for count in counts]
         return parts, *self.weight()
 
     def weight(self) -> tuple[float, tuple | None]:
@@ -66,6 +82,10 @@ class ShardActor(ReplayShard):
         """`news` as nested lists of numbers."""
         news = self.news(since)
         return [[list(vars(e).values()) for e in news.episodes], news.cursor, list(vars(news.totals).values())]
+
+    def flush(self) -> None:
+        """Report what was measured; asked when the run ends."""
+        self.telemetry.flush()
 
 
 def start_shards(
@@ -85,15 +105,7 @@ def start_shards(
     }
     actor = ray.remote(**(defaults | options))(ShardActor)
     return [
-        actor.options(name=f"{name}/replay-{i}").remote(
-            directory / f"shard-{i}",
-            settings.config,
-            settings.obs_dim,
-            settings.action_dim,
-            settings.window,
-            settings.discount,
-            seed + i,
-        )
+        actor.options(name=f"{name}/replay-{i}").remote(directory / f"shard-{i}", settings, seed + i, i)
         for i in range(shards)
     ]
 

@@ -56,7 +56,7 @@ class ShardConfig(Config):
 
 @dataclass(frozen=True)
 class ShardStats:
-    """Where a shard stands. The last three count since this process opened it, the others since the first did."""
+    """Where a shard stands. What says nothing else counts since the first process opened it."""
 
     decisions: int
     """decisions stored, at most `capacity`"""
@@ -73,11 +73,15 @@ class ShardStats:
     bytes_on_disk: int
     """size of the log"""
     dropped_records: int
-    """records found torn or damaged; a torn one had not been acknowledged"""
+    """records found torn or damaged by this process; a torn one had not been acknowledged"""
     duplicates: int
-    """inserts of an episode that had been inserted before"""
+    """inserts of an episode that had been inserted before, in this process"""
     sampled_batches: int
-    """calls of `sample`"""
+    """calls of `sample` in this process"""
+    capacity: int
+    """decisions"""
+    sampled_age: float
+    """decisions inserted since those that the newest batch begins at, mean"""
 
 
 class ReplayShard:
@@ -214,6 +218,8 @@ class ReplayShard:
             dropped_records=self._log.dropped,
             duplicates=self._duplicates,
             sampled_batches=self._batches,
+            capacity=self.config.replay.capacity,
+            sampled_age=self._replay.sampled_age,
         )
 
     def sync(self) -> None:

@@ -1,23 +1,34 @@
-"""One Ray for the whole session: starting and stopping it costs about 5 s."""
+"""One Ray for the whole session: starting and stopping it costs about 5 s. Tests may add nodes to it, and kill them."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
+
+from deploy.cluster import NAMESPACE
 
 
 @pytest.fixture(scope="session")
 def cluster():
-    # A local Ray turns token authentication on and leaves a token in the user's home unless told not to.
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    # A local Ray turns token authentication on and leaves a token in the user's home unless told not to. Its files are
+    # in a folder of this session's, as is the address that others on this machine would find with `auto`.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}
+    # Logical CPUs: the processes of a test share the cores there are.
+    head = {"num_cpus": 8, "object_store_memory": 200 * 2**20, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
     ray.init(
-        num_cpus=8,  # logical: shards and actors of a test may share the cores there are
-        include_dashboard=False,
+        address=nodes.address,
+        namespace=NAMESPACE,
         log_to_driver=False,
-        object_store_memory=200 * 2**20,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
     )
-    yield
+    yield nodes
     ray.shutdown()
+    nodes.shutdown()
+    shutil.rmtree(folder)

@@ -1,0 +1,35 @@
+"""Ray's authentication mode, said explicitly. Without Ray: Ray looks at it when it is imported, and never again.
+
+A local `ray.init()` turns token mode on for good and leaves a token in the home directory, which a later `ray start
+--head` takes up silently; so neither mode may be left to whatever happened on this machine before.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from common.config import ConfigError
+
+WANT_TOKEN = "want the cluster's in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
+
+
+def choose_mode() -> None:
+    """RAY_AUTH_MODE if given, else `token` where a token is to be found, else `disabled`. Before Ray is imported.
+
+    ConfigError for token mode without a token, which ends Ray's own code with a stack trace.
+    """
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token() else "disabled")
+    if mode == "token" and not has_token():
+        raise ConfigError(f"RAY_AUTH_MODE=token, but there is no cluster token here: {WANT_TOKEN}")
+
+
+def has_token() -> bool:
+    """Is there a cluster token where Ray looks for one?"""
+    if os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return True
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return bool(path.read_text().strip())
+    except OSError:
+        return False

@@ -1,0 +1,184 @@
+"""The planner service's part of `make bench`: many clients at once against planning for one after the other.
+
+    this process: one thread and one connection for each client  --loopback-->  a server process, one planner
+
+A client asks again as soon as it is answered, so that as many requests as there are clients are under way at any time.
+One-at-a-time planning is the same policy in a plain loop, measured in the same run. Overhead is what an answer takes
+beyond its batch's planning (queue, two thread changes, msgpack, two trips over loopback), for a client that is alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+
+from common.config import load_config
+from common.environments.task_env import TaskSpec
+from deploy.agent import choose_device, make_policy
+from deploy.bench import cpu_threads
+from deploy.run_config import RunConfig, preset_path
+from planner_service.client import Client
+from planner_service.policy import GreedyPolicy, MPCPolicy
+from planner_service.server import Server, ServerConfig
+from planner_service.service import PlannerService, ServiceConfig
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is served, to how many clients, and for how long."""
+
+    name: str
+    preset: str
+    obs_dim: int
+    action_dim: int
+    clients: tuple[int, ...]
+    seconds: float
+    """of measuring, for each number of clients"""
+
+    @property
+    def spec(self) -> TaskSpec:
+        """A task of that shape."""
+        return TaskSpec(self.obs_dim, self.action_dim, 1, 1000, terminates=False, has_success=False)
+
+
+LAPTOP = Case("laptop cartpole N=1", "laptop", 5, 1, (1, 4, 16, 64), seconds=4.0)
+PAPER_GPU = Case("paper walker N=6", "paper-dmc", 24, 6, (1, 4, 16, 64), seconds=4.0)
+PAPER_CPU = Case("paper reacher N=2", "paper-dmc", 6, 2, (1, 4), seconds=10.0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Some clients' answers."""
+
+    latency: np.ndarray
+    """seconds, as clients see them, an answer each"""
+    planning: np.ndarray
+    """seconds of its batch, likewise"""
+    batch: float
+    """mean size"""
+    seconds: float
+    """in which they came"""
+
+    @property
+    def rate(self) -> float:
+        """Decisions per second, all clients together."""
+        return len(self.latency) / self.seconds
+
+
+def run_server(case: Case, overrides: list[str], threads: int, port: Connection) -> None:
+    """In a process of its own: serve a fresh agent until the parent ends it."""
+    torch.set_num_threads(threads)
+    config = load_config(RunConfig, preset_path(case.preset), overrides=overrides)
+    policy = make_policy(config, case.spec, choose_device(config.device))
+    policy.decide([policy.start(0, 0.0)], np.zeros((1, case.obs_dim), np.float32))  # the slow first one
+
+    async def serve() -> None:
+        service = PlannerService(ServiceConfig(), policy, case.obs_dim)
+        server = Server(ServerConfig(port=0, max_connections=1000), service, {})
+        port.send(await server.start())
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+@contextmanager
+def server(case: Case, overrides: list[str], threads: int) -> Iterator[int]:
+    """Its port."""
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run_server, args=(case, overrides, threads, theirs))
+    process.start()
+    try:
+        if not ours.poll(120):
+            raise RuntimeError(f"the server of {case.name} did not start")
+        yield ours.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def drive(port: int, case: Case, clients: int) -> Measured:
+    """That many clients, each asking again when it is answered; their first decisions do not count."""
+    measured: list[tuple[float, float]] = []
+    ready, over = threading.Barrier(clients + 1), threading.Event()
+
+    def act(seed: int) -> None:
+        observations = np.random.default_rng(seed).standard_normal((1000, case.obs_dim), dtype=np.float32)
+        with Client(port=port, timeout_s=600.0) as client:
+            episode = client.episode(seed)
+            episode.act(observations[0])
+            ready.wait()
+            while not over.is_set():
+                began = time.perf_counter()
+                answer = episode.act(observations[episode.step % 1000])
+                measured.append((time.perf_counter() - began, 1e-3 * answer.plan_ms))
+
+    threads = [threading.Thread(target=act, args=(seed,)) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    with Client(port=port) as watcher:
+        ready.wait()
+        before, began = watcher.health(), time.perf_counter()
+        time.sleep(case.seconds)
+        over.set()
+        for thread in threads:
+            thread.join()
+        after, seconds = watcher.health(), time.perf_counter() - began
+    batch = (after["answers"] - before["answers"]) / (after["batches"] - before["batches"])
+    latency, planning = np.array(measured).T
+    return Measured(latency, planning, batch, seconds)
+
+
+def one_at_a_time(policy: MPCPolicy | GreedyPolicy, case: Case) -> float:
+    """Decisions per second of the policy itself, for one environment."""
+    policy.begin([0], 0.0)
+    observations = np.random.default_rng(0).standard_normal((1000, 1, case.obs_dim), dtype=np.float32)
+    policy.act(observations[0])
+    began, decisions = time.perf_counter(), 0
+    while decisions < 2 or time.perf_counter() < began + 0.5 * case.seconds:
+        policy.act(observations[decisions % 1000])
+        decisions += 1
+    return decisions / (time.perf_counter() - began)
+
+
+def print_case(case: Case, overrides: list[str], threads: int | None) -> None:
+    """A row for each number of clients. threads: of the preset, or else torch's, if None."""
+    config = load_config(RunConfig, preset_path(case.preset), overrides=overrides)
+    threads = threads or config.threads or torch.get_num_threads()
+    with cpu_threads(threads), server(case, overrides, threads) as port:
+        policy = make_policy(config, case.spec, choose_device(config.device))
+        for clients in case.clients:
+            alone, m = one_at_a_time(policy, case), drive(port, case, clients)
+            p50, p95, p99 = 1e3 * np.percentile(m.latency, (50, 95, 99))
+            overhead = f"{1e3 * np.median(m.latency - m.planning):.2f}" if clients == 1 else "-"
+            print(
+                f"{case.name:24}{clients:8}{m.batch:7.1f}{m.rate:13.1f}{m.rate / alone:8.2f}"
+                f"{p50:9.1f}{p95:9.1f}{p99:9.1f}{overhead:>13}",
+                flush=True,
+            )
+
+
+def print_service(device: str, threads: int | None, overrides: list[str]) -> None:
+    """All cases that this machine can do in a minute."""
+    settings = [f"device={device}", *overrides]
+    paper = PAPER_GPU if choose_device(device).type == "cuda" else PAPER_CPU
+    print("\nplanner service: decisions per second against one-at-a-time planning, latency and overhead in ms")
+    print(
+        f"{'':24}{'clients':>8}{'batch':>7}{'decisions/s':>13}{'ratio':>8}"
+        f"{'p50':>9}{'p95':>9}{'p99':>9}{'overhead p50':>13}"
+    )
+    for case in (LAPTOP, paper):
+        print_case(case, settings, threads)
+
+
+if __name__ == "__main__":
+    print_service("auto", None, [])

@@ -1,0 +1,320 @@
+"""A real run on the session's cluster that a test can look into and kill parts of, and what must be so when it is over.
+
+with Live(cluster, directory, [settings()]) as live:     starts it, in a thread
+    live.until(lambda: live.episodes() > 5, "it trains")
+    live.kill("actor-0")
+    ...
+    live.stop()
+check_books(live.seeds[0])                               counters, episodes, pace, versions
+                                                         (nothing is left in the cluster: checked on leaving)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.internal_api import memory_summary
+
+from common.config import load_config
+from common.metrics import read_metrics
+from common.weights import GENERATION
+from deploy.cluster import ENDED, NAMESPACE, ClusterRun, SeedRun, new_seeds
+from deploy.run_config import RunConfig, preset_path
+from deploy.trained import newest_checkpoint
+from replay.news import StoredEpisode, Totals
+from replay.shard import ReplayShard
+
+PATIENCE = 240.0  # seconds for anything to happen: a busy machine is slow, and nothing here asserts a speed
+
+
+SMALL = [
+    "tdm={num_layers: 1, head_layers: 1}",
+    "planner={horizon: 2, samples: 8, qt_samples: 2}",
+    "training={env_steps: 1000000, eval_every: 800, checkpoint_every: 800}",
+    "cluster={actors: 2, shards: 2}",
+    "replay.capacity=100000",
+]
+"""The debug preset with smaller networks and no end in sight: 20 decisions an episode, a checkpoint every 5 of them."""
+
+
+def settings(*overrides: str, task: str | None = None, seed: int = 0) -> RunConfig:
+    """SMALL, and these."""
+    return load_config(RunConfig, preset_path("debug"), overrides=[*SMALL, *overrides], task=task, seed=seed)
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """Wait for it; returns what it returned. AssertionError, saying what, after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.05)
+    return answer
+
+
+class Live:
+    """A ClusterRun in a thread of its own, with hands to kill its processes by. A context."""
+
+    def __init__(self, cluster: Any, directory: Path, configs: Sequence[RunConfig], seeds: Any = None) -> None:
+        """seeds: those of a run that is resumed, instead of new ones with `configs`."""
+        self.cluster = cluster
+        self.objects = objects_stored()[0]
+        self.seeds: list[SeedRun] = seeds or new_seeds(directory, configs)
+        self.run = ClusterRun(directory, self.seeds)
+        self.versions: list[int] = []
+        """of the first seed's learner, as it told them"""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self.run.run, args=(lambda notice: None, self._should_stop))
+
+    def __enter__(self) -> Live:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        nothing_is_left(self.cluster, self.objects)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What the first seed's learner said last."""
+        return self.seeds[0].status
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """As the function; fails at once when a seed did, with the reason."""
+
+        def ended_or_so() -> Any:
+            assert self._thread.is_alive(), [(seed.state, seed.error) for seed in self.seeds]
+            return condition()
+
+        return until(ended_or_so, f"{what}; the learner said {self.status}")
+
+    def progress(self, episodes: int = 6, updates: int = 40) -> None:
+        """Wait until so much more has been collected and learned, by processes that are there now."""
+        self.until(lambda: self.status, "the learner answers")
+        # What was said before may be a dead learner's, which had more.
+        first = self.ask("learner", "status")
+        self.until(
+            lambda: (
+                (now := self.ask("learner", "status"))
+                and now["episodes"] >= first.get("episodes", 0) + episodes
+                and now["updates"] >= first.get("updates", 0) + updates
+            ),
+            f"{episodes} more episodes and {updates} more updates",
+        )
+
+    def ask(self, name: str, method: str, *arguments: Any) -> Any:
+        """An answer of the first seed's actor of that name, given while it works."""
+        actor = ray.get_actor(f"{self.seeds[0].name}/{name}", namespace=NAMESPACE)
+        answer = getattr(actor, method).options(concurrency_group="control").remote(*arguments)
+        return ray.get(answer, timeout=PATIENCE)
+
+    def pid(self, name: str) -> int:
+        """The operating system's number of the process that an actor is in."""
+        return self.ask(name, "__ray_call__", lambda self: os.getpid())
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send the first seed's actor of that name a signal; returns the number of its process."""
+        pid = self.pid(name)
+        os.kill(pid, number)
+        return pid
+
+    def replaced(self, name: str, pid: int) -> int:
+        """Wait until the actor is in another process; returns its number."""
+        until(lambda: not Path(f"/proc/{pid}").exists(), f"{name}'s old process is gone")
+        new = self.pid(name)
+        assert new != pid
+        return new
+
+    def end(self) -> None:
+        """Wait until all seeds have ended by themselves."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), [(seed.state, seed.status) for seed in self.seeds]
+
+    def stop(self) -> None:
+        """As `qttdm cluster stop`; returns when it has."""
+        self._stop.set()
+        self.end()
+        assert all(seed.state in ENDED for seed in self.seeds)
+
+    def events(self) -> str:
+        """The first seed's events.log."""
+        return self.seeds[0].run_dir.events_path.read_text()
+
+    def _should_stop(self) -> bool:
+        if "version" in self.status and self.status["version"] not in self.versions[-1:]:
+            self.versions.append(self.status["version"])
+        return self._stop.is_set()
+
+
+def nothing_is_left(cluster: Any, objects: int) -> None:
+    """Wait until the cluster is empty; objects: those that may be in its stores."""
+
+    def left() -> dict[str, Any]:
+        found = {
+            "actors": [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)],
+            "placement groups": [
+                group["name"] for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"
+            ],
+            "processes": workers(cluster),
+            "objects": max(0, objects_stored()[0] - objects),
+            "CPUs": round(ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0), 3),
+        }
+        return {what: there for what, there in found.items() if there}
+
+    deadline = time.monotonic() + PATIENCE
+    while there := left():
+        assert time.monotonic() < deadline, there
+        time.sleep(0.2)
+
+
+def workers(cluster: Any) -> dict[int, str]:
+    """Number and title of every process of every node that is working for someone."""
+    nodes = [cluster.head_node, *cluster.worker_nodes]
+    raylets = {p.process.pid for node in nodes for p in node.all_processes.get("raylet", [])}
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):  # it ended just now
+            continue
+        if parent in raylets and title.startswith("ray::") and not title.startswith("ray::IDLE"):
+            found[int(folder.name)] = title
+    return found
+
+
+def objects_stored() -> tuple[int, float]:
+    """Objects in the object stores of all nodes, and their MiB."""
+    text = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+    found = re.search(r"Plasma memory usage (\d+) MiB, (\d+) objects", text)
+    assert found, text
+    return int(found[2]), float(found[1])
+
+
+@dataclass
+class Books:
+    """All that a seed left on disk about its episodes."""
+
+    stored: list[StoredEpisode]
+    """in all shards, those that the newest checkpoint counts"""
+    later: list[StoredEpisode]
+    """in all shards, stored after it"""
+    totals: Totals
+    """the shards'"""
+    train: list[dict[str, Any]]
+    """lines of metrics.jsonl"""
+    evals: list[dict[str, Any]]
+    meta: dict[str, Any]
+    """the newest checkpoint's"""
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    """all"""
+
+    @staticmethod
+    def of(seed: SeedRun) -> Books:
+        """Opens the shards' directories, so nobody else may have them open."""
+        meta = newest_checkpoint(seed.run_dir).meta
+        s = seed._replay_settings()
+        stored, later, totals = [], [], Totals()
+        for i in range(seed.config.cluster.shards):
+            folder = seed.run_dir.path / "replay" / f"shard-{i}"
+            shard = ReplayShard(folder, s.config, s.obs_dim, s.action_dim, s.window, s.discount, seed=0)
+            since, end = 0, False
+            while not end:
+                news = shard.news(since)
+                for episode in news.episodes:
+                    (stored if episode.sequence < meta["cursors"][i] else later).append(episode)
+                end, since = news.cursor == since, news.cursor
+            t = news.totals
+            totals = Totals(
+                totals.episodes + t.episodes, totals.decisions + t.decisions, totals.env_steps + t.env_steps
+            )
+            assert shard.stats().dropped_records == 0
+            shard.close()
+        lines = read_metrics(seed.run_dir.metrics_path)
+        train, evals = ([line for line in lines if line["kind"] == kind] for kind in ("train", "eval"))
+        return Books(stored, later, totals, train, evals, meta, lines)
+
+
+def check_books(seed: SeedRun) -> Books:
+    """Every episode stored and counted once, counters and pace right, versions only growing; then all of it."""
+    books = Books.of(seed)
+    config, counters = seed.config, books.meta["counters"]
+    everything = [*books.stored, *books.later]
+    in_flight = config.cluster.actors * config.cluster.envs_per_actor  # episodes
+
+    # Stored once, and none lost of those that were told of.
+    assert len({(e.actor, e.number) for e in everything}) == len(everything)
+    assert books.totals == Totals(
+        len(everything), sum(e.decisions for e in everything), sum(e.env_steps for e in everything)
+    )
+    assert len(books.later) <= in_flight  # those that were collecting when it was told to end
+    # The lines are exactly the episodes, and the counters are their sums.
+    assert sorted((line["actor"], line["episode_length"], line["episode_return"]) for line in books.train) == sorted(
+        (e.actor, e.decisions, e.episode_return) for e in books.stored
+    )
+    assert [line["episodes"] for line in books.train] == list(range(1, len(books.train) + 1))
+    assert [line["decisions"] for line in books.train] == cumulated(line["episode_length"] for line in books.train)
+    assert counters["episodes"] == len(books.stored)
+    assert counters["decisions"] == books.meta["pace"]["decisions"] == sum(e.decisions for e in books.stored)
+    assert counters["env_steps"] == sum(e.env_steps for e in books.stored)
+    # Evaluations are each of another step.
+    steps = [line["env_steps"] for line in books.evals]
+    assert len(set(steps)) == len(steps)
+    # Weights only grow: along each actor's episodes, and no learner is younger than what it was collected with.
+    for actor in {e.actor for e in everything}:
+        own = sorted((e for e in everything if e.actor == actor), key=lambda e: e.number)
+        known = [v for e in own if e.oldest_weights > 0 for v in (e.oldest_weights, e.newest_weights)]
+        assert known == sorted(known), known
+    generation = int((seed.run_dir.path / "generation").read_text())
+    assert max(e.newest_weights for e in everything) < (generation + 1) * GENERATION
+    check_pace(seed, books)
+    return books
+
+
+def check_pace(seed: SeedRun, books: Books) -> None:
+    """Updates against decisions: never ahead; behind by no more than the lead and what was in flight.
+
+    A learner that was killed has fewer updates than its decisions ask for until it has caught up; so the second holds
+    for the end, and `behind` says it for the lines of a run whose learner lived.
+    """
+    pace = books.meta["pace"]
+    owed = owed_updates(seed.config, pace["decisions"]) - pace["updates"]
+    assert owed >= 0
+    for line in books.lines:
+        assert line["updates"] <= owed_updates(seed.config, line["decisions"]), line
+    if books.meta["finished"]:
+        assert owed < 1
+
+
+def owed_updates(config: RunConfig, decisions: int) -> float:
+    """Updates that so many decisions ask for."""
+    return max(0.0, config.training.update_ratio * (decisions - config.training.seed_decisions))
+
+
+def behind(config: RunConfig, books: Books) -> float:
+    """The most updates that any line was behind its decisions."""
+    return max(owed_updates(config, line["decisions"]) - line["updates"] for line in books.lines)
+
+
+def tolerance(config: RunConfig, decisions: int = 20) -> float:
+    """What `behind` may be: the lead, and an episode of so many decisions in flight in every environment."""
+    c = config.cluster
+    return math.ceil(c.pace.lead + config.training.update_ratio * c.actors * c.envs_per_actor * decisions)
+
+
+def cumulated(values: Any) -> list[int]:
+    """1, 2, 3 -> 1, 3, 6."""
+    sums, total = [], 0
+    for value in values:
+        total += value
+        sums.append(total)
+    return sums

@@ -1,0 +1,128 @@
+"""The exporter on a real cluster: who starts it, what it shows of a real run, and what it survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
+
+from common.instruments import COMMON, Component
+from common.telemetry import Boot, Identity, Telemetry
+from deploy.exporter_actor import ensure_exporter, remove_exporter
+from deploy.reporting import RaySender, find_exporter
+from tests.remote.live import until
+
+pytestmark = pytest.mark.ray
+Samples = dict[tuple[str, ...], float]
+
+
+@pytest.fixture
+def port(cluster) -> Any:
+    """Of the cluster's exporter, which is there for one test."""
+    number = free_port()
+    line = ensure_exporter("127.0.0.1", number)
+    assert line == f"metrics: http://127.0.0.1:{number}/metrics, on the cluster's head node"
+    yield number
+    remove_exporter()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def scrape(port: int) -> Samples:
+    """All samples: by name, seed, component, index, then own label and bucket. {} if nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return {}
+    samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            _, *common = [labels.pop(name, "") for name in COMMON]
+            del common[1]  # the task
+            bound = [labels.pop("le")] if "le" in labels else []
+            samples[sample.name, *common, *labels.values(), *bound] = sample.value
+    return samples
+
+
+def exporter_pid() -> int:
+    answer = find_exporter().__ray_call__.remote(lambda self: os.getpid())
+    return int(ray.get(answer, timeout=60))
+
+
+def process(component: Component = "actor") -> Telemetry:
+    return Telemetry(Identity("run", "0", "task", component), Boot.now())
+
+
+def send(t: Telemetry, sender: RaySender) -> bool:
+    def fail(error: Exception) -> None:
+        raise error
+
+    sent = sender.send(t.report(fail))
+    sender.wait(10)
+    return sent
+
+
+def test_it_is_found_by_name_and_comes_back_from_a_kill_with_what_it_had(port):
+    t, sender = process(), RaySender()
+    t.inc("qttdm_acted_total", 5)
+    assert send(t, sender)
+    assert scrape(port)["qttdm_acted_total", "0", "actor", "0"] == 5
+    pid = exporter_pid()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "it is dead")
+    until(lambda: scrape(port), "it serves again")
+    assert scrape(port)["qttdm_acted_total", "0", "actor", "0"] == 5
+    t.inc("qttdm_acted_total", 1)
+    until(lambda: send(t, sender), "a report gets through")
+    until(lambda: scrape(port)["qttdm_acted_total", "0", "actor", "0"] == 6, "it counts on")
+    assert exporter_pid() != pid
+
+
+def test_starting_it_again_finds_the_one_that_is_there(port):
+    pid = exporter_pid()
+    assert ensure_exporter("127.0.0.1", port).startswith(f"metrics: http://127.0.0.1:{port}/metrics")
+    other = free_port()
+    assert ensure_exporter("127.0.0.1", other) == (
+        f"metrics: http://127.0.0.1:{port}/metrics, on the cluster's head node; not at 127.0.0.1:{other}: a cluster "
+        f"has one exporter"
+    )
+    assert exporter_pid() == pid
+
+
+def test_a_port_in_use_is_one_line_and_is_taken_when_it_is_free(cluster):
+    taken = socket.create_server(("127.0.0.1", 0))
+    number = taken.getsockname()[1]
+    try:
+        line = ensure_exporter("127.0.0.1", number)
+        assert line == (
+            f"no metrics for now: metrics cannot be served at 127.0.0.1:{number} (Address already in use); it goes on "
+            f"trying, or choose another with --set cluster.metrics_port=N"
+        )
+        other = free_port()
+        assert ensure_exporter("127.0.0.1", other).startswith(f"metrics: http://127.0.0.1:{other}/metrics")
+        remove_exporter()
+        assert "no metrics for now" in ensure_exporter("127.0.0.1", number)
+        taken.close()
+        until(lambda: scrape(number), "it serves as soon as it can")
+    finally:
+        taken.close()
+        remove_exporter()
+
+
+def test_while_there_is_no_exporter_reports_are_dropped_at_once(cluster):
+    remove_exporter()
+    assert find_exporter() is None
+    assert not send(process(), RaySender())

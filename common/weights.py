@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xxhash
 from torch import nn
 
 GENERATION = 10**9
@@ -37,19 +37,19 @@ class Weights:
     version: int
     """`version_of` the learner's update count; only grows"""
     checksum: int
-    """CRC-32 of the bytes of `values`"""
+    """XXH3 of the bytes of `values`: 64 bits in a tenth of the time that CRC-32 takes, once here and once there"""
 
     @staticmethod
     @torch.no_grad()
     def of(networks: nn.Module, version: int) -> Weights:
         """Snapshot of all parameters."""
         flat = torch.cat([p.detach().flatten() for p in networks.parameters()]).float().cpu().numpy()
-        return Weights(flat, version, zlib.crc32(flat.data))
+        return Weights(flat, version, xxhash.xxh3_64_intdigest(flat.data))
 
     @torch.no_grad()
     def copy_into(self, networks: nn.Module) -> None:
         """Overwrite the networks' parameters. ValueError if the array is damaged or of another architecture."""
-        if zlib.crc32(np.ascontiguousarray(self.values).data) != self.checksum:
+        if xxhash.xxh3_64_intdigest(np.ascontiguousarray(self.values).data) != self.checksum:
             raise ValueError(f"weights version {self.version}: checksum differs, the snapshot is damaged")
         parameters = list(networks.parameters())
         want = sum(p.numel() for p in parameters)

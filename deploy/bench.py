@@ -5,14 +5,13 @@ the same number of threads). Operations counted are multiply-adds (2 each) of ma
 W weights needs 2 W per token forward, and 4 W more backward. The formulas are `decision_flops` and `update_flops`.
 
 With `--run RUN`: what each planner economy saves and costs with a trained run's networks.
-Without options the replay is measured too (deploy/bench_replay.py).
+Without options the replay and the cluster are measured too (deploy/bench_replay.py, deploy/bench_cluster.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -194,19 +193,18 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@functools.cache
 def product_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     """Floating-point operations per second of a large matrix product, best of several."""
     size = 8192 if device.type != "cpu" else 1536 if dtype == torch.float32 else 512
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     with cpu_threads(threads):
-        return 2 * size**3 / min(timings(lambda: a @ b, device, repeats=5))
+        return 2 * size**3 / min(timings(lambda: a @ b, device, repeats=10))
 
 
-def product_rates(device: torch.device, threads: int) -> dict[str, float]:
-    """By precision; bfloat16 only where it is faster: a CPU that emulates it has nothing to gain."""
-    rates = {str(d).removeprefix("torch."): product_rate(device, d, threads) for d in (torch.float32, torch.bfloat16)}
-    return {name: rate for name, rate in rates.items() if name == "float32" or rate > rates["float32"]}
+def precisions(device: torch.device, threads: int) -> list[torch.dtype]:
+    """bfloat16 only where it is faster: a CPU that emulates it has nothing to gain."""
+    single, half = (product_rate(device, dtype, threads) for dtype in (torch.float32, torch.bfloat16))
+    return [torch.float32, torch.bfloat16] if half > single else [torch.float32]
 
 
 def timings(action: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
@@ -304,10 +302,14 @@ def print_shape(shape: Shape, device: torch.device, threads: int | None, overrid
     threads = threads or load_config(RunConfig, preset_path(shape.preset), overrides=settings).threads
     threads = threads or torch.get_num_threads()
     m, n, spec, repeats = shape.obs_dim, shape.action_dim, shape_spec(shape), repeats_for(shape, device)
-    for precision, rate in product_rates(device, threads).items():
+    for dtype in precisions(device, threads):
+        precision = str(dtype).removeprefix("torch.")
         c = load_config(RunConfig, preset_path(shape.preset), overrides=[f"precision={precision}", *settings])
         with cpu_threads(threads):
+            # Before and after: a machine shared with others does not always have the same speed to give.
+            before = product_rate(device, dtype, threads)
             decision, update = time_decision(c, spec, device, repeats), time_update(c, spec, device, repeats)
+            rate = max(before, product_rate(device, dtype, threads))
         for what, seconds, flops, reference in [
             ("decision", decision, decision_flops(c, m, n), shape.decision_reference),
             ("update", update, update_flops(c, m, n, c.learner.batch_size), shape.update_reference),
@@ -398,9 +400,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     if not options.only and not options.run:
-        from deploy.bench_replay import print_replay  # not at the top: Ray takes a second to import
+        from deploy.bench_cluster import print_cluster  # not at the top: Ray takes a second to import
+        from deploy.bench_replay import print_replay
 
         print_replay()
+        print_cluster()
     return 0
 
 

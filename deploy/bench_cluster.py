@@ -127,7 +127,7 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def main() -> None:
+def print_cluster() -> None:
     """All of it, on a Ray of its own."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # else a local Ray turns it on and leaves a token in the home directory
     context: Any = ray.init(
@@ -142,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_cluster()

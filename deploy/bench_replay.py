@@ -211,7 +211,7 @@ def print_replay(size: Size = Size()) -> None:
 
         os.environ["RAY_AUTH_MODE"] = "disabled"  # or a local Ray leaves a token in the user's home
         one_thread = {"env_vars": {"OMP_NUM_THREADS": "1"}}
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, runtime_env=one_thread)
+        ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, runtime_env=one_thread)
         try:
             head = (
                 f"{'batches/s':>12}{'plain actor':>12}{'ratio':>8}{'stored steps/s':>16}{'plain actor':>12}{'ratio':>8}"

@@ -19,15 +19,21 @@ import ray
 import torch
 from torch import nn
 
+from actors.episodes import run_episodes
 from common.config import load_config
 from common.environments.make import make_env
 from common.weights import Weights
 from deploy.agent import make_qt, make_tdm
 from deploy.run_config import RunConfig, preset_path
+from learner.loop import Ticket
 from learner.remote import Broadcast
+from planner_service.policy import RandomPolicy
+from replay.buffer import Replay
+from replay.codec import encode
 
 RECEIVERS = (1, 4, 16)
 PUBLISHES = 30
+CALLS = 1000
 ACTORS = (1, 2, 4)
 ENV_STEPS = 20_000  # of cartpole-swingup at action repeat 8
 
@@ -52,6 +58,16 @@ class Receiver:
         Weights(values, version, checksum).copy_into(self.networks)
         return time.time()
 
+    def answer(self) -> Ticket:
+        """As a learner answers an actor that would like to collect."""
+        return Ticket("collect")
+
+
+def receiver(name: str) -> Any:
+    """A Receiver as an actor."""
+    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"control": 1}}
+    return ray.remote(**options)(Receiver).options(name=name).remote()
+
 
 def weights() -> None:
     """From the learner's `publish` to the last of N actors having the weights in its networks."""
@@ -59,12 +75,10 @@ def weights() -> None:
     parameters = sum(p.numel() for p in networks.parameters())
     print(f"\nweights, {parameters / 1e6:.1f}M parameters: from publish to the last actor having them in place")
     print(f"{'actors':>8}{'p50 ms':>10}{'p95 ms':>10}{'learner ms':>12}")
-    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"control": 1}}
-    kind: Any = ray.remote(**options)(Receiver)
     for count in RECEIVERS:
         names = [f"bench/receiver-{count}-{i}" for i in range(count)]
-        receivers = [kind.options(name=name).remote() for name in names]
-        ray.get([receiver.__ray_ready__.remote() for receiver in receivers])
+        receivers = [receiver(name) for name in names]
+        ray.get([actor.__ray_ready__.remote() for actor in receivers])
         broadcast = Broadcast(names)
         delays, costs = [], []
         for version in range(1, PUBLISHES + 1):
@@ -75,8 +89,40 @@ def weights() -> None:
         delays, costs = delays[5:], costs[5:]  # the first ones find nothing warm
         p50, p95 = np.percentile(delays, 50) * 1e3, np.percentile(delays, 95) * 1e3
         print(f"{count:8d}{p50:10.1f}{p95:10.1f}{np.median(costs) * 1e3:12.1f}", flush=True)
-        for receiver in receivers:
-            ray.kill(receiver)
+        for actor in receivers:
+            ray.kill(actor)
+
+
+def parts() -> None:
+    """What the scaling model (docs/scaling.md) needs beside the other tables: of walker-walk at the paper's size."""
+    config = load_config(RunConfig, preset_path("paper-dmc"), task="dmc/walker-walk")
+    env = make_env(config.task, config.env)
+    spec = env.task_spec
+    started = time.perf_counter()
+    [episode] = run_episodes([env], RandomPolicy(spec.action_dim), [0], exploration=1.0)
+    simulating = (time.perf_counter() - started) / episode.decisions
+    replay = Replay(config.replay, spec.obs_dim, spec.action_dim, config.tdm.window, config.discount, seed=0)
+    replay.add(episode)
+    batch = replay.sample(config.learner.batch_size)
+    snapshot = Weights.of(paper_networks(), 0)
+
+    other = receiver("bench/receiver")
+    ray.get(other.answer.remote())
+    started = time.perf_counter()
+    for _ in range(CALLS):
+        ray.get(other.answer.remote())
+    alone = (time.perf_counter() - started) / CALLS
+    started = time.perf_counter()
+    ray.get([other.answer.remote() for _ in range(CALLS)])
+    together = (time.perf_counter() - started) / CALLS
+    ray.kill(other)
+
+    print("\nwalker-walk at the paper's size")
+    print(f"simulating one decision {1e3 * simulating:15.2f} ms")
+    print(f"a call and its answer   {1e3 * alone:15.2f} ms, {1 / together:,.0f} answered per second at most")
+    print(f"weights                 {snapshot.values.nbytes:15,} bytes")
+    print(f"an episode, stored      {len(encode(episode)):15,} bytes, {episode.decisions} decisions")
+    print(f"a batch                 {sum(part.nbytes for part in vars(batch).values()):15,} bytes")
 
 
 def system() -> None:
@@ -136,6 +182,7 @@ def print_cluster() -> None:
     os.environ["RAY_ADDRESS"] = context.address_info["address"]  # for the processes started here
     try:
         weights()
+        parts()
         system()
     finally:
         ray.shutdown()

@@ -50,7 +50,8 @@ class ActorSettings:
     seed: int
     """the run's"""
     make_env: Callable[[], TaskEnv]
-    make_policy: Callable[[], Policy]
+    make_policy: Callable[[Callable[[], object]], Policy]
+    """given what to call while it waits for another process, so that this is not taken for hanging"""
     envs: int
     """E, environments stepped in lockstep and planned for in one batch"""
     threads: int
@@ -80,8 +81,8 @@ class CollectorActor:
         self.boot = uuid.uuid4().hex
         self.events = EventLog(RunDir(settings.run_dir).events_path, f"actor {index}")
         self.watchdog = Watchdog(settings.run_dir, f"actor-{index}", settings.hang_seconds)
-        self.policy = MeasuredPolicy(settings.make_policy(), self.telemetry, self.time_spent)
-        self.envs = [settings.make_env() for _ in range(settings.envs)]
+        self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry, self.time_spent)
+        self.envs = make_environments(settings, self.watchdog)
         self.random_policy = RandomPolicy(self.envs[0].task_spec.action_dim)
         self._offered: Weights | None = None
         self._newest_version = 0
@@ -99,9 +100,10 @@ class CollectorActor:
         number = max(self._ask(shard.next_number.remote(self.index)) for shard in self.shards)
         # The episode that this actor's last process hung in must not be the first of this one again.
         attempt = int(time.time()) if ray.get_runtime_context().was_current_actor_reconstructed else 0
-        collected = 0
+        collected = stored = 0
         while True:
-            ticket = self._ask(self._control("ticket").remote(self.index, self.boot))
+            ticket = self._ask(self._control("ticket").remote(self.index, self.boot, stored))
+            stored = 0
             if ticket.verdict == "done":
                 return collected
             if ticket.verdict == "wait":
@@ -119,7 +121,7 @@ class CollectorActor:
             for name, episode in zip(names, episodes, strict=True):
                 self._insert(episode.named(self.index, name))
                 self._tell(episode)
-                collected += 1
+                collected, stored = collected + 1, stored + episode.decisions
 
     @ray.method(concurrency_group="control")
     def take(self, values: np.ndarray, version: int, checksum: int) -> None:
@@ -213,9 +215,10 @@ class CollectorActor:
         """All of them: a simulator that failed may have left anything behind."""
         self.telemetry.inc("qttdm_failures_total", kind="environment")
         self._ask(self._control("environment_failed").remote(self.index, why))
-        for env in self.envs:
-            env.close()
-        self.envs = [self.settings.make_env() for _ in self.envs]
+        with self.watchdog:
+            for env in self.envs:
+                env.close()
+        self.envs = make_environments(self.settings, self.watchdog)
 
     def _control(self, method: str) -> Any:
         """A method of the learner that is answered while it learns."""
@@ -231,6 +234,12 @@ class CollectorActor:
                 self.events.write(f"has waited {self.settings.timeout_seconds:g} s for the learner or a shard")
 
 
+def make_environments(settings: ActorSettings, watchdog: Watchdog) -> list[TaskEnv]:
+    """E of them; making them may hang as well."""
+    with watchdog:
+        return [settings.make_env() for _ in range(settings.envs)]
+
+
 class EvaluatorActor:
     """Evaluates what the learner sends, one snapshot after the other."""
 
@@ -242,8 +251,8 @@ class EvaluatorActor:
         self.watchdog = Watchdog(settings.run_dir, "evaluator", settings.hang_seconds)
         if self.watchdog.found:
             self.telemetry.inc("qttdm_failures_total", kind="hung")
-        self.policy = MeasuredPolicy(settings.make_policy(), self.telemetry)
-        self.envs = [settings.make_env() for _ in range(settings.envs)]
+        self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry)
+        self.envs = make_environments(settings, self.watchdog)
 
     def evaluate(self, values: np.ndarray, version: int, checksum: int) -> tuple[list[float], float | None, float]:
         """Returns of the episodes, share of successes (None: the task has none), seconds."""

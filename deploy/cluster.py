@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import ray
+import ray._private.state
 import torch
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -66,6 +67,7 @@ class SeedRun:
         self._group: Any = None
         self._actors: dict[str, Any] = {}
         self._pings: dict[str, tuple[ray.ObjectRef, float]] = {}
+        self._starting: dict[str, float] = {}  # since when, or since that was last said
         self._pinged_at = 0.0
         self._fill: dict[str, float] = {}
         self._answers: dict[str, ray.ObjectRef] = {}
@@ -115,7 +117,7 @@ class SeedRun:
         )
         for i in range(len(planners)):
             settings = self._planner_settings()
-            self._create(PlannerActor, f"planner-{i}", 0, c.planner_cpus, settings, i, gpus=c.planner_gpus)
+            self._create(PlannerActor, f"planner-{i}", 0, c.planner_cpus, settings, learner, i, gpus=c.planner_gpus)
         for i in range(c.actors):
             own = self._actor_settings(evaluator=False, planner=planners[i % len(planners)] if planners else None)
             self._create(CollectorActor, f"actor-{i}", 1 + i, c.actor_cpus, own, i, learner, names)
@@ -187,9 +189,22 @@ class SeedRun:
         if now - self._pinged_at < (1.0 if self.state == "running" else 0.2):
             return
         self._pinged_at = now
+        self._wait_for_starts(now)
         for name in self._actors.keys() - self._pings.keys():
             method = "status" if name == "learner" else "stats" if name.startswith("replay-") else "alive"
             self._pings[name] = (self._control(name, method).remote(), now)
+
+    def _wait_for_starts(self, now: float) -> None:
+        """Processes that start, or wait for a place since their node died, have no deadline; events.log says so."""
+        for name in self._starting.keys() - self._pings.keys():
+            del self._starting[name]
+        for name, (answer, _) in self._pings.items():
+            if ray._private.state.actors(self._actors[name]._actor_id.hex())["State"] == "ALIVE":
+                continue
+            self._pings[name] = answer, now
+            if now - self._starting.setdefault(name, now) > self.config.cluster.timeout_seconds:
+                self._starting[name] = now
+                self.events.write(f"waits for {name} to start; {room(self.config.cluster.bundles())}")
 
     def _leave(self, state: SeedState) -> None:
         """Remove every actor and the placement group, when all have reported what they counted."""
@@ -311,6 +326,17 @@ class SeedRun:
             timeout_seconds=c.cluster.timeout_seconds,
             telemetry=self._make_telemetry,
         )
+
+
+def room(bundles: Sequence[dict[str, float]]) -> str:
+    """What a seed reserves, and what is free on the cluster's nodes now, in words."""
+    wanted, free = (
+        "; ".join(
+            ", ".join(f"{node[name]:g} {name}" for name in ("CPU", "GPU") if name in node) or "none" for node in nodes
+        )
+        for nodes in (bundles, ray._private.state.available_resources_per_node().values())
+    )
+    return f"a seed reserves {wanted}; the nodes have free {free}"
 
 
 def fresh_learner(config: RunConfig, spec: TaskSpec) -> Learner:
@@ -448,7 +474,9 @@ def policy_here(config: RunConfig, spec: TaskSpec) -> MPCPolicy | GreedyPolicy:
     return make_policy(config, spec, choose_device(config.device))
 
 
-def acting_policy(config: RunConfig, spec: TaskSpec, planner: str | None) -> Policy:
-    """An actor's: on its CPUs, or asking the planner service of that name."""
+def acting_policy(
+    config: RunConfig, spec: TaskSpec, planner: str | None, still_waiting: Callable[[], object]
+) -> Policy:
+    """An actor's: on its CPUs, or asking the planner service of that name. still_waiting: see ServicePolicy."""
     local = make_policy(config, spec, torch.device("cpu"))
-    return local if planner is None else ServicePolicy(config.cluster.asking, planner, local)
+    return local if planner is None else ServicePolicy(config.cluster.asking, planner, local, still_waiting)

@@ -77,6 +77,12 @@ class ClusterConfig(Config):
                 f"service.max_wait_ms={self.service.max_wait_ms:g} is not less than asking.timeout_seconds="
                 f"{self.asking.timeout_seconds:g}: actors would give up before a batch closes"
             )
+        waits = max(self.timeout_seconds, self.asking.timeout_seconds if self.planning == "service" else 0.0)
+        if self.hang_seconds <= waits:
+            raise ValueError(
+                f"hang_seconds={self.hang_seconds:g} is not more than {waits:g}, the longest that a process waits for "
+                f"another at a time (timeout_seconds, asking.timeout_seconds): it would be taken to hang"
+            )
         return self
 
     @property

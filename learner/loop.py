@@ -135,6 +135,8 @@ class LearningLoop:
         self._handed_in: dict[int, tuple[dict[str, Any], Weights]] = {}  # those under way, by environment steps
         self._evaluated_updates = -1
         self._boots: dict[int, str] = {}
+        self._unheard: deque[tuple[float, int]] = deque()
+        """when an actor told of how many decisions, which the news that were read may not have had yet"""
         self._stop = threading.Event()
         checkpoint = self.store.load_latest()
         metrics_bytes = self._load(checkpoint) if checkpoint is not None else 0
@@ -181,15 +183,21 @@ class LearningLoop:
         """Make `run` save and return, after the update under way."""
         self._stop.set()
 
-    def ticket(self, actor: int, boot: str) -> Ticket:
-        """May this actor begin another round of episodes? boot: tells one process of this actor from the next."""
+    def ticket(self, actor: int, boot: str, stored: int = 0) -> Ticket:
+        """May this actor begin another round of episodes?
+
+        boot: tells one process of this actor from the next. stored: decisions that it has put into replay since it
+        asked last; until the news have them, they count here, or fast actors would run ahead between two looks.
+        """
+        if stored:
+            self._unheard.append((time.monotonic(), stored))
         if self._boots.setdefault(actor, boot) != boot:
             self._boots[actor] = boot
             self.counters.actor_restarts += 1
             self.events.write(f"actor {actor} is back in a new process")
         if self.collected or self.finished or self._stop.is_set():
             return Ticket("done")
-        if not self.pace.want_insert:
+        if not self.pace.want_insert_after(sum(decisions for _, decisions in list(self._unheard))):
             return Ticket("wait", retry_seconds=self._until_wanted())
         return Ticket(
             "collect",
@@ -244,6 +252,8 @@ class LearningLoop:
         if c.decisions > self.pace.decisions:
             self._moved_at = now
             self.pace.inserted(c.decisions - self.pace.decisions)
+        while self._unheard and self._unheard[0][0] < now:  # stored before the shards were asked
+            self._unheard.popleft()
 
     def _news(self) -> list[News]:
         """Of each shard, since its cursor; none if the shards did not answer in time, which is then in events.log."""

@@ -91,9 +91,9 @@ class LearnerActor:
         with watchdog:
             return self.loop.run(on_step=watchdog.rearm)
 
-    def ticket(self, actor: int, boot: str) -> Ticket:
+    def ticket(self, actor: int, boot: str, stored: int) -> Ticket:
         """`LearningLoop.ticket`; while the learner starts, actors wait."""
-        return self.loop.ticket(actor, boot) if self.loop is not None else Ticket("wait", retry_seconds=0.5)
+        return self.loop.ticket(actor, boot, stored) if self.loop is not None else Ticket("wait", retry_seconds=0.5)
 
     def newest(self) -> tuple[list[ray.ObjectRef], int, int] | None:
         """The newest weights: [values], version, checksum; None before the first. A collector starts with this."""

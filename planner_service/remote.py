@@ -26,6 +26,8 @@ from planner_service.messages import Answer, Refusal, Request, ServiceError
 from planner_service.policy import Decisions, GreedyPolicy, MPCPolicy
 from planner_service.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
 
+RETRY_MS = 200.0  # after which to ask again a planner that has no weights yet
+
 
 @dataclass(frozen=True)
 class PlannerSettings:
@@ -43,14 +45,18 @@ class PlannerSettings:
 class PlannerActor:
     """PlannerService for Ray: an async actor, whose methods are that class's with bare arrays for objects."""
 
-    def __init__(self, settings: PlannerSettings, index: int = 0) -> None:
+    def __init__(self, settings: PlannerSettings, learner: str, index: int = 0) -> None:
+        """learner: the actor's name, which must be there; a restarted planner asks it for weights."""
         self.telemetry = settings.telemetry("planner", index)
+        self.learner = ray.get_actor(learner)
         torch.set_num_threads(settings.threads)
         self.service = PlannerService(settings.service, settings.make_policy(), settings.obs_dim)
 
     async def begin(self, seeds: list[int], exploration: float) -> list[int] | Refusal:
-        """Numbers of the episodes begun."""
+        """Numbers of the episodes begun. `busy` until there are weights: nobody acts on a fresh network."""
         try:
+            if self.service.policy.weights_version == 0 and not await self._pull():
+                return Refusal("busy", "no weights yet", RETRY_MS)
             return await self.service.begin(seeds, exploration)
         except ServiceError as error:
             return error.refusal
@@ -68,6 +74,18 @@ class PlannerActor:
         """New weights, from the learner; used from the next batch on. Older ones than it has are left."""
         if version > self.service.policy.weights_version:
             await self.service.load(Weights(values, version, checksum))
+
+    async def _pull(self) -> bool:
+        """Fetch the newest weights; False if the learner has none now."""
+        newest = await self.learner.newest.options(concurrency_group="control").remote()
+        if newest is None:
+            return False
+        (reference,), version, checksum = newest
+        try:
+            await self.take(await reference, version, checksum)
+        except RayError:  # replaced by newer ones, or lost with the learner's process
+            return False
+        return True
 
     async def stats(self) -> ServiceStatus:
         """How it is doing."""
@@ -87,9 +105,18 @@ class ServicePolicy:
 
     decided: Decisions | None = None
 
-    def __init__(self, config: AskingConfig, planner: str, local: MPCPolicy | GreedyPolicy) -> None:
-        """planner: the actor's name. local: takes the same weights, and plans if need be."""
-        self.config, self.name, self.local = config, planner, local
+    def __init__(
+        self,
+        config: AskingConfig,
+        planner: str,
+        local: MPCPolicy | GreedyPolicy,
+        still_waiting: Callable[[], object] = lambda: None,
+    ) -> None:
+        """planner: the actor's name. local: takes the same weights, and plans if need be.
+
+        still_waiting: called before every question, for whoever would take waiting for the service for hanging.
+        """
+        self.config, self.name, self.local, self.still_waiting = config, planner, local, still_waiting
         self.greedy: GreedyPolicy | None = None
         if isinstance(local, MPCPolicy) and local.planner.value_function is not None:
             self.greedy = GreedyPolicy(local.planner.value_function, local.device)
@@ -156,6 +183,7 @@ class ServicePolicy:
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         """The service's answer; None if it is gone, after which this policy is alone or may ask again."""
+        self.still_waiting()
         try:
             if self._planner is None:
                 self._planner = ray.get_actor(self.name)

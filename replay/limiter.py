@@ -46,7 +46,12 @@ class Pace:
     @property
     def want_insert(self) -> bool:
         """May actors begin another episode?"""
-        return self.decisions < self.seed_decisions or self.owed < self.config.lead
+        return self.want_insert_after(0)
+
+    def want_insert_after(self, decisions: int) -> bool:
+        """May they, when so many more decisions are counted than so far?"""
+        after = self.decisions + decisions
+        return after < self.seed_decisions or self.updates_for(after) - self.updates < self.config.lead
 
     @property
     def want_sample(self) -> bool:

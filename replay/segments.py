@@ -47,20 +47,19 @@ class SegmentConfig(Config):
     `fsync_seconds` after the last flush; or whenever the operating system likes"""
     fsync_seconds: float = Field(default=1.0, gt=0.0)
     """interval: seconds between flushes while records are being appended"""
+    lock_seconds: float = Field(default=10.0, ge=0.0)
+    """how long to wait for another process that has the log: one that was killed may need a moment to be gone"""
 
 
 class SegmentLog:
     """Records with running sequence numbers from 0. One writer, which a lock makes sure of; not thread-safe."""
 
     def __init__(self, directory: Path, config: SegmentConfig) -> None:
-        """Open or create the log, cut off a torn tail. RuntimeError if another process has it open."""
+        """Open or create the log, cut off a torn tail. RuntimeError if another process keeps it open."""
         self.directory, self.config = directory, config
         directory.mkdir(parents=True, exist_ok=True)
         self._lock = (directory / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"{directory}: in use by another process, want to be its only writer") from None
+        self._be_the_only_one()
         self._synced_at = time.monotonic()
         self._torn = 0
         self._missing: set[int] = set()  # sequence numbers that reading found no whole record for
@@ -163,6 +162,20 @@ class SegmentLog:
             self.sync()
         self._file.close()
         self._lock.close()
+
+    def _be_the_only_one(self) -> None:
+        """Take the lock; its last holder may be about to end."""
+        deadline = time.monotonic() + self.config.lock_seconds
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    self._lock.close()
+                    message = f"{self.directory}: in use by another process, want to be its only writer"
+                    raise RuntimeError(message) from None
+            time.sleep(0.05)
 
     @property
     def _size(self) -> int:

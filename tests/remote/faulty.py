@@ -1,10 +1,10 @@
-"""Environments that break in the middle of an episode, each in its own way; the seed of the episode says whether."""
+"""Environments that break, in the middle of an episode or from the start; the seed of the episode says how."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -29,23 +29,31 @@ def fail() -> None:
     raise RuntimeError("the simulation has become unstable")
 
 
-class Faulty(Point):
-    """A Point in which `fault` is called at the 24th step of every fourth episode or so."""
+FAULTS = (sleep, hold_the_lock, fail)
 
-    def __init__(self, fault: Callable[[], None], render_mode: str | None = None) -> None:
-        super().__init__()
-        self.fault = fault
+
+class Faulty(Point):
+    """A Point that breaks at the 24th step of every third episode or so, in one of the three ways."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        answer = super().reset(seed=seed, options=options)
-        self.breaks = self.np_random.random() < 0.25
+        answer = super().reset(seed=seed)
+        self.fault = self.np_random.choice([None, None, None, None, None, None, *FAULTS])
         return answer
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self.breaks and self.age == 24:
+        if self.fault is not None and self.age == 24:
             self.fault()
         return super().step(action)
 
 
-for name, fault in {"Sleeps": sleep, "HoldsTheLock": hold_the_lock, "Fails": fail}.items():
-    gymnasium.register(f"{name}-v0", Faulty, max_episode_steps=80, kwargs={"fault": fault})
+class BrokenForActors(Point):
+    """A Point that can only be made where the test has allowed it, in the driver's process."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        if "MAY_MAKE_ENVIRONMENTS" not in os.environ:
+            raise RuntimeError("no licence on this machine")
+        super().__init__()
+
+
+gymnasium.register("BrokenForActors-v0", BrokenForActors, max_episode_steps=80)
+gymnasium.register("Faulty-v0", Faulty, max_episode_steps=80)

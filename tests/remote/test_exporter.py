@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-from prometheus_client.parser import text_string_to_metric_families
 
-from common.instruments import COMMON, Component
+from common.instruments import Component
 from common.telemetry import Boot, Identity, Telemetry
 from deploy.exporter_actor import ensure_exporter, remove_exporter
 from deploy.reporting import RaySender, find_exporter
 from tests.remote.live import until
+from tests.remote.scraping import exporter_pid, free_port, scrape
 
 pytestmark = pytest.mark.ray
-Samples = dict[tuple[str, ...], float]
 
 
 @pytest.fixture
@@ -31,35 +28,6 @@ def port(cluster) -> Any:
     assert line == f"metrics: http://127.0.0.1:{number}/metrics, on the cluster's head node"
     yield number
     remove_exporter()
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def scrape(port: int) -> Samples:
-    """All samples: by name, seed, component, index, then own label and bucket. {} if nobody answers."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-    except OSError:
-        return {}
-    samples = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            _, *common = [labels.pop(name, "") for name in COMMON]
-            del common[1]  # the task
-            bound = [labels.pop("le")] if "le" in labels else []
-            samples[sample.name, *common, *labels.values(), *bound] = sample.value
-    return samples
-
-
-def exporter_pid() -> int:
-    answer = find_exporter().__ray_call__.remote(lambda self: os.getpid())
-    return int(ray.get(answer, timeout=60))
 
 
 def process(component: Component = "actor") -> Telemetry:

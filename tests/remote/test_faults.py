@@ -1,132 +1,139 @@
-"""Every kind of process is killed in the middle of a live run: it goes on, and nothing acknowledged is lost."""
+"""Every kind of process is killed in the middle of one live run: it goes on, and nothing acknowledged is lost."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from common.weights import GENERATION, updates_of
-from deploy.cluster import old_seeds
+from common.metrics import read_metrics
+from common.weights import GENERATION
+from deploy.exporter_actor import ensure_exporter, remove_exporter
 from deploy.trained import newest_checkpoint
-from tests.remote.live import SMALL, Live, check_books, nothing_is_left, objects_stored, settings, until
+from tests.remote.live import Live, check_books, gone, settings
+from tests.remote.scraping import exporter_pid, free_port, scrape
 
 pytestmark = pytest.mark.ray
 
 
-def test_killed_collector(cluster, tmp_path):
-    with Live(cluster, tmp_path / "run", [settings()]) as live:
-        live.progress()
-        published = live.ask("learner", "version")
-        pid = live.kill("actor-0")
-        until(lambda: not Path(f"/proc/{pid}").exists(), "it is gone")
-        number = max(live.ask(f"replay-{i}", "next_number", 0) for i in range(2))
-        live.replaced("actor-0", pid)
-        live.progress(episodes=8)
-        live.until(lambda: live.ask("learner", "status")["actor_restarts"] == 1, "it is counted")
-    books = check_books(live.seeds[0])
-    assert books.meta["counters"]["actor_restarts"] == 1
+@pytest.fixture(scope="module")
+def live(cluster, tmp_path_factory):
+    """The run, with whatever the tests before did to it: starting it is most of what a test costs."""
+    port = free_port()
+    ensure_exporter("127.0.0.1", port)
+    config = settings(f"cluster.metrics_port={port}")
+    with Live(cluster, tmp_path_factory.mktemp("faults") / "run", [config]) as run:
+        try:
+            run.progress()
+            yield run
+        finally:
+            run.stop()
+            remove_exporter()
+
+
+def test_killed_collector(live):
+    restarts = live.ask("learner", "status")["actor_restarts"]
+    published = live.ask("learner", "version")
+    pid = live.kill("actor-0")
+    gone(pid, "the collector")
+    number = max(live.ask(f"replay-{i}", "next_number", 0) for i in range(2))
+    live.replaced("actor-0", pid)
+    live.progress()
+    live.until(lambda: live.ask("learner", "status")["actor_restarts"] == restarts + 1, "it is counted")
     assert "learner: actor 0 is back in a new process" in live.events()
-    # The episode in flight was lost, no other: its number is the next one's, which had the learner's newest weights.
-    [first] = [e for e in [*books.stored, *books.later] if (e.actor, e.number) == (0, number)]
-    assert first.oldest_weights >= published > GENERATION
-    assert len({e.number for e in books.stored if e.actor == 0}) > number
+
+    def own():
+        return {e.number: e for e in live.stored() if e.actor == 0}
+
+    live.until(lambda: max(own()) > number, "the new process has collected")
+    # Lost was the episode in flight and no other, whose number is then the next one's.
+    episodes = own()
+    assert sorted(episodes) == list(range(len(episodes)))
+    assert all(e.oldest_weights >= published > GENERATION for e in episodes.values() if e.number > number)
 
 
-def test_killed_shard(cluster, tmp_path):
-    with Live(cluster, tmp_path / "run", [settings()]) as live:
-        live.progress()
-        # Stopped first, so that inserts, batches and news are surely under way when it is killed.
-        pid = live.kill("replay-1", signal.SIGSTOP)
-        live.until(lambda: live.ask("learner", "status")["seconds_since_progress"] > 2, "the learner waits for it")
-        os.kill(pid, signal.SIGKILL)
-        live.replaced("replay-1", pid)
-        live.progress()
-    check_books(live.seeds[0])
+def test_killed_shard(live):
+    # Stopped first, so that inserts, batches and news are surely under way when it is killed.
+    pid = live.kill("replay-1", signal.SIGSTOP)
+    live.until(lambda: live.ask("learner", "status")["seconds_since_progress"] > 2, "the learner waits for it")
+    before = live.ask("learner", "status")
+    os.kill(pid, signal.SIGKILL)
+    live.replaced("replay-1", pid)
+    live.progress()
+    episodes = live.stored()
+    assert len({(e.actor, e.number) for e in episodes}) == len(episodes) >= before["episodes"]
 
 
-def test_killed_learner(cluster, tmp_path):
-    with Live(cluster, tmp_path / "run", [settings()]) as live:
-        run_dir = live.seeds[0].run_dir
-        live.progress()
-        live.until(lambda: any(run_dir.checkpoints_dir.glob("*-step-*")), "a first checkpoint")
-        before = live.ask("learner", "status")
-        pid = live.kill("learner", signal.SIGSTOP)  # so that no newer checkpoint comes between this line and the next
-        kept = newest_checkpoint(run_dir).meta
-        os.kill(pid, signal.SIGKILL)
-        live.replaced("learner", pid)
-        after = live.until(lambda: live.ask("learner", "status"), "the new learner answers")
-        live.progress()
-        live.until(lambda: live.ask("actor-0", "alive"), "collectors live on")
-    books = check_books(live.seeds[0])
+def test_killed_learner(live):
+    run_dir = live.seeds[0].run_dir
+    live.until(lambda: any(run_dir.checkpoints_dir.glob("*-step-*")), "a first checkpoint")
+    before = live.ask("learner", "status")
+    pid = live.kill("learner", signal.SIGSTOP)  # so that no newer checkpoint comes between this line and the next
+    kept = newest_checkpoint(run_dir).meta
+    os.kill(pid, signal.SIGKILL)
+    live.replaced("learner", pid)
+    live.until(lambda: live.ask("learner", "version"), "the new learner publishes")
+    after = live.ask("learner", "status")
+    live.progress()
     # The updates since the checkpoint were lost, no decision was, and nobody took old weights for new ones.
     assert f"learner: goes on from the checkpoint at {kept['pace']['updates']} updates" in live.events()
     assert after["decisions"] >= kept["pace"]["decisions"]
-    assert books.meta["counters"]["decisions"] >= before["decisions"]
-    assert after["version"] // GENERATION == 2
+    assert live.ask("learner", "status")["decisions"] >= before["decisions"]
+    generation = before["version"] // GENERATION + 1
+    assert after["version"] // GENERATION == generation
     assert live.versions == sorted(live.versions)
-    newest = max(books.stored, key=lambda e: e.newest_weights)
-    assert newest.oldest_weights // GENERATION == 2  # the collectors did take the new learner's
-    assert books.meta["counters"]["actor_restarts"] == 0
+
+    def newest():
+        return [max(e.oldest_weights for e in live.stored() if e.actor == actor) for actor in range(2)]
+
+    live.until(lambda: min(newest()) // GENERATION == generation, "every collector acts on the new learner's weights")
 
 
-def test_killed_evaluator(cluster, tmp_path):
-    with Live(cluster, tmp_path / "run", [settings()]) as live:
-        live.until(lambda: live.status.get("eval_env_steps", 0) > 0, "a first evaluation")
-        pid = live.kill("evaluator", signal.SIGSTOP)  # so that some are surely under way when it is killed
-        asked = live.ask("learner", "status")["env_steps"]
-        live.until(lambda: live.ask("learner", "status")["env_steps"] > asked + 2 * 800, "learning goes on meanwhile")
-        live.progress()
-        os.kill(pid, signal.SIGKILL)
-        live.replaced("evaluator", pid)
-        live.until(lambda: live.status.get("eval_env_steps", 0) > asked + 2 * 800, "evaluations that were under way")
+def test_killed_evaluator(live):
+    live.until(lambda: live.status.get("eval_env_steps", 0) > 0, "a first evaluation")
+    pid = live.kill("evaluator", signal.SIGSTOP)  # so that some are surely under way when it is killed
+    asked = live.ask("learner", "status")["env_steps"]
+    live.until(lambda: live.ask("learner", "status")["env_steps"] > asked + 2 * 800, "learning goes on meanwhile")
+    live.progress()
+    os.kill(pid, signal.SIGKILL)
+    live.replaced("evaluator", pid)
+    live.until(lambda: live.status.get("eval_env_steps", 0) > asked + 2 * 800, "evaluations that were under way")
+    steps = [line["env_steps"] for line in read_metrics(live.seeds[0].run_dir.metrics_path) if line["kind"] == "eval"]
+    assert len({step // 800 for step in steps}) == len(steps)
+
+
+def test_killed_exporter(live):
+    port = live.seeds[0].config.cluster.metrics_port
+    episodes = "qttdm_acted_episodes_total", "0", "actor", "1"
+
+    def counters() -> dict:
+        """Of the run's processes. (The exporter's own begin anew, as every process's do.)"""
+        return {key: value for key, value in scrape(port).items() if key[0].endswith("_total") and key[1] == "0"}
+
+    def stored() -> int:
+        return sum(e.actor == 1 for e in live.stored())
+
+    live.until(lambda: counters().get(episodes), "the collector's episodes are served")
+    before = counters()
+    pid = exporter_pid()
+    os.kill(pid, signal.SIGKILL)
+    gone(pid, "the exporter")
+    live.progress()  # does not need it
+    there = stored()
+    live.until(lambda: counters().get(episodes, 0) >= there, "it serves all that happened meanwhile")
+    assert counters()[episodes] <= stored()
+    after = counters()
+    assert {key: value for key, value in before.items() if after[key] < value} == {}
+    assert exporter_pid() != pid
+
+
+def test_the_books_are_right_after_all_that(live):
+    live.progress()
+    live.stop()
     books = check_books(live.seeds[0])
-    # One for each multiple of the interval: written, or to be asked for again by whoever goes on from here.
+    # One evaluation for each multiple of the interval: written, or to be asked for by whoever goes on from here.
     waiting = [*books.meta["due"], *(counts for counts, *_ in books.meta["handed_in"])]
     steps = sorted(counts["env_steps"] for counts in [*books.evals, *waiting])
     assert [step // 800 for step in steps] == list(range(1, len(steps) + 1))
     assert len(steps) == books.meta["counters"]["env_steps"] // 800
-
-
-def command(cluster, folder: Path, *words: str) -> subprocess.Popen:
-    """`qttdm cluster WORDS` as a process of its own."""
-    environment = os.environ | {"RAY_ADDRESS": cluster.address, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "deploy.cli", "cluster", *words, "--runs-dir", str(folder)],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def test_killed_driver(cluster, tmp_path):
-    objects = objects_stored()[0]
-    sets = [f"--set={item}" for item in (*SMALL, "training={env_steps: 4800, eval_every: 2400}")]
-    driver = command(cluster, tmp_path, "train", "--preset=debug", "--name=run", "--seeds=0", *sets)
-    checkpoints = tmp_path / "run" / "seed-0" / "checkpoints"
-    try:
-        until(lambda: driver.poll() is not None or any(checkpoints.glob("*-step-*")), "a first checkpoint")
-    finally:
-        driver.kill()
-    output, _ = driver.communicate()
-    assert driver.returncode == -signal.SIGKILL, output
-    nothing_is_left(cluster, objects)
-    [seed] = old_seeds(tmp_path / "run")
-    assert seed.state == "queued"
-
-    resumed = command(cluster, tmp_path, "resume", "run")
-    output, _ = resumed.communicate(timeout=600)
-    assert resumed.returncode == 0, output
-    nothing_is_left(cluster, objects)
-    [seed] = old_seeds(tmp_path / "run")
-    assert seed.state == "finished"
-    books = check_books(seed)
-    assert books.meta["counters"]["env_steps"] >= 4800
-    assert "goes on from the checkpoint" in seed.run_dir.events_path.read_text()
-    assert {line["env_steps"] // 2400 for line in books.evals} >= {1, 2}
-    assert updates_of(max(e.newest_weights for e in books.stored)) <= books.meta["pace"]["updates"]

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -181,9 +182,10 @@ def test_fsync_policies(tmp_path, monkeypatch, fsync, want):
 def test_one_writer(tmp_path):
     log = open_log(tmp_path)
     with pytest.raises(RuntimeError, match="in use by another process"):
-        open_log(tmp_path)
-    log.close()
-    open_log(tmp_path)
+        open_log(tmp_path, lock_seconds=0.1)
+    log.append(b"one")
+    threading.Timer(0.2, log.close).start()  # as a process that was killed and takes its time
+    assert contents(open_log(tmp_path, lock_seconds=60)) == [b"one"]
 
 
 def test_rewind_refuses_what_is_not_there(tmp_path):

@@ -1,0 +1,50 @@
+"""Over a live run, stopped and resumed: updates follow decisions, and Ray's object store stays as small as it was."""
+
+from __future__ import annotations
+
+import pytest
+
+from deploy.cluster import old_seeds
+from tests.remote.live import Live, behind, check_books, objects_stored, settings, tolerance
+
+pytestmark = pytest.mark.ray
+
+PUBLISHES = 400  # an hour's worth at 50 updates between two, 5.5 updates a second
+OBJECTS, MEBIBYTES = 60, 8  # what one snapshot, the batches under way and calls in flight come to, many times over
+
+
+def test_pace_and_object_store(cluster, tmp_path):
+    config = settings(
+        "cluster={actors: 3, shards: 2, publish_every: 1}",
+        "training={env_steps: 1000000, eval_every: 1000000, log_every: 10}",
+    )
+    directory = tmp_path / "run"
+    with Live(cluster, directory, [config]) as live:
+        live.progress()
+        first, before = live.ask("learner", "status")["version"], objects_stored()
+        stores = [before]
+
+        def hundreds_of_publishes():
+            stores.append(objects_stored())
+            return live.ask("learner", "status")["version"] > first + PUBLISHES
+
+        live.until(hundreds_of_publishes, f"{PUBLISHES} publishes")
+        assert max(objects for objects, _ in stores) < live.objects + OBJECTS
+        assert max(size for _, size in stores) < before[1] + MEBIBYTES
+    stopped = check_books(live.seeds[0])
+
+    env_steps = stopped.meta["counters"]["env_steps"] + 4000
+    path = live.seeds[0].run_dir.config_path
+    path.write_text(path.read_text().replace("env_steps: 1000000", f"env_steps: {env_steps}"))
+    with Live(cluster, directory, [], old_seeds(directory)) as live:
+        live.end()
+    books = check_books(live.seeds[0])
+    assert live.seeds[0].state == "finished"
+    assert books.meta["counters"]["decisions"] > stopped.meta["counters"]["decisions"] + len(stopped.later)
+    # At every moment the updates are what the decisions ask for, less at most the tolerance; so over any stretch too.
+    assert behind(config, books) <= tolerance(config)
+    for line in books.lines:
+        for later in books.lines:
+            if later["decisions"] > line["decisions"] >= config.training.seed_decisions:
+                updates, decisions = later["updates"] - line["updates"], later["decisions"] - line["decisions"]
+                assert abs(updates - config.training.update_ratio * decisions) <= tolerance(config)

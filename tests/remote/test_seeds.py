@@ -1,0 +1,124 @@
+"""Ten seeds on four invented GPUs of two simulated nodes: placed as meant, queued, and apart from each other."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import ray
+
+from deploy.cluster import ENDED, NAMESPACE, SeedRun
+from tests.remote.live import Live, check_books, settings, until
+
+pytestmark = pytest.mark.ray
+
+SEEDS, PLACES = 10, 8
+POISONED, BROKEN = 1, 9  # its rewards overflow in the loss; its environment cannot be made where it is collected
+TASKS = {POISONED: "gym/tests.fakes:FakePointPoisoned-v0", BROKEN: "gym/tests.remote.faulty:BrokenForActors-v0"}
+
+
+@dataclass
+class Record:
+    """What was seen while they ran."""
+
+    directory: Path
+    seeds: list[SeedRun]
+    started: list[int] = field(default_factory=list)
+    """seeds, as they got their place"""
+    ended_before: dict[int, int] = field(default_factory=dict)
+    """how many had ended when each got it"""
+    nodes: dict[int, set[str]] = field(default_factory=dict)
+    """of each seed's placement group"""
+    gpus: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """(node, GPU) of each seed's learner"""
+    others_see: dict[int, str] = field(default_factory=dict)
+    """CUDA_VISIBLE_DEVICES of one of each seed's shards"""
+
+
+def place(actor) -> tuple[str, ...]:
+    """Runs in an actor: its node and GPUs."""
+    context = ray.get_runtime_context()
+    return context.get_node_id(), *context.get_accelerator_ids()["GPU"]
+
+
+def visible(actor) -> str:
+    """Runs in an actor."""
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.fixture(scope="module")
+def record(cluster, tmp_path_factory):
+    """All of them, run to their ends."""
+    nodes = [cluster.add_node(num_cpus=8, num_gpus=2, object_store_memory=150 * 2**20) for _ in range(2)]
+    configs = [
+        settings(
+            "cluster={actors: 1, shards: 1, gpus_per_seed: 0.5}",
+            "training={env_steps: 800, eval_every: 1000000}",
+            *(["env={action_repeat: 1, episode_steps: 20}"] if seed == POISONED else []),
+            task=TASKS.get(seed, "gym/tests.fakes:FakePoint-v0"),
+            seed=seed,
+        )
+        for seed in range(SEEDS)
+    ]
+    asked: dict[tuple[int, str], ray.ObjectRef] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAY_MAKE_ENVIRONMENTS", "here")
+        run = Live(cluster, tmp_path_factory.mktemp("seeds") / "run", configs)
+    seen = Record(run.run.directory, run.seeds)
+    with run:
+
+        def look() -> bool:
+            for number, seed in enumerate(run.seeds):
+                if seed.state == "running" and number not in seen.started:
+                    seen.started.append(number)
+                    seen.ended_before[number] = sum(other.state in ENDED for other in run.seeds)
+                    for name, question in (("learner", place), ("replay-0", visible)):
+                        actor = ray.get_actor(f"{seed.name}/{name}", namespace=NAMESPACE)
+                        call = actor.__ray_call__.options(concurrency_group="control")
+                        asked[number, name] = call.remote(question)
+                    groups = ray.util.placement_group_table().values()
+                    [group] = [g for g in groups if g["name"] == seed.name and g["state"] == "CREATED"]
+                    seen.nodes[number] = set(group["bundles_to_node_id"].values())
+            return all(seed.state in ENDED for seed in run.seeds)
+
+        until(look, "all have ended", seconds=600)
+        run.end()
+    for (number, name), answer in asked.items():
+        if number != BROKEN:  # which may be gone before it answers
+            where = seen.gpus if name == "learner" else seen.others_see
+            where[number] = ray.get(answer)
+    yield seen
+    for node in nodes:
+        cluster.remove_node(node)
+
+
+def test_each_has_half_a_gpu_and_is_whole_on_one_node(record):
+    halves = Counter(record.gpus[number] for number in range(PLACES))
+    assert all(len(gpus) == 2 for gpus in halves)  # a node, and one of its GPUs
+    assert list(halves.values()) == [2, 2, 2, 2]
+    assert all(len(nodes) == 1 for nodes in record.nodes.values())
+    assert set(record.others_see.values()) == {""}  # Ray would let them see every GPU
+
+
+def test_those_that_do_not_fit_wait_for_a_place(record):
+    assert sorted(record.started[:PLACES]) == list(range(PLACES))
+    for waited, number in enumerate(record.started[PLACES:], start=1):
+        assert record.ended_before[number] >= waited
+    assert sorted(record.started) == list(range(SEEDS))
+
+
+def test_those_that_fail_take_no_other_with_them(record):
+    states = {seed.config.seed: seed.state for seed in record.seeds}
+    assert states == {n: "failed" if n in TASKS else "finished" for n in range(SEEDS)}
+    why = {n: (record.directory / f"seed-{n}" / "failure.txt").read_text() for n in TASKS}
+    assert all("Traceback" in text for text in why.values())
+    assert "NonFiniteLossError" in why[POISONED]
+    assert "faulty.py" in why[BROKEN]
+    assert "no licence on this machine" in why[BROKEN]
+    assert "no licence on this machine" in record.seeds[BROKEN].error
+    for seed in record.seeds:
+        if seed.config.seed not in TASKS:
+            assert check_books(seed).meta["finished"]

@@ -58,6 +58,10 @@ def test_killed_shard(live):
     pid = live.kill("replay-1", signal.SIGSTOP)
     live.until(lambda: live.ask("learner", "status")["seconds_since_progress"] > 2, "the learner waits for it")
     before = live.ask("learner", "status")
+    # Meanwhile nothing piles up: each collector waits with the one episode that it could not store.
+    inserts = {("qttdm_calls_in_flight", "0", "actor", str(i), "inserts") for i in range(2)}
+    port = live.seeds[0].config.cluster.metrics_port
+    live.until(lambda: inserts <= {key for key, value in scrape(port).items() if value == 1}, "both wait")
     os.kill(pid, signal.SIGKILL)
     live.replaced("replay-1", pid)
     live.progress()

@@ -190,6 +190,8 @@ class SeedRun:
             return
         self._pinged_at = now
         self._wait_for_starts(now)
+        if self.state == "stopping" and "learner" not in self._pings:  # again: it may have been killed since
+            self._control("learner", "stop").remote()
         for name in self._actors.keys() - self._pings.keys():
             method = "status" if name == "learner" else "stats" if name.startswith("replay-") else "alive"
             self._pings[name] = (self._control(name, method).remote(), now)

@@ -1,10 +1,11 @@
-"""Environments that break, in the middle of an episode or from the start; the seed of the episode says how."""
+"""Environments that break, in the middle of an episode or from the start."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -29,20 +30,24 @@ def fail() -> None:
     raise RuntimeError("the simulation has become unstable")
 
 
-FAULTS = (sleep, hold_the_lock, fail)
+FAULTS = {"sleep": sleep, "hold_the_lock": hold_the_lock, "fail": fail}
+
+
+def to_come() -> Path:
+    """A folder with a file for each fault that shall happen, once. All processes of a test's Ray know of it."""
+    return Path(os.environ["RAY_TMPDIR"]) / "faults"
 
 
 class Faulty(Point):
-    """A Point that breaks at the 24th step of every third episode or so, in one of the three ways."""
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        answer = super().reset(seed=seed)
-        self.fault = self.np_random.choice([None, None, None, None, None, None, *FAULTS])
-        return answer
+    """A Point that breaks at the 24th step of an episode, if there is a fault to come."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self.fault is not None and self.age == 24:
-            self.fault()
+        if self.age == 24:
+            for name, fault in FAULTS.items():
+                path = to_come() / name
+                if path.exists():
+                    path.unlink()
+                    fault()
         return super().step(action)
 
 

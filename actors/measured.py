@@ -8,6 +8,7 @@ import numpy as np
 
 from common.telemetry import Activities, Telemetry
 from common.weights import Weights
+from planner_service.measure import tell_plan
 from planner_service.policy import Decisions, Policy
 
 
@@ -52,14 +53,3 @@ class MeasuredPolicy:
             self.promised.append(decided.values)
             tell_plan(t, decided)
         return actions
-
-
-def tell_plan(telemetry: Telemetry, decided: Decisions) -> None:
-    """What the planner promises, and what it rests on."""
-    if decided.iterations == 0:
-        return
-    telemetry.observe("qttdm_planner_iterations", decided.iterations)
-    telemetry.set("qttdm_plan_value", float(decided.values.mean()))
-    telemetry.set("qttdm_plan_std", float(decided.std.mean()))
-    terminal, rewards = np.abs(decided.terminal), np.abs(decided.values - decided.terminal)
-    telemetry.set("qttdm_plan_terminal_share_ratio", float((terminal / (terminal + rewards + 1e-9)).mean()))

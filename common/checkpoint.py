@@ -108,14 +108,19 @@ class CheckpointStore:
         folders = self._folders()
         return folders[-1] if folders else None
 
+    @staticmethod
+    def number(folder: Path) -> int:
+        """How many had been saved with that one."""
+        return int(folder.name.split("-")[0])
+
     def _folders(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         numbered = [path for path in self.directory.glob("*-step-*") if path.name.split("-")[0].isdigit()]
-        return sorted(numbered, key=lambda path: int(path.name.split("-")[0]))
+        return sorted(numbered, key=self.number)
 
     def _next_number(self) -> int:
-        folders = self._folders()
-        return int(folders[-1].name.split("-")[0]) + 1 if folders else 1
+        newest = self.newest()
+        return self.number(newest) + 1 if newest else 1
 
     def _prune(self) -> None:
         """Remove all but the newest; renamed first, so that a half-removed one never looks like a damaged one."""

@@ -335,14 +335,19 @@ DECLARED = [
         "activity",
         ("waiting_for_decisions", "waiting_for_batches", "copying", "updating", "publishing", "saving"),
     ),
-    gauge("qttdm_arithmetic_flops", LEARNER, "1/s", "floating-point operations per second that its updates need"),
+    gauge(
+        "qttdm_arithmetic_flops",
+        LEARNER,
+        "1/s",
+        "floating-point operations of matrix products per second that its updates need, over half a minute",
+    ),
     gauge(
         "qttdm_arithmetic_peak_flops",
         LEARNER,
         "1/s",
         "of a large matrix product, measured when the process started",
     ),
-    gauge("qttdm_arithmetic_utilisation_ratio", LEARNER, "fraction", "of that peak, since the last report"),
+    gauge("qttdm_arithmetic_utilisation_ratio", LEARNER, "fraction", "of that peak, over half a minute"),
     gauge(
         "qttdm_gpu_memory_bytes",
         ("learner", "planner"),
@@ -432,7 +437,7 @@ DECLARED = [
     gauge("qttdm_update_ratio", LEARNER, "1", "updates made for each decision after the seed decisions"),
     gauge("qttdm_update_ratio_target", LEARNER, "1", "training.update_ratio", lasting=True),
     # --- checkpoints ---
-    counter("qttdm_checkpoints_total", LEARNER, "checkpoints", "saved"),
+    counter("qttdm_checkpoints_total", LEARNER, "checkpoints", "ever saved", durable=True),
     gauge(
         "qttdm_checkpoint_age_seconds",
         LEARNER,

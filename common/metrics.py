@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ METRICS: dict[str, Metric] = {
         Metric("grad_norm_qt", "1", "Q-Transformer's gradient norm before clipping"),
         Metric("q_mean", "scaled return", "Q of the bins taken, mean over action dimensions and heads"),
         Metric("q_target_mean", "scaled return", "its targets: discounted sums of rewards times learner.reward_scale"),
+        Metric("q_max", "scaled return", "largest Q of a batch, of the bins taken, mean over heads"),
+        Metric(
+            "replayed_return",
+            "scaled return",
+            "what followed the same states in the stored episodes: discounted rewards to the end",
+        ),
+        Metric("target_drift", "fraction", "distance of the target network from the network, over the network's norm"),
         Metric("lr_tdm", "1", "learning rate of the dynamics model"),
         Metric("lr_qt", "1", "learning rate of the Q-Transformer"),
         Metric("updates_per_second", "1/s", "speed of learning"),
@@ -72,6 +80,7 @@ METRICS: dict[str, Metric] = {
             "share_waiting_for_decisions", "fraction", "of the learner's time: the pace allowed no update (cluster)"
         ),
         Metric("share_waiting_for_batches", "fraction", "of its time: no batch had come yet (cluster)"),
+        Metric("share_copying", "fraction", "of its time: bringing batches on their way to the device (cluster)"),
         Metric("share_updating", "fraction", "of its time: updates (cluster)"),
         Metric("share_publishing", "fraction", "of its time: sending weights (cluster)"),
         Metric("share_saving", "fraction", "of its time: checkpoints (cluster)"),
@@ -83,6 +92,10 @@ METRICS: dict[str, Metric] = {
 }
 
 
+Sink = Callable[[dict[str, Any]], object]
+"""Is told of each line too."""
+
+
 class MetricsWriter:
     """Appends lines to metrics.jsonl, each one on its way to disk before `write` returns.
 
@@ -90,7 +103,7 @@ class MetricsWriter:
     resumed run's file equals an uninterrupted one's (times and speeds apart). None keeps every complete line.
     """
 
-    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
+    def __init__(self, path: Path, keep_bytes: int | None = None, sinks: Sequence[Sink] = ()) -> None:
         """Raises ConfigError when the file cannot be opened or does not hold `keep_bytes` bytes of whole lines."""
         written = path.read_bytes() if path.exists() else b""
         keep = written.rfind(b"\n") + 1 if keep_bytes is None else keep_bytes
@@ -101,6 +114,7 @@ class MetricsWriter:
         except OSError as error:
             raise ConfigError(f"{path}: cannot write metrics ({error.strerror})") from None
         self._file.truncate(keep)
+        self._sinks = sinks
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line; non-finite floats become null. ValueError for a name nobody declared, or a lost counter."""
@@ -114,6 +128,8 @@ class MetricsWriter:
         plain = {name: _plain(value) for name, value in line.items()}
         self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
         self._file.flush()
+        for sink in self._sinks:
+            sink(plain)
 
     def sync(self) -> int:
         """The file's length in bytes, once that much is safely on disk: what a checkpoint stores as `keep_bytes`."""

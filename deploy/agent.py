@@ -20,10 +20,11 @@ from common.environments.make import make_env
 from common.environments.task_env import TaskEnv, TaskSpec
 from common.qt import QT
 from common.tdm import TDM
+from deploy.operations import update_flops
 from deploy.run_config import RunConfig, check_fits
 from learner.update import Learner, Part, QTLearner, TDMLearner
 from planner_service.planner import Planner
-from planner_service.policy import GreedyPolicy, MPCPolicy
+from planner_service.policy import GreedyPolicy, MPCPolicy, Policy
 
 
 def choose_device(name: str) -> torch.device:
@@ -64,7 +65,9 @@ def make_learner(config: RunConfig, spec: TaskSpec, device: torch.device) -> Lea
         parts.append(QTLearner(config.learner, make_qt(config, spec).to(device), config.discount))
     decisions = config.training.env_steps // spec.action_repeat - config.training.seed_decisions
     total_updates = max(1, round(decisions * config.training.update_ratio))
-    return Learner(config.learner, parts, device, total_updates, use_bfloat16(config, device))
+    learner = Learner(config.learner, parts, device, total_updates, use_bfloat16(config, device))
+    learner.flops = update_flops(config, spec.obs_dim, spec.action_dim, config.learner.batch_size)
+    return learner
 
 
 def make_policy(config: RunConfig, spec: TaskSpec, device: torch.device) -> MPCPolicy | GreedyPolicy:
@@ -99,11 +102,13 @@ class Agent:
         self.policy = make_policy(config, self.spec, self.device)
         self._eval_envs: list[TaskEnv] = []
 
-    def evaluate(self, episodes: int, should_stop: Callable[[], bool] = lambda: False) -> Evaluation:
-        """The current weights, in environments of their own."""
+    def evaluate(
+        self, episodes: int, should_stop: Callable[[], bool] = lambda: False, policy: Policy | None = None
+    ) -> Evaluation:
+        """The current weights, in environments of their own. policy: the agent's, seen from outside."""
         while len(self._eval_envs) < episodes:
             self._eval_envs.append(make_env(self.config.task, self.config.env))
-        return evaluate(self._eval_envs[:episodes], self.policy, self.config.seed, should_stop)
+        return evaluate(self._eval_envs[:episodes], policy or self.policy, self.config.seed, should_stop)
 
     def film(self, should_stop: Callable[[], bool] = lambda: False) -> list[Any]:
         """Frames of the first evaluation episode with the current weights. RenderError where nothing can draw."""

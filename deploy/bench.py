@@ -1,20 +1,19 @@
 """`make bench`: decision and update times as ratios to what this machine's matrix products reach, in one run.
 
-Utilisation = floating-point operations the algorithm needs / (measured time x measured fp32 or bf16 product rate of
-the same number of threads). Operations counted are multiply-adds (2 each) of matrix products only; a linear layer with
-W weights needs 2 W per token forward, and 4 W more backward. The formulas are `decision_flops` and `update_flops`.
+Utilisation = floating-point operations the algorithm needs (deploy/operations.py) / (measured time x measured fp32 or
+bf16 product rate of the same number of threads).
 
 With `--run RUN`: what each planner economy saves and costs with a trained run's networks.
-Without options the replay and the cluster are measured too (deploy/bench_replay.py, deploy/bench_cluster.py).
+Without options the replay, the cluster and what measuring costs are measured too: deploy/bench_replay.py,
+bench_cluster.py and bench_metrics.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,10 @@ from common.environments.task_env import TaskSpec
 from common.run_dir import RunDir
 from common.weights import Weights
 from deploy.agent import choose_device, make_learner, make_policy
+from deploy.operations import decision_flops, update_flops
 from deploy.run_config import RunConfig, preset_path
 from deploy.trained import TrainedAgent
+from learner.arithmetic import cpu_threads, product_rate, timings
 from planner_service.policy import MPCPolicy
 
 
@@ -79,147 +80,13 @@ def economies(elites: int) -> dict[str, dict[str, Any]]:
     }
 
 
-# --- operations needed ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Macs:
-    """Multiply-adds: of linear layers, and of attention's scores and weighted sums."""
-
-    linear: int = 0
-    attention: int = 0
-
-    def __add__(self, other: Macs) -> Macs:
-        return Macs(self.linear + other.linear, self.attention + other.attention)
-
-    def __rmul__(self, factor: int) -> Macs:
-        return Macs(factor * self.linear, factor * self.attention)
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations."""
-        return 2.0 * (self.linear + self.attention)
-
-
-def trunk_macs(dim: int, layers: int, tokens: int, read: int, pairs: int, read_pairs: int) -> Macs:
-    """One sequence: in all blocks but the last every token; there, keys and values of all, the rest of what is read.
-
-    A block has 12 D^2 weights, 2 D^2 of them for keys and values. pairs, read_pairs: query-key pairs in a block of the
-    first kind and in the last.
-    """
-    linear = (layers - 1) * tokens * 12 * dim**2 + tokens * 2 * dim**2 + read * 10 * dim**2
-    return Macs(linear, 2 * dim * ((layers - 1) * pairs + read_pairs))
-
-
-def head_macs(inputs: int, hidden: int, layers: int, outputs: int) -> Macs:
-    """A prediction head for one row."""
-    return Macs(inputs * hidden + (layers - 1) * hidden * hidden + hidden * outputs)
-
-
-def tdm_heads_macs(c: RunConfig, m: int) -> Macs:
-    """The TDM's state and reward heads for one step."""
-    t = c.tdm
-    return head_macs(t.embed_dim, t.head_dim, t.head_layers, m) + head_macs(t.embed_dim, t.head_dim, t.head_layers, 1)
-
-
-def qt_macs(c: RunConfig, m: int, tokens: int, attends: bool) -> Macs:
-    """The QT reading a state and tokens-1 actions, Q-values at each; attends=False: a token alone is its own value."""
-    d, layers = c.qt.embed_dim, c.qt.num_layers
-    weights = layers * (12 if attends else 10) * d**2 + 2 * (d * d + d * c.qt.bins)
-    pairs = tokens * (tokens + 1) // 2 if attends else 0
-    return Macs(m * d + tokens * weights, 2 * d * layers * pairs)
-
-
-def decision_macs(c: RunConfig, m: int, n: int, environments: int = 1) -> Macs:
-    """Algorithm 2 for E environments: sampled sequences in every iteration, proposed and kept ones once."""
-    p, t = c.planner, c.tdm
-    root = Macs(m * t.embed_dim) + trunk_macs(t.embed_dim, t.num_layers, 1, 1, 1, 1)
-    sequence = Macs()
-    for h in range(p.horizon):
-        # The first step adds N action tokens to the root's state token, a later one N+1 to the h (N+1) before it.
-        seen, tokens = (h * (n + 1), n + 1) if h else (1, n)
-        pairs = tokens * seen + tokens * (tokens + 1) // 2
-        sequence += trunk_macs(t.embed_dim, t.num_layers, tokens, 1, pairs, seen + tokens)
-        sequence += tdm_heads_macs(c, m) + Macs(m * t.embed_dim if h else 0)
-    choose = qt_macs(c, m, n, attends=n > 1)
-    value = choose if p.terminal_value == "greedy" else qt_macs(c, m, 1, attends=False)
-    sampled = sum(p.samples_at(i) for i in range(p.iterations)) + p.keep_elites
-    if c.agent == "tdm":
-        each = sampled * sequence
-    else:
-        each = sampled * (sequence + value) + p.qt_samples * (sequence + p.horizon * choose + value)
-    return environments * (root + each)
-
-
-def update_macs(c: RunConfig, m: int, n: int, batch: int) -> Macs:
-    """Eq. 8 forward and backward on B windows, Eq. 9 forward and backward on B * S states, two target passes."""
-    t, length = c.tdm, c.tdm.window
-    tokens = length * (n + 1)
-    read_pairs = (n + 1) * length * (length + 1) // 2
-    tdm = trunk_macs(t.embed_dim, t.num_layers, tokens, length, tokens * (tokens + 1) // 2, read_pairs)
-    # Backward costs twice the forward pass; but nobody asks for the gradient with respect to the observations.
-    tdm = 3 * (tdm + length * tdm_heads_macs(c, m)) + 2 * Macs(length * m * t.embed_dim)
-    online = qt_macs(c, m, n, attends=n > 1 or c.qt.dropout > 0)
-    qt = 3 * online + Macs(-m * c.qt.embed_dim) + qt_macs(c, m, 1, attends=False)
-    if n > 1:  # targets of all dimensions but the last, from the later dimensions of the same step
-        qt += qt_macs(c, m, n, attends=True)
-    per_window = tdm if c.agent != "qt" else Macs()
-    if c.agent != "tdm":
-        per_window += c.learner.qt.states_per_window * qt
-    return batch * per_window
-
-
-def decision_flops(c: RunConfig, m: int, n: int, environments: int = 1) -> float:
-    """Floating-point operations of one decision."""
-    return decision_macs(c, m, n, environments).flops
-
-
-def update_flops(c: RunConfig, m: int, n: int, batch: int) -> float:
-    """Floating-point operations of one update."""
-    return update_macs(c, m, n, batch).flops
-
-
 # --- time taken ----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """torch on that many CPU threads, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def product_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
-    """Floating-point operations per second of a large matrix product, best of several."""
-    size = 8192 if device.type != "cpu" else 1536 if dtype == torch.float32 else 512
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    with cpu_threads(threads):
-        return 2 * size**3 / min(timings(lambda: a @ b, device, repeats=10))
 
 
 def precisions(device: torch.device, threads: int) -> list[torch.dtype]:
     """bfloat16 only where it is faster: a CPU that emulates it has nothing to gain."""
     single, half = (product_rate(device, dtype, threads) for dtype in (torch.float32, torch.bfloat16))
     return [torch.float32, torch.bfloat16] if half > single else [torch.float32]
-
-
-def timings(action: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, after one that is not counted."""
-    action()
-    seconds = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return seconds
 
 
 def random_batch(c: RunConfig, m: int, n: int, batch: int) -> Batch:
@@ -401,10 +268,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if not options.only and not options.run:
         from deploy.bench_cluster import print_cluster  # not at the top: Ray takes a second to import
+        from deploy.bench_metrics import print_metrics
         from deploy.bench_replay import print_replay
 
         print_replay()
         print_cluster()
+        print_metrics()
     return 0
 
 

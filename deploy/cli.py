@@ -18,6 +18,7 @@ from common.config import ConfigError, load_config
 from common.run_dir import RunDir
 
 if TYPE_CHECKING:
+    from deploy.alone import Alone
     from deploy.run_config import RunConfig
 
 
@@ -60,6 +61,7 @@ def train(options: argparse.Namespace) -> None:
     from deploy.run_config import RunConfig, preset_path
 
     stop = StopWhen(options.max_minutes)
+    metrics = serve_metrics(options)
     if options.resume:
         names = ("preset", "task", "seed", "agent", "run_dir", "env_steps", "set")
         given = [name.replace("_", "-") for name in names if getattr(options, name) not in (None, [])]
@@ -86,6 +88,9 @@ def train(options: argparse.Namespace) -> None:
         start = lambda: new_run(config, run_dir)  # noqa: E731
     with run_dir.lock(), stop:
         run = start()
+        if metrics is not None:
+            c = run.config
+            run.measure(metrics.of_run(run_dir.path.name, c.seed, c.task, run_dir.path / "metrics-state"))
         print(f"{run.config.agent} on {run.config.task}, seed {run.config.seed}, {run.device}: {run_dir.path}")
         with Progress(run.config.training.env_steps, options.max_minutes) as progress:
             run.train(progress, lambda: stop.interrupted, stop.time_is_up)
@@ -96,6 +101,17 @@ def train(options: argparse.Namespace) -> None:
         else:
             print(plot_runs([run_dir.path], run_dir.curve_path))
             print(f"curve: {run_dir.curve_path}")
+
+
+def serve_metrics(options: argparse.Namespace) -> Alone | None:
+    """As asked for. ConfigError if that is not possible, before anything else is done."""
+    if options.metrics_port is None:
+        return None
+    from deploy.alone import Alone
+
+    metrics = Alone(options.metrics_host, options.metrics_port)
+    print(f"metrics: http://{options.metrics_host}:{options.metrics_port}/metrics")
+    return metrics
 
 
 def check_task(config: RunConfig) -> None:
@@ -132,7 +148,7 @@ def serve(options: argparse.Namespace) -> None:
     from deploy.serve import run
 
     o = options
-    run(o.run, o.set, o.host, o.port, o.token_file, o.tls_cert, o.tls_key, o.watch)
+    run(o.run, o.set, o.host, o.port, o.token_file, o.tls_cert, o.tls_key, o.watch, serve_metrics(options))
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -203,6 +219,19 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def port_number(text: str) -> int:
+    """argparse type: 1 to 65535."""
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a port, 1 to 65535")
+    return int(text)
+
+
+def add_metrics(p: argparse.ArgumentParser) -> None:
+    """Where this process serves its metrics."""
+    p.add_argument("--metrics-port", metavar="N", type=port_number, help="serve metrics to Prometheus: docs/metrics.md")
+    p.add_argument("--metrics-host", metavar="H", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong without repeating the usage."""
 
@@ -229,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", metavar="RUN", type=Path, help="go on with this run from its newest checkpoint")
     p.add_argument("--env-steps", metavar="N", type=positive_int, help="simulator steps to train for")
     p.add_argument("--max-minutes", metavar="X", type=positive_float, help="end cleanly after so long")
+    add_metrics(p)
 
     p = commands.add_parser("eval", help="evaluate a run's newest checkpoint")
     p.set_defaults(command=evaluate)
@@ -246,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--token-file", metavar="FILE", type=Path, help="what clients must say; default: $QTTDM_TOKEN")
     p.add_argument("--tls-cert", metavar="PEM", type=Path, help="encrypt, with this certificate")
     p.add_argument("--tls-key", metavar="PEM", type=Path, help="and this key")
+    add_metrics(p)
     p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as service.max_batch=16")
 
     p = commands.add_parser("plot", help="learning curves: mean, 95%% bootstrap interval and IQM over seeds")

@@ -47,7 +47,7 @@ from replay.shard import ShardConfig
 
 RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
 PING_EVERY = 5.0  # seconds between two heartbeats asked of each process
-FLUSH_SECONDS = 3.0  # for the processes to report their last counts, before they are ended
+FLUSH_SECONDS = 10.0  # at most, for the processes to report their last counts, before they are ended
 ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
 
 

@@ -112,18 +112,24 @@ class Exporter(Collector):
     """All processes of all runs. Any thread may use it."""
 
     def __init__(self, state: Path | None = None, clock: Callable[[], float] = time.time) -> None:
-        """state: a file of its own, whose folder must be there; it goes on from it. None: it forgets all in the end.
-
-        clock: Unix time.
-        """
-        self._state, self._clock = state, clock
+        """state: as for `keep_in`; None: it forgets all in the end. clock: Unix time."""
+        self._state: Path | None = None
+        self._clock = clock
         self._lock = threading.Lock()
         self._processes: dict[Identity, _Process] = {}
         self._ended: dict[tuple[str, str], float] = {}
         self._results = {"accepted": 0, "late": 0, "refused": 0}
         self._failures = 0
         self._started = self._saved = clock()
-        if state is not None and state.exists():
+        if state is not None:
+            self.keep_in(state)
+
+    def keep_in(self, state: Path) -> None:
+        """Go on from what is in that file, if it is there, and keep everything there; its folder must exist."""
+        with self._lock:
+            self._state = state
+            if not state.exists():
+                return
             try:
                 self._load(state.read_bytes())
             except (OSError, ValueError, TypeError, KeyError) as error:

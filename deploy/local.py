@@ -19,23 +19,30 @@ from typing import Any
 import msgpack
 import torch
 
+from actors.diagnosis import saturation, tell_evaluation
 from actors.episodes import Stopped, run_episodes
 from actors.evaluation import Evaluation
+from actors.measured import MeasuredPolicy
 from common.checkpoint import Checkpoint, CheckpointStore
 from common.config import ConfigError, dump_config, load_config
 from common.environments.rendering import RenderError
 from common.metrics import MetricsWriter
 from common.run_dir import RunDir
 from common.seeding import derive_seed
+from common.telemetry import Activities, MakeTelemetry, Telemetry
+from common.weights import Weights
 from deploy.agent import Agent, exploration, make_learner
 from deploy.progress import Progress
 from deploy.run_config import RunConfig
 from deploy.trained import newest_checkpoint
 from deploy.video import VideoError, write_video
+from learner.measure import TimeSpent, open_metrics, watch
 from learner.update import NonFiniteLossError
 from planner_service.policy import RandomPolicy
 from replay.buffer import Replay
 from replay.codec import decode, encode
+from replay.measure import watch as watch_replay
+from replay.shard import ShardStats
 
 
 @dataclass
@@ -62,7 +69,7 @@ class LocalRun:
 
     def __init__(self, config: RunConfig, run_dir: RunDir, checkpoint: Checkpoint | None = None) -> None:
         """A fresh run, or the continuation of one. ConfigError if the settings do not fit together or to the task."""
-        self.config, self.run_dir = config, run_dir
+        self.config, self.training, self.run_dir = config, config.training, run_dir
         self.agent = Agent(config)
         self.device, self.env, self.policy = self.agent.device, self.agent.env, self.agent.policy
         spec = self.agent.spec
@@ -88,12 +95,28 @@ class LocalRun:
                     f"{run_dir.path}: its checkpoint does not fit its settings ({reason}); undo the change to "
                     f"config.yaml"
                 ) from error
-        self._started = time.monotonic() - self.counters.wall_seconds
+        self._moved_at = time.monotonic()
+        self._started = self._moved_at - self.counters.wall_seconds
+        self.measure(Telemetry.silent)
 
     @cached_property
     def metrics(self) -> MetricsWriter:
         """Opened, and cut back to the checkpoint, by whoever writes first: looking at a run leaves its files alone."""
-        return MetricsWriter(self.run_dir.metrics_path, self._metrics_bytes)
+        return open_metrics(self.run_dir.metrics_path, self._metrics_bytes, self.learner.telemetry)
+
+    def measure(self, make_telemetry: MakeTelemetry) -> None:
+        """Have what the run does told to Prometheus, by the parts that it would have on a cluster. Before `train`."""
+        driver, actor, evaluator = (make_telemetry(part, 0) for part in ("driver", "actor", "evaluator"))
+        self.learner.telemetry = make_telemetry("learner", 0)
+        self._storing = make_telemetry("replay", 0)
+        self._spent = TimeSpent(self.learner.telemetry)
+        self._actor_spent = Activities(actor, "qttdm_actor_seconds_total", rest="waiting")
+        self._acting = MeasuredPolicy(self.policy, actor, self._actor_spent)
+        self._evaluating = MeasuredPolicy(self.policy, evaluator)
+        watch(self)
+        watch_replay(self, None, self._storing)
+        driver.set("qttdm_seed_state", 1.0, state="running")
+        driver.set("qttdm_run_info", 1.0, agent=self.config.agent)
 
     def train(
         self,
@@ -142,11 +165,48 @@ class LocalRun:
 
     def evaluate(self, episodes: int, should_stop: Callable[[], bool] = lambda: False) -> Evaluation:
         """The current weights, in environments of their own."""
-        self.policy.load(self.learner.weights())
-        return self.agent.evaluate(episodes, should_stop)
+        self._evaluating.load(self._snapshot())
+        result = self.agent.evaluate(episodes, should_stop, self._evaluating)
+        c = self.config
+        tell_evaluation(
+            self._evaluating.telemetry, self._evaluating, result.episodes, c.discount, c.learner.reward_scale
+        )
+        return result
+
+    def status(self) -> dict[str, Any]:
+        """Plain numbers of where the run is."""
+        now = time.monotonic()
+        return {
+            **asdict(self.counters),
+            "wall_seconds": now - self._started,
+            "seconds_since_progress": now - self._moved_at,
+            "version": self.policy.weights_version,
+        }
+
+    def stats(self) -> ShardStats:
+        """Of the replay, as if it were a cluster's only shard; it is on disk in checkpoints only."""
+        c, r = self.counters, self.replay
+        return ShardStats(
+            decisions=r.decisions,
+            episodes=r.num_episodes,
+            fill=r.fill,
+            inserted_decisions=c.decisions,
+            inserted_episodes=c.episodes,
+            inserted_env_steps=c.env_steps,
+            bytes_on_disk=0,
+            dropped_records=0,
+            duplicates=0,
+            sampled_batches=c.updates,
+            capacity=self.config.replay.capacity,
+            sampled_age=r.sampled_age,
+        )
 
     def save(self) -> None:
         """An atomic checkpoint of everything; at this point nothing is lost by a kill."""
+        with self._spent.on("saving"):
+            self._save()
+
+    def _save(self) -> None:
         c = self.counters
         c.checkpoints = c.env_steps // self.config.training.checkpoint_every
         self._tick()
@@ -175,17 +235,23 @@ class LocalRun:
             return
         started = time.monotonic()
         random = c.decisions < t.seed_decisions
-        policy = self.random_policy if random else self.policy
+        policy = self.random_policy if random else self._acting
         epsilon = 1.0 if random else exploration(self.config, c.env_steps)
-        policy.load(self.learner.weights())
+        with self._actor_spent.on("fetching"):
+            policy.load(self._snapshot())
         seed = derive_seed(self.config.seed, "episode", c.episodes)
         tell = self._telling(progress, f"collecting episode {c.episodes}", should_stop)
         try:
-            (episode,) = run_episodes([self.env], policy, [seed], epsilon, tell)
+            with self._spent.on("waiting_for_decisions"), self._actor_spent.on("simulating"):
+                (episode,) = run_episodes([self.env], policy, [seed], epsilon, tell)
         except Stopped:
             progress.note("the episode in flight is dropped; a resumed run collects it again")
             raise
-        self.replay.add(episode)
+        with self._actor_spent.on("storing"), self._storing.timed("qttdm_replay_insert_seconds"):
+            self.replay.add(episode)
+        self._acting.telemetry.inc("qttdm_acted_episodes_total")
+        self._acting.telemetry.set("qttdm_action_saturation_ratio", saturation(episode.actions))
+        self._moved_at = time.monotonic()
         c.env_steps += episode.env_steps
         c.decisions += episode.decisions
         c.episodes += 1
@@ -217,7 +283,11 @@ class LocalRun:
         while c.owed >= 1:
             started, first = time.monotonic(), c.updates
             while c.owed >= 1 and c.updates - first < t.log_every:
-                self.learner.update(self.replay.sample(self.config.learner.batch_size))
+                with self._spent.on("waiting_for_batches"), self._storing.timed("qttdm_replay_sample_seconds"):
+                    batch = self.replay.sample(self.config.learner.batch_size)
+                with self._spent.on("updating"):
+                    self.learner.update(batch)
+                self._moved_at = time.monotonic()
                 c.updates += 1
                 c.owed -= 1
                 progress.doing(f"learning: update {c.updates}, {c.owed:.0f} to go")
@@ -226,7 +296,8 @@ class LocalRun:
             losses = self.learner.drain()
             if losses:
                 speed = (c.updates - first) / (time.monotonic() - started)
-                self._report(progress, "update", **losses, **self.learner.learning_rates(), updates_per_second=speed)
+                values = losses | self.learner.target_drift() | self.learner.learning_rates()
+                self._report(progress, "update", **values, updates_per_second=speed)
             if stop:
                 raise Stopped
 
@@ -234,7 +305,8 @@ class LocalRun:
         """The evaluation that is due: mean over `eval_episodes` episodes."""
         c, started = self.counters, time.monotonic()
         tell = self._telling(progress, "evaluating", should_stop)
-        result = self.evaluate(self.config.training.eval_episodes, tell)
+        with self._evaluating.telemetry.timed("qttdm_evaluation_seconds"):
+            result = self.evaluate(self.config.training.eval_episodes, tell)
         c.evaluations = c.env_steps // self.config.training.eval_every
         c.evaluated_updates = c.updates
         self._report(
@@ -263,6 +335,11 @@ class LocalRun:
         if kind == "eval":  # the display shows evaluations apart from training returns
             values = {}
         progress.update(**counters, **values)
+
+    def _snapshot(self) -> Weights:
+        """What acts from now on."""
+        with self._spent.on("publishing"):
+            return self.learner.weights()
 
     def _tick(self) -> None:
         self.counters.wall_seconds = time.monotonic() - self._started

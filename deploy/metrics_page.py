@@ -23,6 +23,10 @@ seconds.
 - A histogram whose lowest bound is negative has no `_sum`: it could fall, which Prometheus takes for a restart.
 - A **gauge** is served while its process reports, and for 30 s after; a *lasting* one also later.
 - Metrics of processes that ended in good order are served for an hour, of others for a day.
+- A run on one machine (`qttdm train --metrics-port N`) is one process; its parts report as those of a cluster would.
+  What was counted is kept in its directory, so that `--resume` counts on. `qttdm serve --metrics-port N` is a planner.
+  If the port is taken neither starts: one line, exit status 2. Both listen on 127.0.0.1 unless `--metrics-host` is
+  given.
 - Evaluations and models are in the agent's own unit: "scaled" rewards and returns are times `learner.reward_scale`,
   and returns with that are discounted.
 """

@@ -20,6 +20,8 @@ from pydantic import Field
 
 from common.checkpoint import CheckpointError
 from common.config import Config, ConfigError, merge, parse_overrides, validate
+from common.telemetry import Telemetry
+from deploy.alone import Alone
 from deploy.trained import TrainedAgent
 from planner_service.server import Server, ServerConfig
 from planner_service.service import PlannerService, ServiceConfig
@@ -86,10 +88,15 @@ def describe(agent: TrainedAgent) -> dict[str, Any]:
 
 
 async def serve(
-    agent: TrainedAgent, config: ServeConfig, token: str | None, tls: ssl.SSLContext | None, watch: bool
+    agent: TrainedAgent,
+    config: ServeConfig,
+    token: str | None,
+    tls: ssl.SSLContext | None,
+    watch: bool,
+    telemetry: Telemetry | None = None,
 ) -> bool:
     """Until SIGTERM or Ctrl-C. True if everybody who had asked by then was answered."""
-    service = PlannerService(config.service, agent.policy, agent.spec.obs_dim)
+    service = PlannerService(config.service, agent.policy, agent.spec.obs_dim, telemetry)
     server = Server(config.server, service, describe(agent), token, tls)
     first = agent.policy.start(0, 0.0)
     agent.policy.decide([first], np.zeros((1, agent.spec.obs_dim), np.float32))  # the slow first one is nobody's
@@ -130,6 +137,7 @@ def run(
     certificate: Path | None,
     key: Path | None,
     watch: bool,
+    metrics: Alone | None = None,
 ) -> None:
     """Serve until told to stop. ConfigError if it cannot begin."""
     config, run_settings = split_settings(settings, host, port)
@@ -137,6 +145,9 @@ def run(
     agent = TrainedAgent(path, run_settings)
     if watch and agent.run_dir.path != path:
         raise ConfigError(f"{path}: --watch follows a run, and this is one of its checkpoints")
-    if not asyncio.run(serve(agent, config, token, tls, watch)):
+    telemetry = None
+    if metrics is not None:
+        telemetry = metrics.of_run(agent.run_dir.path.name, agent.config.seed, agent.config.task)("planner", 0)
+    if not asyncio.run(serve(agent, config, token, tls, watch, telemetry)):
         print(f"gave up on unanswered calls after {config.server.stop_timeout_s:g} s", file=sys.stderr, flush=True)
         os._exit(1)  # planning goes on in its thread, and leaving in the usual way would wait for it

@@ -25,9 +25,9 @@ from common.batch import Batch
 from common.checkpoint import Checkpoint, CheckpointStore
 from common.config import ConfigError
 from common.events import EventLog
-from common.metrics import MetricsWriter
 from common.run_dir import RunDir
 from common.weights import Weights, updates_of
+from learner.measure import TimeSpent, open_metrics
 from learner.schedule import TrainingConfig
 from learner.update import Learner, NonFiniteLossError
 from replay.limiter import Pace
@@ -85,19 +85,6 @@ class Ticket:
     """newest published weights"""
 
 
-@dataclass
-class TimeSpent:
-    """Where the learner's seconds went since its start."""
-
-    waiting_for_decisions: float = 0.0
-    """the pace allowed no update"""
-    waiting_for_batches: float = 0.0
-    """the pace allowed one, the batch was not there"""
-    updating: float = 0.0
-    publishing: float = 0.0
-    saving: float = 0.0
-
-
 class LearningLoop:
     """`run()` until the run's end; `ticket()` and `status()` may be called from other threads meanwhile."""
 
@@ -126,7 +113,8 @@ class LearningLoop:
         self.events = EventLog(run_dir.events_path, "learner")
         self.store = CheckpointStore(run_dir.checkpoints_dir, training.keep_checkpoints)
         self.counters, self.cursors = Counters(), [0] * shards
-        self.spent = TimeSpent()
+        self.telemetry = learner.telemetry
+        self.spent = TimeSpent(self.telemetry)
         self.version = -1
         self.finished = False
         self.newest: dict[str, Any] = {}
@@ -140,12 +128,12 @@ class LearningLoop:
         self._stop = threading.Event()
         checkpoint = self.store.load_latest()
         metrics_bytes = self._load(checkpoint) if checkpoint is not None else 0
-        self.metrics = MetricsWriter(run_dir.metrics_path, metrics_bytes)
+        self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
         self._opened = self._moved_at = self._complained_at = self._logged_at = time.monotonic()
         self._heard_at = 0.0
         self._started = self._opened - self.counters.wall_seconds
         self._first_updates = self._logged_updates = learner.updates
-        self._logged_decisions, self._logged_spent = self.counters.decisions, asdict(self.spent)
+        self._logged_decisions, self._logged_spent = self.counters.decisions, dict(self.spent.seconds)
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Literal["finished", "stopped"]:
         """Until `env_steps` are collected and their updates made, or `stop()`. Ends with a checkpoint.
@@ -223,7 +211,7 @@ class LearningLoop:
             "waiting": self.pace.waiting_for(),
             "version": self.version,
             "seconds": now - self._opened,
-            "spent": asdict(self.spent),
+            "spent": dict(self.spent.seconds),
             "seconds_since_progress": now - self._moved_at,
             "finished": self.finished,
         }
@@ -260,7 +248,7 @@ class LearningLoop:
         try:
             return self.replay.news(self.cursors)
         except TimeoutError as error:
-            self.events.write(str(error))
+            self._late(error)
             return []
 
     def _count(self, episode: StoredEpisode) -> None:
@@ -288,19 +276,18 @@ class LearningLoop:
 
     def _update(self) -> None:
         """Algorithm 1, lines 3-14, once; what is due by the number of updates."""
-        started = time.monotonic()
         try:
-            batch = self.learner.stage(self.replay.next())
+            with self.spent.on("waiting_for_batches"):
+                batch = self.replay.next()
         except TimeoutError as error:
-            self.events.write(str(error))
+            self._late(error)
             return
-        finally:
-            sampled = time.monotonic()
-            self.spent.waiting_for_batches += sampled - started
-        self.learner.update_staged(batch)
+        with self.spent.on("copying"):
+            staged = self.learner.stage(batch)
+        with self.spent.on("updating"):
+            self.learner.update_staged(staged)
         self.pace.sampled()
         self._moved_at = time.monotonic()
-        self.spent.updating += self._moved_at - sampled
         if self.learner.updates % self.publish_every == 0:
             self._publish()
         if self.learner.updates % self.training.log_every == 0:
@@ -309,19 +296,18 @@ class LearningLoop:
     def _wait(self, reason: str) -> None:
         """A moment in which there is nothing to do; after a while without progress the reason goes to events.log."""
         started = time.monotonic()
-        time.sleep(IDLE_SLEEP)
-        self.spent.waiting_for_decisions += time.monotonic() - started
+        with self.spent.on("waiting_for_decisions"):
+            time.sleep(IDLE_SLEEP)
         if started - max(self._moved_at, self._complained_at) > self.timeout_seconds:
             self._complained_at = started
             self.events.write(f"{reason}, for {started - self._moved_at:.0f} s")
 
     def _publish(self) -> None:
         """A snapshot for everyone who plans."""
-        started = time.monotonic()
-        weights = self.learner.weights()
-        self._publish_weights(weights)
+        with self.spent.on("publishing"):
+            weights = self.learner.weights()
+            self._publish_weights(weights)
         self.version = weights.version
-        self.spent.publishing += time.monotonic() - started
 
     def _evaluate(self) -> None:
         """Hand in the evaluations whose time has come, and write down those that have ended."""
@@ -367,7 +353,7 @@ class LearningLoop:
     def _log(self) -> None:
         """An `update` line: the losses since the last one, and where the time went."""
         losses = self.learner.drain()
-        now, spent = time.monotonic(), asdict(self.spent)
+        now, spent = time.monotonic(), dict(self.spent.seconds)
         passed = max(1e-9, now - self._logged_at)
         rates = {
             "updates_per_second": (self.learner.updates - self._logged_updates) / passed,
@@ -377,12 +363,15 @@ class LearningLoop:
         self._logged_at, self._logged_updates = now, self.learner.updates
         self._logged_decisions, self._logged_spent = self.counters.decisions, spent
         if losses:
-            self._report("update", **losses, **self.learner.learning_rates(), **rates)
+            self._report("update", **losses, **self.learner.target_drift(), **self.learner.learning_rates(), **rates)
 
     def _save(self) -> None:
         """An atomic checkpoint. The replay is not in it: shards keep theirs, and the cursors say how much counts."""
         self._log()
-        started = time.monotonic()
+        with self.spent.on("saving"):
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
         c = self.counters
         c.checkpoints = c.env_steps // self.training.checkpoint_every
         c.wall_seconds = self._wall_seconds()
@@ -399,7 +388,6 @@ class LearningLoop:
         # What is being evaluated goes with it: whoever goes on from here has it evaluated again.
         blobs = {f"weights-{w.version}": w.values.tobytes() for _, w in self._handed_in.values()}
         self.store.save(c.env_steps, self.learner.state(), meta, blobs)
-        self.spent.saving += time.monotonic() - started
 
     def _load(self, checkpoint: Checkpoint) -> int:
         """Undo `_save`; returns how many bytes of metrics belong to it."""
@@ -434,11 +422,17 @@ class LearningLoop:
                 f"have had {held}; bring back the replay/ folder that belongs to it, or train anew"
             )
 
+    def _late(self, error: TimeoutError) -> None:
+        """Someone did not answer in time."""
+        self.telemetry.inc("qttdm_failures_total", kind="timeout")
+        self.events.write(str(error))
+
     def _until_wanted(self) -> float:
         """Seconds until an actor that has to wait may hope for a ticket, by the speed of the updates."""
         updates = max(1, self.learner.updates - self._first_updates)
         excess = self.pace.owed - self.pace.config.lead + 1
-        seconds = excess * (self.spent.updating + self.spent.waiting_for_batches) / updates
+        spent = self.spent.seconds
+        seconds = excess * (spent["waiting_for_batches"] + spent["copying"] + spent["updating"]) / updates
         return min(1.0, max(0.005, seconds))
 
     def _counts(self) -> dict[str, Any]:

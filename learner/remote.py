@@ -21,6 +21,7 @@ from common.telemetry import MakeTelemetry, Telemetry
 from common.watchdog import Watchdog
 from common.weights import Weights
 from learner.loop import LearningLoop, Ticket
+from learner.measure import watch
 from learner.schedule import TrainingConfig
 from learner.update import Learner
 from replay.limiter import Pace
@@ -72,11 +73,12 @@ class LearnerActor:
         if watchdog.found:
             self.telemetry.inc("qttdm_failures_total", kind="hung")
         learner = s.make_learner()
-        learner.generation = next_generation(s.run_dir)
+        learner.generation, learner.telemetry = next_generation(s.run_dir), self.telemetry
+        replay = s.make_replay(self.shards)
         self.loop = LearningLoop(
             training=s.training,
             learner=learner,
-            replay=s.make_replay(self.shards),
+            replay=replay,
             pace=s.make_pace(),
             run_dir=RunDir(s.run_dir),
             publish_every=s.publish_every,
@@ -86,6 +88,8 @@ class LearnerActor:
             shards=len(self.shards),
             timeout_seconds=s.timeout_seconds,
         )
+        watch(self.loop)
+        self.telemetry.before_report(lambda: self._measure(replay))
         if self.stopped:
             self.loop.stop()
         with watchdog:
@@ -117,6 +121,16 @@ class LearnerActor:
         self.stopped = True
         if self.loop is not None:
             self.loop.stop()
+
+    def _measure(self, replay: RemoteReplay) -> None:
+        """Before each report."""
+        in_flight = {
+            "batches": replay.under_way,
+            "evaluations": self.evaluations.under_way,
+            "weights": self.broadcast.under_way,
+        }
+        for call, number in in_flight.items():
+            self.telemetry.set("qttdm_calls_in_flight", number, call=call)
 
     def flush(self) -> None:
         """Report what was measured; asked when the run ends."""
@@ -153,6 +167,12 @@ class Broadcast:
             take = handle.take.options(max_task_retries=0)
             self.answers[name] = take.remote(reference, weights.version, weights.checksum)
 
+    @property
+    def under_way(self) -> int:
+        """Snapshots sent that have not been taken yet."""
+        answers = list(self.answers.values())
+        return len(ray.wait(answers, num_returns=len(answers), timeout=0)[1]) if answers else 0
+
     def _handle(self, name: str) -> Any:
         """The actor of that name, None if it does not exist yet. A handle outlives restarts."""
         if name not in self._handles:
@@ -175,6 +195,11 @@ class RemoteEvaluations:
         reference = ray.put(weights.values)
         answer = self.evaluator.evaluate.remote(reference, weights.version, weights.checksum)
         self._under_way[answer] = key
+
+    @property
+    def under_way(self) -> int:
+        """Evaluations that have no result yet."""
+        return len(self._under_way)
 
     def results(self) -> list[tuple[int, list[float], float | None, float]]:
         """As EvaluationDesk. Raises what the evaluator raised."""

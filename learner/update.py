@@ -21,8 +21,10 @@ from common.batch import Batch
 from common.config import Config
 from common.qt import QT
 from common.tdm import TDM
+from common.telemetry import Telemetry
 from common.weights import Weights, version_of
 from learner.losses import dynamics_loss, masked_mean, q_loss
+from learner.stopwatch import Stopwatch
 from learner.targets import bellman_targets, n_step_returns
 
 
@@ -201,7 +203,8 @@ class QTLearner:
         self.updates = 0
         self.loss = torch.compile(self._loss) if config.compile else self._loss
 
-    def _loss(self, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(self, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what else there is to know of the batch."""
         c, s = self.config, self.config.states_per_window
         returns, weight, index = n_step_returns(
             batch["rewards"], batch["mask"], batch["terminated"], s, c.n_step, self.discount
@@ -225,21 +228,22 @@ class QTLearner:
         q = self.network(observations, taken_before)
         mask = batch["mask"][:, :s].flatten()
         loss, taken = q_loss(q, bins, targets, mask, c.conservative_weight)
-        return loss, masked_mean(taken.detach().mean(dim=(0, 2)), mask), masked_mean(targets.mean(dim=1), mask)
+        taken = taken.detach().mean(dim=0)  # [B * S, N]
+        return loss, {
+            "q_mean": masked_mean(taken.mean(dim=1), mask),
+            "q_max": taken.masked_fill(~mask.unsqueeze(1), -torch.inf).max(),
+            "q_target_mean": masked_mean(targets.mean(dim=1), mask),
+            "replayed_return": masked_mean(batch["returns_to_go"][:, :s].flatten(), mask),
+        }
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """One step on the leading states of a batch of windows; metrics stay on the device."""
-        loss, q_mean, target_mean = self.loss(batch)
+        loss, values = self.loss(batch)
         norm = self.optimizer.step(loss, progress)
         self.updates += 1
         if self.updates % self.config.ema_every == 0:
             self._follow()
-        return {
-            "loss_q": loss.detach(),
-            "grad_norm_qt": norm,
-            "q_mean": q_mean,
-            "q_target_mean": target_mean,
-        }
+        return {"loss_q": loss.detach(), "grad_norm_qt": norm, **values}
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -247,6 +251,15 @@ class QTLearner:
         torch._foreach_lerp_(
             list(self.target.parameters()), list(self.network.parameters()), self.config.ema_coefficient
         )
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        """Distance of the target from the network, over the network's norm. Waits for the device."""
+        parameters: list[Tensor] = [*self.network.parameters()]
+        target: list[Tensor] = [*self.target.parameters()]
+        apart = torch._foreach_sub(parameters, target)
+        distance, norm = (torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (apart, parameters))
+        return float(distance / norm)
 
     def state(self) -> dict[str, Tensor]:
         """Parameters, target, optimiser and the count that paces the target."""
@@ -278,8 +291,13 @@ class Learner:
         self.updates = 0
         self.generation = 0
         """which start of the run's learner this is; weights of a later one have higher versions"""
+        self.flops = 0.0
+        """floating-point operations that an update needs, where someone has counted them"""
+        self.telemetry = Telemetry.silent("learner")
         self._pending: list[dict[str, Tensor]] = []
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copying = Stopwatch(device, lambda seconds: self._took("copy", seconds), self._copies)
+        self._computing = Stopwatch(device, lambda seconds: self._took("compute", seconds))
 
     def update(self, batch: Batch) -> None:
         """One update of every part."""
@@ -288,10 +306,10 @@ class Learner:
     def stage(self, batch: Batch) -> Tensors:
         """Begin to copy a batch to the device; on a GPU that runs beside the updates under way."""
         tensors = {name: torch.from_numpy(array) for name, array in vars(batch).items()}
-        if self._copies is not None:
-            with torch.cuda.stream(self._copies):  # pinned memory: the copy does not hold up this thread either
-                tensors = {name: t.pin_memory().to(self.device, non_blocking=True) for name, t in tensors.items()}
-        return tensors
+        if self._copies is not None:  # out of pinned memory the copy does not hold up this thread either
+            tensors = {name: t.pin_memory() for name, t in tensors.items()}
+        with torch.cuda.stream(self._copies), self._copying.lap():
+            return {name: t.to(self.device, non_blocking=True) for name, t in tensors.items()}
 
     def update_staged(self, batch: Tensors) -> None:
         """One update of every part on what `stage` returned."""
@@ -305,7 +323,7 @@ class Learner:
             on_device[name] = batch[name] * self.config.reward_scale
         progress = self.updates / self.total_updates
         metrics: dict[str, Tensor] = {}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16), self._computing.lap():
             for part in self.parts:
                 metrics |= part.update(on_device, progress)
         self.updates += 1
@@ -333,6 +351,11 @@ class Learner:
         progress = self.updates / self.total_updates
         return {f"lr_{part.name}": part.optimizer.learning_rate(progress) for part in self.parts}
 
+    def target_drift(self) -> dict[str, float]:
+        """`target_drift`, QTLearner.drift as of now; {} if there is no target."""
+        drifts = [part.drift() for part in self.parts if isinstance(part, QTLearner)]
+        return {"target_drift": drifts[0]} if drifts else {}
+
     def weights(self) -> Weights:
         """What policies need, as of now."""
         return Weights.of(self.networks, version_of(self.generation, self.updates))
@@ -355,6 +378,9 @@ class Learner:
             torch.cuda.set_rng_state(state["rng.cuda"], self.device)
         for part in self.parts:
             part.load_state(under(part.name, state))
+
+    def _took(self, part: str, seconds: float) -> None:
+        self.telemetry.observe("qttdm_update_seconds", seconds, part=part)
 
 
 def prefixed(name: str, tensors: Tensors) -> dict[str, Tensor]:

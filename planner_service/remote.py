@@ -50,7 +50,7 @@ class PlannerActor:
         self.telemetry = settings.telemetry("planner", index)
         self.learner = ray.get_actor(learner)
         torch.set_num_threads(settings.threads)
-        self.service = PlannerService(settings.service, settings.make_policy(), settings.obs_dim)
+        self.service = PlannerService(settings.service, settings.make_policy(), settings.obs_dim, self.telemetry)
 
     async def begin(self, seeds: list[int], exploration: float) -> list[int] | Refusal:
         """Numbers of the episodes begun. `busy` until there are weights: nobody acts on a fresh network."""

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Literal
 
@@ -24,7 +25,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from common.config import Config
-from common.weights import Weights
+from common.gpu import watch_gpu
+from common.telemetry import Telemetry
+from common.weights import Weights, updates_of
+from planner_service.measure import tell_plan
 from planner_service.messages import Answer, Refusal, Request, ServiceError
 from planner_service.policy import Decisions, EpisodeState, GreedyPolicy, MPCPolicy
 
@@ -118,8 +122,16 @@ class _Planned:
 class PlannerService:
     """Episodes, the queue and its batches, around one policy."""
 
-    def __init__(self, config: ServiceConfig, policy: MPCPolicy | GreedyPolicy, obs_dim: int) -> None:
+    def __init__(
+        self,
+        config: ServiceConfig,
+        policy: MPCPolicy | GreedyPolicy,
+        obs_dim: int,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """telemetry: a planner's; None: nothing is told."""
         self.config, self.policy, self.obs_dim = config, policy, obs_dim
+        self.telemetry = telemetry or Telemetry.silent("planner")
         self._episodes: dict[int, _Episode] = {}
         self._numbers = count(1)
         self._queue: deque[_Waiting] = deque()
@@ -130,6 +142,8 @@ class PlannerService:
         self._stopping = False
         self._counts: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
+        self.telemetry.before_report(self._measure)
+        self.telemetry.before_report(partial(watch_gpu, self.telemetry, policy.device))
 
     async def begin(self, seeds: Sequence[int], exploration: float = 0.0) -> list[int]:
         """Start one episode for each seed, exploration in [0, 1]; returns their numbers.
@@ -165,7 +179,7 @@ class PlannerService:
 
     async def load(self, weights: Weights) -> None:
         """New network weights for the batches to come. ValueError if they do not fit; the old ones stay."""
-        await asyncio.get_running_loop().run_in_executor(self._planner, self.policy.load, weights)
+        await asyncio.get_running_loop().run_in_executor(self._planner, self._load, weights)
 
     async def status(self) -> ServiceStatus:
         """For health checks and monitoring."""
@@ -232,10 +246,14 @@ class PlannerService:
             episode.step += 1
             episode.last = outcome
             self._counts["answers"] += 1
+            self.telemetry.inc("qttdm_service_requests_total", outcome="answered_late" if outcome.late else "answered")
+            self.telemetry.observe("qttdm_decision_seconds", 1e-3 * outcome.queue_ms, stage="queue")
+            self.telemetry.observe("qttdm_decision_seconds", time.monotonic() - waiting.arrived, stage="total")
         waiting.outcome.set_result(outcome)
 
     def _refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
         self._refused[code] += 1
+        self.telemetry.inc("qttdm_service_requests_total", outcome=code)
         return Refusal(code, message, retry_ms)
 
     # --- batches ---
@@ -279,6 +297,8 @@ class PlannerService:
 
     async def _decide(self, batch: list[_Waiting]) -> None:
         """Answer a batch."""
+        self.telemetry.observe("qttdm_service_batch_size", len(batch))
+        self.telemetry.observe("qttdm_service_batch_wait_seconds", time.monotonic() - batch[0].arrived)
         deadline = min(w.deadline for w in batch if w.deadline is not None) if batch[0].timed else None
         states = [w.episode.state for w in batch]
         observations = np.stack([w.request.observation for w in batch])  # [E, M]
@@ -292,6 +312,9 @@ class PlannerService:
         self._plan_seconds = planned.ended - planned.began
         self._counts["batches"] += 1
         d = planned.decisions
+        self.telemetry.observe("qttdm_decision_seconds", self._plan_seconds, stage="plan")
+        self.telemetry.inc("qttdm_acted_total", len(batch))
+        tell_plan(self.telemetry, d)
         for w, action, value, finite in zip(batch, d.actions, d.values, d.finite, strict=True):
             if not finite:
                 self._resolve(w, self._refuse("failed", "the plan for this observation is not finite"))
@@ -316,6 +339,17 @@ class PlannerService:
             if not finite:
                 state.plan = plan  # a warm start that is not finite would spoil all that follows
         return _Planned(decisions, self.policy.weights_version, began, time.monotonic())
+
+    def _load(self, weights: Weights) -> None:
+        """In the planner's thread."""
+        with self.telemetry.timed("qttdm_weights_apply_seconds"):
+            self.policy.load(weights)
+
+    def _measure(self) -> None:
+        """Before each report."""
+        self.telemetry.set("qttdm_service_queue_length", len(self._queue))
+        self.telemetry.set("qttdm_service_episodes", len(self._episodes))
+        self.telemetry.set("qttdm_weights_updates", updates_of(self.policy.weights_version))
 
 
 def observation_problem(observation: np.ndarray, obs_dim: int) -> str | None:

@@ -164,6 +164,11 @@ class RemoteReplay:
                 self._arrived.append([Batch(*arrays) for arrays in parts if arrays])
         return merge(self._arrived.popleft())
 
+    @property
+    def under_way(self) -> int:
+        """Batches asked for that have not come yet."""
+        return self.per_request * len(self._under_way)
+
     def state(self) -> str:
         """The random state that decides how many windows the next batches have from each shard."""
         return json.dumps(self._rng.bit_generator.state)

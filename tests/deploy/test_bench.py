@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.environments.task_env import TaskSpec
 from common.run_dir import RunDir
-from deploy import bench
+from deploy import bench, operations
 from deploy.agent import make_learner, make_policy
 from deploy.local import new_run
+from learner.arithmetic import cpu_threads
 from planner_service.planner import Planner
 from tests.fakes import tiny_config
 
@@ -61,7 +62,7 @@ def test_operations_of_a_decision(action_dim, override):
     policy.begin([0, 1], 1.0)
     with torch.no_grad():
         got = counted(lambda: policy.act(np.zeros((2, 3), np.float32)))
-    compare(got, bench.decision_macs(c, 3, action_dim, environments=2))
+    compare(got, operations.decision_macs(c, 3, action_dim, environments=2))
 
 
 @pytest.mark.parametrize("action_dim", [1, 2, 3])
@@ -70,7 +71,7 @@ def test_operations_of_an_update(action_dim, override):
     c = tiny_config(*LAYERS, override)
     learner = make_learner(c, TaskSpec(3, action_dim, 8, 80, terminates=False, has_success=False), CPU)
     batch = bench.random_batch(c, 3, action_dim, 8)
-    compare(counted(lambda: learner.update(batch)), bench.update_macs(c, 3, action_dim, 8))
+    compare(counted(lambda: learner.update(batch)), operations.update_macs(c, 3, action_dim, 8))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_shape_runs_on_its_presets_threads_and_is_held_against_as_many(argumen
     monkeypatch.setattr(bench, "product_rate", lambda device, dtype, threads: measured.append(threads) or 1e9)
     monkeypatch.setattr(bench, "time_decision", lambda *_: used.append(torch.get_num_threads()) or 1.0)
     monkeypatch.setattr(bench, "time_update", lambda *_: used.append(torch.get_num_threads()) or 1.0)
-    with bench.cpu_threads(3):
+    with cpu_threads(3):
         assert bench.main(["--device", "cpu", "--only", "laptop", *arguments]) == 0
         assert torch.get_num_threads() == 3
     assert set(measured) == set(used) == {want}

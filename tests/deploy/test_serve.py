@@ -45,13 +45,16 @@ def trained(tmp_path_factory):
 
 
 @contextmanager
-def serving(*arguments, **environment):
-    """`qttdm serve` in a process of its own, on a port of its own; killed at the end if it still runs."""
+def serving(*arguments, greetings=1, **environment):
+    """`qttdm serve` in a process of its own, on a port of its own; killed at the end if it still runs.
+
+    greetings: lines that it begins with, of which the last says the port.
+    """
     command = [sys.executable, "-m", "deploy.cli", "serve", *map(str, arguments), "--port", "0"]
     own = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     child = subprocess.Popen(command, env=own, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        child.greeting = child.stdout.readline()
+        child.greeting = [child.stdout.readline() for _ in range(greetings)][-1]
         child.port = int(re.search(r" port (\d+)$", child.greeting).group(1))
         yield child
     finally:

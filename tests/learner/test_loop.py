@@ -17,6 +17,7 @@ from common.config import ConfigError
 from common.episode import Episode
 from common.metrics import read_metrics
 from common.run_dir import RunDir
+from common.telemetry import Telemetry
 from common.weights import GENERATION, Weights, updates_of, version_of
 from deploy.agent import make_learner
 from learner.loop import LearningLoop, Ticket
@@ -118,12 +119,13 @@ class Seed:
         self.boot = "first"
         self.pay = 1.0
 
-    def loop(self, shards: int | None = None) -> LearningLoop:
+    def loop(self, shards: int | None = None, telemetry: Telemetry | None = None) -> LearningLoop:
         """A learner's process starts."""
         self.generation += 1
         torch.manual_seed(0)
         learner_ = make_learner(CONFIG, point_env(10, 2).task_spec, torch.device("cpu"))
         learner_.generation = self.generation
+        learner_.telemetry = telemetry or learner_.telemetry
         settings = {"env_steps": 100, "eval_every": 30, "checkpoint_every": 1000, "log_every": 7}
         return LearningLoop(
             training=TrainingConfig(
@@ -588,7 +590,7 @@ class TestWaiting:
     def test_for_decisions_is_complained_about(self, seed):
         seed.timeout_seconds = 0.05
         loop = seed.loop()
-        loop.run(lambda: loop.stop() if loop.spent.waiting_for_decisions > 0.13 else None)
+        loop.run(lambda: loop.stop() if loop.spent.seconds["waiting_for_decisions"] > 0.13 else None)
         lines = seed.events.splitlines()
         assert 1 <= len(lines) <= 3  # once every so often, not at every look
         assert "learner: the learner waits for 11 more decisions (0 so far), for 0 s" in lines[0]

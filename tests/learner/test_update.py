@@ -109,7 +109,8 @@ def test_losses_reproduce_the_golden_ones():
     )
     for want in GOLDEN["metrics"]:
         learner.update(make_batch(seed=GOLDEN["seed"]))
-        assert learner.drain() == pytest.approx(want, rel=1e-4)
+        got = learner.drain()
+        assert {name: got[name] for name in want} == pytest.approx(want, rel=1e-4)
 
 
 def test_it_overfits_one_batch():
@@ -294,6 +295,41 @@ def test_drain_gives_means_and_forgets():
     assert set(together) == set(metrics[0])
     for name, value in together.items():
         assert value == pytest.approx(np.mean([row[name] for row in metrics]), rel=1e-5), name
+
+
+def test_q_is_compared_with_what_followed():
+    """Against the slow way: Q of the bins taken, both heads' mean; the largest of the states that are there."""
+    batch = make_batch()
+    batch.mask[1, 1:] = False
+    batch.returns_to_go[1, 1] = 1e6  # padding
+    learner = make_learner(dropout=0.0, awake=True, reward_scale=0.5, qt=QTLearnerConfig(states_per_window=2))
+    qt, want = part(learner, "qt").network, []
+    for window in range(len(batch.rewards)):
+        for step in range(2):
+            if batch.mask[window, step]:
+                bins = qt.tokenizer.encode(torch.from_numpy(batch.actions[window, step]))[None]  # [1, N]
+                q = qt(torch.from_numpy(batch.observations[window, step])[None], bins[:, :-1]).detach()  # [2, 1, N, K]
+                taken = [float(q[:, 0, n, bins[0, n]].mean()) for n in range(N)]
+                want.append((taken, 0.5 * float(batch.returns_to_go[window, step])))
+    learner.update(batch)
+    got = learner.drain()
+    assert got["q_max"] == pytest.approx(max(max(taken) for taken, _ in want), rel=1e-4)
+    assert got["q_mean"] == pytest.approx(np.mean([taken for taken, _ in want]), rel=1e-4)
+    assert got["replayed_return"] == pytest.approx(np.mean([later for _, later in want]), rel=1e-4)
+
+
+def test_target_drift_is_the_targets_distance_over_the_networks_norm():
+    learner = make_learner(qt=QTLearnerConfig(ema_every=10**6))
+    assert learner.target_drift() == {"target_drift": 0.0}
+    for update in range(3):
+        learner.update(make_batch(seed=update))
+    qt = part(learner, "qt")
+    pairs = list(zip(qt.network.parameters(), qt.target.parameters(), strict=True))
+    distance = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
+    norm = sum(float(a.square().sum()) for a, _ in pairs) ** 0.5
+    assert learner.target_drift()["target_drift"] == pytest.approx(distance / norm, rel=1e-4)
+    assert distance > 0
+    assert Learner(learner.config, [part(learner, "tdm")], CPU, 100, bfloat16=False).target_drift() == {}
 
 
 @pytest.mark.parametrize("drained_at", [None, 2])

@@ -25,10 +25,12 @@ from typing import Any
 import ray
 from ray._private.internal_api import memory_summary
 
+from common.checkpoint import CheckpointStore
 from common.config import load_config
 from common.metrics import read_metrics
 from common.weights import GENERATION
 from deploy.cluster import ENDED, NAMESPACE, ClusterRun, SeedRun, new_seeds
+from deploy.exporter_actor import NAME as EXPORTER
 from deploy.run_config import RunConfig, preset_path
 from deploy.trained import newest_checkpoint
 from replay.news import StoredEpisode, Totals
@@ -177,11 +179,15 @@ class Live:
 
 
 def nothing_is_left(cluster: Any, objects: int) -> None:
-    """Wait until the cluster is empty; objects: those that may be in its stores."""
+    """Wait until the cluster is empty, but for the exporter, which outlives runs.
+
+    objects: those that may be in its stores.
+    """
 
     def left() -> dict[str, Any]:
+        names = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
         found = {
-            "actors": [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)],
+            "actors": names - {EXPORTER},
             "placement groups": [
                 group["name"] for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"
             ],
@@ -242,11 +248,14 @@ class Books:
     """the newest checkpoint's"""
     lines: list[dict[str, Any]] = field(default_factory=list)
     """all"""
+    checkpoints: int = 0
+    """ever saved"""
 
     @staticmethod
     def of(seed: SeedRun) -> Books:
         """Opens the shards' directories, so nobody else may have them open."""
-        meta = newest_checkpoint(seed.run_dir).meta
+        newest = newest_checkpoint(seed.run_dir)
+        meta = newest.meta
         s = seed._replay_settings()
         stored, later, totals = [], [], Totals()
         for i in range(seed.config.cluster.shards):
@@ -266,7 +275,7 @@ class Books:
             shard.close()
         lines = read_metrics(seed.run_dir.metrics_path)
         train, evals = ([line for line in lines if line["kind"] == kind] for kind in ("train", "eval"))
-        return Books(stored, later, totals, train, evals, meta, lines)
+        return Books(stored, later, totals, train, evals, meta, lines, CheckpointStore.number(newest.folder))
 
 
 def check_books(seed: SeedRun) -> Books:

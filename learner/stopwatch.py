@@ -1,0 +1,38 @@
+"""How long work takes on the device that does it, without ever waiting for that device."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Stopwatch:
+    """Tells the seconds of each lap; those of a GPU later, when the next ones are begun."""
+
+    def __init__(
+        self, device: torch.device, tell: Callable[[float], object], stream: torch.cuda.Stream | None = None
+    ) -> None:
+        """stream: where the work is queued, if not on the device's current one."""
+        self.device, self.tell, self.stream = device, tell, stream
+        self._queued: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def lap(self) -> Iterator[None]:
+        """What is done, or queued on a GPU, inside."""
+        if self.device.type != "cuda":
+            started = time.perf_counter()
+            yield
+            self.tell(time.perf_counter() - started)
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(self.stream)
+        yield
+        end.record(self.stream)
+        self._queued.append((begin, end))
+        while self._queued and self._queued[0][1].query():
+            begin, end = self._queued.popleft()
+            self.tell(1e-3 * begin.elapsed_time(end))

@@ -1,0 +1,219 @@
+"""What Prometheus is told of a run is what its files say, also after kills."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from common.checkpoint import CheckpointStore
+from common.metrics import MetricsWriter
+from common.telemetry import Boot, Identity, Telemetry
+from deploy.exporter import Exporter
+from learner import measure
+from learner.loop import LearningLoop
+from learner.measure import CheckpointWatch, TimeSpent, open_metrics, tell_line, watch
+from tests.deploy.test_exporter import scrape
+from tests.learner.test_loop import LENGTH, Killed, Seed
+
+IDENTITY = Identity("run", "0", "point", "learner")
+COUNTERS = {"env_steps": 0, "decisions": 0, "updates": 0, "episodes": 0, "wall_seconds": 0.0}
+
+
+@pytest.fixture
+def seed(tmp_path):
+    seed = Seed(tmp_path, training={"checkpoint_every": 40})
+    yield seed
+    seed.replay.close()
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def measured(seed: Seed, restarted: bool = False) -> LearningLoop:
+    """A learner's process starts, and is looked at."""
+    loop = seed.loop(telemetry=Telemetry(IDENTITY, Boot.now(restarted)))
+    watch(loop)
+    return loop
+
+
+def check_counts(seed: Seed, got: dict) -> None:
+    """Against the files of a run that has ended."""
+    meta, train = seed.checkpoint(), seed.lines("train")
+    for what in ("env_steps", "decisions", "episodes"):
+        assert got[f"qttdm_{what}_total"] == meta["counters"][what]
+    assert got["qttdm_updates_total"] == meta["pace"]["updates"]
+    assert got["qttdm_evaluations_total"] == len(seed.lines("eval"))
+    assert got["qttdm_checkpoints_total"] == max(
+        CheckpointStore.number(p) for p in seed.run_dir.checkpoints_dir.iterdir()
+    )
+    assert got["qttdm_episode_return_count"] == got["qttdm_episode_decisions_count"] == len(train)
+    assert got["qttdm_episode_decisions_sum"] == LENGTH * len(train)
+
+
+def served(exporter: Exporter) -> dict[str, float]:
+    """The learner's metrics that have no label of their own, by name."""
+    return {name: value for (name, _, _, *label), value in scrape(exporter).items() if not label}
+
+
+def test_counts_are_those_of_the_files(seed):
+    loop, exporter = measured(seed), Exporter()
+    assert seed.run(loop) == "finished"
+    exporter.report(loop.telemetry.report(fail).packed())
+    check_counts(seed, served(exporter))
+
+
+def test_counts_neither_fall_nor_jump_when_the_learner_is_killed(seed):
+    exporter, seen = Exporter(), []
+
+    def look(loop: LearningLoop) -> bool:
+        exporter.report(loop.telemetry.report(fail).packed())
+        seen.append(served(exporter))
+        return False
+
+    for updates in (9, 17, 30):
+        loop = measured(seed, restarted=bool(seen))
+        with pytest.raises(Killed):
+            seed.run(loop, until=lambda loop, n=updates: look(loop) or loop.learner.updates >= n)
+    loop = measured(seed, restarted=True)
+    assert seed.run(loop, until=look) == "finished"
+    look(loop)
+    check_counts(seed, seen[-1])
+    assert seen[-1]["qttdm_process_restarts_total"] == 3
+    for before, after in pairwise(seen):
+        for name in durable(seen[-1]):
+            assert before[name] <= after[name] <= seen[-1][name], name
+
+
+def durable(values: dict[str, float]) -> list[str]:
+    """Names of what is counted from the run's beginning."""
+    names = ("env_steps", "decisions", "episodes", "updates", "evaluations", "checkpoints")
+    return [f"qttdm_{name}_total" for name in names] + [
+        name for name in values if name.startswith("qttdm_episode_") and name.endswith(("_count", "_sum"))
+    ]
+
+
+def test_gauges_are_the_newest_lines(seed):
+    loop = measured(seed)
+    seed.run(loop)
+    snapshot = loop.telemetry.report(fail).snapshot
+    update, evaluation = seed.lines("update")[-1], seed.lines("eval")[-1]
+    for name, (gauge, label) in measure.GAUGES.items():
+        if name in update:
+            assert snapshot[gauge, next(iter(label.values()), "")] == update[name]
+    assert {"loss_state", "lr_tdm", "grad_norm_tdm"} <= update.keys()
+    assert snapshot["qttdm_evaluation_return", ""] == evaluation["episode_return"]
+    assert snapshot["qttdm_evaluation_return_max", ""] == max(evaluation["episode_returns"])
+    assert snapshot["qttdm_evaluation_env_steps", ""] == evaluation["env_steps"]
+    assert snapshot["qttdm_update_ratio", ""] == 1.0
+    assert snapshot["qttdm_updates_owed", ""] == 0
+    assert snapshot["qttdm_weights_updates", ""] == loop.learner.updates
+    assert snapshot["qttdm_weights_bytes", ""] == seed.published[-1].values.nbytes
+    assert snapshot["qttdm_target_env_steps", ""] == 100
+    assert snapshot["qttdm_disk_free_bytes", ""] > 0
+
+
+def test_each_update_is_timed_and_so_is_each_publication(seed):
+    loop = measured(seed)
+    seed.run(loop)
+    snapshot = loop.telemetry.report(fail).snapshot
+    for part in ("wait", "copy", "compute"):
+        assert sum(snapshot["qttdm_update_seconds", part][1:]) == loop.learner.updates
+    assert sum(snapshot["qttdm_weights_publish_seconds", ""][1:]) == len(seed.published)
+    assert sum(snapshot["qttdm_checkpoint_seconds", ""][1:]) == snapshot["qttdm_checkpoints_total", ""]
+    for activity, seconds in loop.spent.seconds.items():
+        assert snapshot["qttdm_learner_seconds_total", activity] == pytest.approx(seconds)
+
+
+def test_who_does_not_answer_in_time_is_counted(seed):
+    seed.replay.refusals = ["waited 1 s for the replay shards' news"] * 3
+    loop = measured(seed)
+    seed.run(loop)
+    assert loop.telemetry.snapshot()["qttdm_failures_total", "timeout"] == 3
+
+
+def test_time_is_counted_also_when_what_it_is_spent_on_fails():
+    spent = TimeSpent(Telemetry.silent("learner"))
+
+    def wait_in_vain() -> None:
+        time.sleep(0.01)
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError), spent.on("waiting_for_batches"):
+        wait_in_vain()
+    assert spent.seconds["waiting_for_batches"] >= 0.01
+    assert spent.seconds["updating"] == 0
+
+
+def test_lines_that_are_there_are_told_first_and_those_cut_off_not_at_all(tmp_path):
+    path, t = tmp_path / "metrics.jsonl", Telemetry.silent("learner")
+    episode = {"episode_return": 7.0, "episode_length": 5, "success": None}
+    with MetricsWriter(path) as writer:
+        writer.write("train", **COUNTERS, **episode)
+        keep = writer.sync()
+        writer.write("train", **COUNTERS, **episode)
+    with open_metrics(path, keep, t) as writer:
+        assert t.snapshot()["qttdm_episode_outcomes_total", "undefined"] == 1
+        writer.write("train", **COUNTERS, **(episode | {"success": 1.0}))
+        writer.write("train", **COUNTERS, **(episode | {"success": 0.0}))
+    snapshot = t.snapshot()
+    outcomes = {label: v for (name, label), v in snapshot.items() if name == "qttdm_episode_outcomes_total"}
+    assert outcomes == {"success": 1, "failure": 1, "undefined": 1}
+    assert snapshot["qttdm_episode_success_last", ""] == 0.0
+
+
+def test_numbers_that_are_not_finite_are_null_and_not_told(tmp_path):
+    t = Telemetry.silent("learner")
+    with open_metrics(tmp_path / "metrics.jsonl", 0, t) as writer:
+        writer.write("eval", **COUNTERS, episode_return=np.nan, episode_returns=[np.nan, 1.0], success=None)
+        writer.write("update", **COUNTERS, loss_q=np.inf, q_mean=2.0)
+        writer.write("train", **COUNTERS, episode_return=np.inf, episode_length=3, success=None)
+    snapshot = t.snapshot()
+    assert snapshot["qttdm_evaluations_total", ""] == 1
+    assert snapshot["qttdm_q_mean", ""] == 2.0
+    assert not [key for key in snapshot if key[0] in ("qttdm_evaluation_return", "qttdm_episode_return_last")]
+    assert ("qttdm_loss", "td") not in snapshot
+
+
+def test_every_number_of_an_update_line_has_its_gauge_or_is_a_rate():
+    t, told = Telemetry.silent("learner"), {"kind": "update", **dict.fromkeys(measure.GAUGES, 1.5)}
+    tell_line(t, told)
+    assert {key for key, value in t.snapshot().items() if value == 1.5} == {
+        (gauge, next(iter(label.values()), "")) for gauge, label in measure.GAUGES.values()
+    }
+
+
+def test_a_checkpoint_has_an_age_and_a_size(tmp_path):
+    store, t = CheckpointStore(tmp_path / "checkpoints", keep=1), Telemetry.silent("learner")
+    (tmp_path / "checkpoints").mkdir()
+    look = CheckpointWatch(store, t)
+    look.started -= 100
+    look()
+    assert t.snapshot()["qttdm_checkpoint_age_seconds", ""] == pytest.approx(100, abs=50)
+    assert ("qttdm_checkpoint_bytes", "") not in t.snapshot()
+    for step in (10, 20):
+        store.save(step, {"w": torch.zeros(1000)}, {}, {})
+        look()
+        assert t.snapshot()["qttdm_checkpoint_bytes", ""] > 4000
+    assert t.snapshot()["qttdm_checkpoints_total", ""] == 2
+    assert t.snapshot()["qttdm_checkpoint_age_seconds", ""] < 50
+
+
+def test_use_of_arithmetic_is_operations_over_time_over_peak(seed, monkeypatch):
+    monkeypatch.setattr(measure, "product_rate", lambda *_: 4e9)
+    learner = seed.loop().learner
+    learner.flops = 1e9
+    look = measure.ArithmeticWatch(learner)
+    before = look._marks[0][0]
+    learner.updates += 10
+    look()
+    snapshot, seconds = learner.telemetry.snapshot(), look._marks[1][0] - before
+    assert snapshot["qttdm_arithmetic_flops", ""] == pytest.approx(10e9 / seconds)
+    assert snapshot["qttdm_arithmetic_utilisation_ratio", ""] == pytest.approx(10 / 4 / seconds)
+    for _ in range(measure.MARKS):
+        look()
+    assert learner.telemetry.snapshot()["qttdm_arithmetic_flops", ""] == 0  # no update for so many looks

@@ -16,7 +16,6 @@ from actors.measured import MeasuredPolicy
 from common.episode import Episode
 from common.tdm import TDM
 from common.telemetry import Telemetry
-from common.weights import updates_of
 from planner_service.policy import MPCPolicy
 
 MOST_ROOTS = 1000  # states that are predicted from, evenly spread: as much work as two decisions of the paper's planner
@@ -90,7 +89,6 @@ def tell_evaluation(
 ) -> None:
     """All of this about the episodes that the policy has just been evaluated on."""
     telemetry.inc("qttdm_acted_episodes_total", len(episodes))
-    telemetry.set("qttdm_weights_updates", updates_of(policy.weights_version))
     telemetry.set("qttdm_action_saturation_ratio", float(np.mean([saturation(e.actions) for e in episodes])))
     promised = np.stack(policy.promised, axis=1)  # [E, T]
     expected = [row[: e.decisions] for row, e in zip(promised, episodes, strict=True)]

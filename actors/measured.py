@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from common.telemetry import Activities, Telemetry
-from common.weights import Weights
+from common.weights import Weights, updates_of
 from planner_service.measure import tell_plan
 from planner_service.policy import Decisions, Policy
 
@@ -30,6 +30,7 @@ class MeasuredPolicy:
         """Take new network weights."""
         with self.telemetry.timed("qttdm_weights_apply_seconds"):
             self.policy.load(weights)
+        self.telemetry.set("qttdm_weights_updates", updates_of(weights.version))
 
     def begin(self, seeds: list[int], exploration: float) -> None:
         """Start one episode in each environment."""

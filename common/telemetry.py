@@ -134,12 +134,9 @@ class Telemetry:
         """One value more in a histogram."""
         self._child("histogram", name, label).observe(value)
 
-    @contextmanager
-    def timed(self, name: str, **label: str) -> Iterator[None]:
-        """The seconds of what is done inside, in a histogram, unless it raises."""
-        started = time.perf_counter()
-        yield
-        self.observe(name, time.perf_counter() - started, **label)
+    def timed(self, name: str, **label: str) -> Timed:
+        """A context: the seconds of what is done inside, in a histogram, unless it raises."""
+        return Timed(self, name, label)
 
     def before_report(self, look: Callable[[], object]) -> None:
         """Have that called before each report, in the reporter's thread: where values are looked up, not pushed."""
@@ -216,6 +213,22 @@ class Telemetry:
         if value not in instrument.values:
             raise ValueError(f"{name}: got {instrument.label}={value!r}, want one of {', '.join(instrument.values)}")
         return self._metrics[name].labels(value)
+
+
+class Timed:
+    """What Telemetry.timed returns: a class, since a generator would cost as much again as the histogram."""
+
+    __slots__ = ("_label", "_name", "_started", "_telemetry")
+
+    def __init__(self, telemetry: Telemetry, name: str, label: dict[str, str]) -> None:
+        self._telemetry, self._name, self._label = telemetry, name, label
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._telemetry.observe(self._name, time.perf_counter() - self._started, **self._label)
 
 
 MakeTelemetry = Callable[[Component, int], Telemetry]

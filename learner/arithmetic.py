@@ -20,7 +20,7 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def product_rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+def product_rate(device: torch.device, dtype: torch.dtype, threads: int, repeats: int = 10) -> float:
     """Floating-point operations per second of a large matrix product, best of several.
 
     Leaves torch's global generators alone: a run may be measured before it draws from them.
@@ -29,7 +29,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, threads: int) -> floa
     own = torch.Generator(device)
     a, b = (torch.randn(size, size, device=device, dtype=dtype, generator=own) for _ in range(2))
     with cpu_threads(threads):
-        return 2 * size**3 / min(timings(lambda: a @ b, device, repeats=10))
+        return 2 * size**3 / min(timings(lambda: a @ b, device, repeats))
 
 
 def timings(action: Callable[[], object], device: torch.device, repeats: int) -> list[float]:

@@ -192,7 +192,7 @@ class ArithmeticWatch:
         """Measures what there is to be used: a moment of the device's time."""
         self.learner = learner
         dtype = torch.bfloat16 if learner.bfloat16 else torch.float32
-        self.peak = product_rate(learner.device, dtype, torch.get_num_threads())
+        self.peak = product_rate(learner.device, dtype, torch.get_num_threads(), repeats=3)
         self._marks = deque([(time.monotonic(), learner.updates)], maxlen=MARKS)
 
     def __call__(self) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import learner.loop
 from common.batch import Batch
 from common.checkpoint import CheckpointStore, load_checkpoint
 from common.config import ConfigError
@@ -197,12 +196,6 @@ class Seed:
     def snapshot_after(self, updates: int) -> Weights:
         """The last published one with so many updates."""
         return [w for w in self.published if updates_of(w.version) == updates][-1]
-
-
-@pytest.fixture(autouse=True)
-def _hears_at_once(monkeypatch):
-    monkeypatch.setattr(learner.loop, "HEAR_EVERY", 0.0)
-    monkeypatch.setattr(learner.loop, "IDLE_SLEEP", 0.0005)
 
 
 @pytest.fixture

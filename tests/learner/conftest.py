@@ -1,0 +1,11 @@
+"""A learning loop that is alone has nobody to wait for."""
+
+import pytest
+
+import learner.loop
+
+
+@pytest.fixture(autouse=True)
+def _hears_at_once(monkeypatch):
+    monkeypatch.setattr(learner.loop, "HEAR_EVERY", 0.0)
+    monkeypatch.setattr(learner.loop, "IDLE_SLEEP", 0.0005)

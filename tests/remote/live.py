@@ -203,8 +203,8 @@ def nothing_is_left(cluster: Any, objects: int) -> None:
         time.sleep(0.2)
 
 
-RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""titles of a node's processes while nobody uses it"""
+RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::ExporterActor")
+"""titles of a node's processes while nobody uses it, and of the exporter's"""
 
 
 def workers(cluster: Any, nodes: Any = None) -> dict[int, str]:

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -35,6 +35,8 @@ EPISODE = 250  # decisions: 500 simulator steps, action repeat 2
 CAPACITY = 100_000
 IN_FLIGHT = 4  # inserts sent at once, as four actors would, and batches ahead of the one asked for
 DISCOUNT = 0.99
+UPDATES = (1.0, 0.1, 0.02, 0.01)  # seconds: from this benchmark's shapes on two cores to an H100's
+WAITS = 50  # updates of each
 
 SamplerName = Literal["uniform", "return_weighted", "balanced"]
 SAMPLERS: list[SamplerName] = ["uniform", "return_weighted", "balanced"]
@@ -187,6 +189,32 @@ def through_ray(sampler: SamplerName, shards: int, directory: Path, size: Size) 
     return batches, steps
 
 
+def waiting(directory: Path, updates: Sequence[float], batches: int) -> list[float]:
+    """For each duration of an update, in seconds: the share of its time that the learner waits for batches.
+
+    It sleeps meanwhile, as while a GPU computes. One shard, uniform. Needs a Ray that runs.
+    """
+    settings = ReplaySettings(shard_config("uniform"), OBS_DIM, ACTION_DIM, WINDOW, DISCOUNT)
+    actors = start_shards("bench-waiting", directory, settings, 0, 1)
+    replay = RemoteReplay(actors, 0.1, 0, BATCH_SIZE, prefetch=IN_FLIGHT, timeout_s=120)
+    insert = actors[0].insert.options(concurrency_group="insert")
+    try:
+        insert_rate(lambda episode: insert.remote(encode(episode)), take(random_episodes(), CAPACITY // EPISODE))
+        shares = []
+        for seconds in updates:
+            waited = 0.0
+            started = time.perf_counter()
+            for _ in range(batches):
+                asked = time.perf_counter()
+                replay.next()
+                waited += time.perf_counter() - asked
+                time.sleep(seconds)
+            shares.append(waited / (time.perf_counter() - started))
+    finally:
+        ray.kill(actors[0])
+    return shares
+
+
 def insert_rate(send: Callable[[Episode], Any], episodes: list[Episode]) -> float:
     """Steps per second, from the first sent to the last acknowledged."""
     started, waiting = time.perf_counter(), deque[Any]()
@@ -222,6 +250,9 @@ def print_replay(size: Size = Size()) -> None:
                 row = f"{batches.ours:12.0f}{batches.other:12.0f}{batches.ratio:8.2f}"
                 row += f"{steps.ours:16,.0f}{steps.other:12,.0f}{steps.ratio:8.2f}"
                 print(f"{sampler:16}{shards:8}{row}", flush=True)
+            shares = zip(UPDATES, waiting(Path(folder) / "waiting", UPDATES, WAITS), strict=True)
+            told = ", ".join(f"{1e3 * seconds:g} ms: {share:.1%}" for seconds, share in shares)
+            print(f"the learner's time spent waiting for batches, when an update takes {told}", flush=True)
         finally:
             ray.shutdown()
 

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from deploy import bench_replay
-from deploy.bench_replay import Size, through_ray
+from deploy.bench_replay import Size, through_ray, waiting
 
 pytestmark = pytest.mark.ray
 
@@ -15,3 +15,9 @@ def test_through_ray(cluster, tmp_path, monkeypatch):
     assert min(batches.ours, batches.other, batches.ratio, steps.ours, steps.other, steps.ratio) > 0
     with pytest.raises(ValueError, match="Failed to look up actor"):
         ray.get_actor("bench-uniform-2/replay-0")
+
+
+def test_a_learner_that_takes_longer_waits_a_smaller_share(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_replay, "CAPACITY", 2000)
+    none, much = waiting(tmp_path, [0.0, 0.2], batches=5)
+    assert 0 < much < none <= 1

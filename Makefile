@@ -55,8 +55,9 @@ test-gpu: $(VENV)/installed ## the tests that need a CUDA device
 bench: $(VENV)/installed ## decision and update times against this machine's own matrix-product rate
 	$(BIN)/python -m deploy.bench $(ARGS)
 
-docs: $(VENV)/installed ## write the pages that are made from the program: docs/metrics.md
+docs: $(VENV)/installed ## write what is made from the program: docs/metrics.md, Grafana's dashboards
 	$(BIN)/python -m deploy.metrics_page
+	$(BIN)/python -m deploy.grafana.write
 
 lint: $(VENV)/installed ## formatter, linter and type checker, nothing changed
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ DETACH ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster smoke test test-cluster test-learning test-gpu bench docs lint format clean
+.PHONY: help install train train-cluster smoke test test-cluster test-learning test-gpu bench monitor docs lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ test-gpu: $(VENV)/installed ## the tests that need a CUDA device
 
 bench: $(VENV)/installed ## decision and update times against this machine's own matrix-product rate
 	$(BIN)/python -m deploy.bench $(ARGS)
+
+monitor: $(VENV)/installed ## Prometheus and Grafana for the runs of this machine or cluster: ARGS='--target 127.0.0.1:9108'
+	$(BIN)/python -m deploy.monitor $(ARGS)
 
 docs: $(VENV)/installed ## write what is made from the program: docs/metrics.md, Grafana's dashboards
 	$(BIN)/python -m deploy.metrics_page

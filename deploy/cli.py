@@ -1,4 +1,4 @@
-"""The door: `qttdm train | eval | serve | plot | tasks | cluster`.
+"""The door: `qttdm train | eval | serve | plot | top | tasks | cluster`.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -159,6 +159,13 @@ def plot(options: argparse.Namespace) -> None:
     print(f"curve: {options.out}")
 
 
+def top(options: argparse.Namespace) -> None:
+    """How all runs on a cluster are, live."""
+    from deploy.top import top
+
+    top(options.url, options.once)
+
+
 def tasks(options: argparse.Namespace) -> None:
     """All tasks, one a line."""
     from common.environments.make import list_tasks
@@ -285,6 +292,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", metavar="PNG", type=Path, default=Path("curve.png"))
     p.add_argument("--references", metavar="CSV", type=Path, help="published curves to draw beside")
     p.add_argument("--metric", choices=("return", "success"), help="default: success where the task defines it")
+
+    p = commands.add_parser("top", help="how all runs on a cluster are, live in a terminal, from their metrics")
+    p.set_defaults(command=top)
+    p.add_argument("--url", metavar="URL", default="http://127.0.0.1:9108/metrics", help="default: %(default)s")
+    p.add_argument("--once", action="store_true", help="print it once; so it does where there is no terminal")
 
     p = commands.add_parser("tasks", help="list the tasks")
     p.set_defaults(command=tasks)

@@ -106,7 +106,7 @@ def planner() -> Any:
         lines(
             "Batches",
             "Requests decided together: mean, and of 95 in 100. Small ones waste a GPU: more environments, or a longer "
-            "service.max_wait_ms.",
+            "cluster.service.max_wait_ms.",
             {
                 "mean": mean("qttdm_service_batch_size", "component"),
                 "95%": quantile(0.95, "qttdm_service_batch_size"),

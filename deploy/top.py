@@ -201,7 +201,9 @@ def top(url: str, once: bool, console: Console | None = None) -> None:
     looks = deque([scrape(url)])
     if once or not console.is_terminal:
         time.sleep(2 * EVERY)
-        console.print(screen(Pair(looks[0], scrape(url))), width=None if console.is_terminal else PLAIN_WIDTH)
+        if not console.is_terminal:
+            console.width = PLAIN_WIDTH
+        console.print(screen(Pair(looks[0], scrape(url))))
         return
     note = Text()
     with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:

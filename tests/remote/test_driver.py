@@ -40,7 +40,10 @@ def train(address: str, folder: Path, env_steps: int) -> subprocess.Popen:
 
 def answer(process: subprocess.Popen) -> str:
     """What it printed; it must end well."""
-    output, _ = process.communicate(timeout=PATIENCE)
+    try:
+        output, _ = process.communicate(timeout=3 * PATIENCE)
+    finally:
+        process.kill()
     assert process.returncode == 0, output
     return output
 

@@ -13,6 +13,10 @@ NAME ?=
 DETACH ?=
 ARGS ?=
 
+CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
+  $(if $(ACTORS),--actors $(ACTORS)) $(if $(SHARDS),--shards $(SHARDS)) $(if $(NAME),--name $(NAME)) \
+  $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) $(if $(DETACH),--detach))
+
 .DEFAULT_GOAL := help
 .PHONY: help install train train-cluster smoke test test-cluster test-learning test-gpu bench monitor docs lint format clean
 
@@ -33,9 +37,7 @@ train: $(VENV)/installed ## train on this machine: TASK=dmc/reacher-easy PRESET=
 	$(BIN)/qttdm train $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) $(if $(TASK),--task $(TASK)) $(ARGS)
 
 train-cluster: $(VENV)/installed ## train on the Ray cluster: TASK= PRESET= SEEDS=0,1 ACTORS=1 SHARDS=1 GPUS_PER_SEED= NAME= DETACH=1
-	$(BIN)/qttdm cluster train $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
-	  $(if $(ACTORS),--actors $(ACTORS)) $(if $(SHARDS),--shards $(SHARDS)) $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) \
-	  $(if $(NAME),--name $(NAME)) $(if $(DETACH),--detach) $(ARGS)
+	$(BIN)/qttdm cluster train $(CLUSTER) $(ARGS)
 
 smoke: $(VENV)/installed ## the whole system in under a minute
 	$(BIN)/qttdm train --preset debug $(ARGS)

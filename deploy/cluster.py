@@ -20,7 +20,6 @@ from typing import Any, get_args
 import ray
 import ray._private.state
 import torch
-from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -46,8 +45,7 @@ from replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
 from replay.shard import ShardConfig
 
 RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
-PING_EVERY = 5.0  # seconds between two heartbeats asked of each process
-FLUSH_SECONDS = 10.0  # at most, for the processes to report their last counts, before they are ended
+FLUSH_SECONDS = 10.0  # at most, for the processes to tell their last counts, before they are ended
 ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
 
 
@@ -89,6 +87,7 @@ class SeedRun:
         c, s = self.config.cluster, self.config
         self.state = "starting"
         self.events.write("starts")
+        (self.run_dir.path / "failure.txt").unlink(missing_ok=True)  # of the last time
         shards = start_shards(
             self.name,
             self.run_dir.path / "replay",
@@ -162,6 +161,9 @@ class SeedRun:
         if learner in ended:
             self._deadline = min(self._deadline, time.monotonic() + self.config.cluster.drain_seconds)
         if len(ended) == len(self._answers) or (learner in ended and time.monotonic() > self._deadline):
+            last = self._control("learner", "status").remote()
+            if ray.wait([last], timeout=FLUSH_SECONDS)[0]:
+                self.status |= ray.get(last)
             self._leave(ray.get(learner))
         elif time.monotonic() > self._deadline:
             raise TimeoutError(f"the learner did not stop within {self.config.cluster.timeout_seconds:g} s")
@@ -202,13 +204,11 @@ class SeedRun:
             del self._starting[name]
         for name, (answer, _) in self._pings.items():
             if ray._private.state.actors(self._actors[name]._actor_id.hex())["State"] == "ALIVE":
-                self._starting.pop(name, None)
-            else:
-                self._pings[name] = answer, now
-                self._starting.setdefault(name, now)
-        if self._starting and now - min(self._starting.values()) > self.config.cluster.timeout_seconds:
-            self._starting = dict.fromkeys(sorted(self._starting), now)
-            self.events.write(f"waits for {', '.join(self._starting)} to start; {room(self.config.cluster.bundles())}")
+                continue
+            self._pings[name] = answer, now
+            if now - self._starting.setdefault(name, now) > self.config.cluster.timeout_seconds:
+                self._starting[name] = now
+                self.events.write(f"waits for {name} to start; {room(self.config.cluster.bundles())}")
 
     def _leave(self, state: SeedState) -> None:
         """Remove every actor and the placement group, when all have reported what they counted."""
@@ -353,8 +353,8 @@ def fresh_learner(config: RunConfig, spec: TaskSpec) -> Learner:
 class Board:
     """A run's notice board, an actor of its own: how it goes, for `qttdm cluster status`, and whether to stop."""
 
-    def __init__(self) -> None:
-        self.notice: dict[str, Any] = {}
+    def __init__(self, notice: dict[str, Any]) -> None:
+        self.notice = notice
         self.stop_asked = False
 
     def put(self, notice: dict[str, Any]) -> bool:
@@ -380,7 +380,7 @@ class ClusterRun:
     def run(self, show: Any, should_stop: Any) -> None:
         """Until every seed has ended. show(notice) is called about once a second; should_stop() is asked as often."""
         board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
-        self._board: Any = board.options(name=f"{self.name}/board", namespace=NAMESPACE).remote()
+        self._board: Any = board.options(name=f"{self.name}/board", namespace=NAMESPACE).remote(self.notice())
         try:
             self._run(show, should_stop)
         finally:  # also when this loop fails: nothing of ours stays in the cluster
@@ -418,7 +418,7 @@ class ClusterRun:
     def _start(self, seed: SeedRun) -> None:
         try:
             seed.start()
-        except RayError as error:
+        except Exception as error:
             seed.fail(error)
 
     def notice(self) -> dict[str, Any]:
@@ -453,17 +453,27 @@ def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:
 
 def old_seeds(directory: Path) -> list[SeedRun]:
     """The seeds of a run that has been started before; those that are done have the state "finished"."""
-    paths = sorted(directory.glob("seed-*/config.yaml"), key=lambda path: int(path.parent.name.removeprefix("seed-")))
+    paths = list(directory.glob("seed-*/config.yaml"))
     if not paths:
         raise ConfigError(f"{directory}: not a run of `qttdm cluster train` (no seed-*/config.yaml in it)")
-    seeds = []
-    for path in paths:
-        config, run_dir = load_config(RunConfig, path), RunDir.open(path.parent)
-        seed = SeedRun(directory.name, config, run_dir, task_spec(config))
-        if any(run_dir.checkpoints_dir.glob("*-step-*")) and newest_checkpoint(run_dir, blobs=False).meta["finished"]:
-            seed.state = "finished"
-        seeds.append(seed)
-    return seeds
+    return sorted((old_seed(directory.name, path) for path in paths), key=lambda seed: seed.config.seed)
+
+
+def old_seed(name: str, path: Path) -> SeedRun:
+    """One of them, by its config.yaml. ConfigError if its replay is spread over another number of shards."""
+    config, run_dir = load_config(RunConfig, path), RunDir.open(path.parent)
+    seed = SeedRun(name, config, run_dir, task_spec(config))
+    shards = config.cluster.shards
+    had = max(shards, len(list(run_dir.path.glob("replay/shard-*"))))  # at a first start some may not have been made
+    if any(run_dir.checkpoints_dir.glob("*-step-*")):
+        meta = newest_checkpoint(run_dir, blobs=False).meta
+        had = len(meta["cursors"])
+        seed.state = "finished" if meta["finished"] else "queued"
+    if had != shards:
+        raise ConfigError(
+            f"{path}: got cluster.shards={shards}, but its replay is spread over {had}; the number cannot change"
+        )
+    return seed
 
 
 def task_spec(config: RunConfig) -> TaskSpec:

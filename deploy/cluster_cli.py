@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -11,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config import ConfigError, load_config
+from common.run_dir import RunDir
 from deploy.auth import choose_mode
 
 if TYPE_CHECKING:
-    from common.run_dir import RunDir
+    from common.environments.task_env import TaskSpec
     from deploy.cluster import SeedRun
     from deploy.run_config import RunConfig
 
 RUNS = Path("runs")
+ANSWER_SECONDS = 30.0  # for a run to say how it goes
+JOB_SERVICE_SECONDS = 60.0  # for it to be ready, on a head that has just been started
 
 
 def add_parser(commands: Any) -> None:
@@ -61,43 +66,35 @@ def add_parser(commands: Any) -> None:
 def seed_list(text: str) -> list[int]:
     """argparse type: "0,1,2" -> [0, 1, 2], each once."""
     parts = text.split(",")
-    if not all(part.isdigit() for part in parts) or len({int(part) for part in parts if part.isdigit()}) < len(parts):
+    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
         raise argparse.ArgumentTypeError(f"got {text!r}, want different whole numbers from 0, such as 0,1,2")
     return [int(part) for part in parts]
 
 
 def train(options: argparse.Namespace) -> None:
-    """Start a run of several seeds and stay with it."""
+    """Start a run of several seeds and stay with it, or leave it to the cluster."""
     choose_mode()
     configs = seed_configs(options)
-    name = options.name or f"{configs[0].task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not name.strip() or "/" in name or name.startswith("."):
-        raise ConfigError(f"--name {name}: want a plain name, such as walker-1; it becomes a directory")
-    directory = (options.runs_dir / name).absolute()
-    if directory.exists():
-        raise ConfigError(f"{directory}: exists; choose another --name, or go on with it: qttdm cluster resume {name}")
+    directory = new_directory(options.runs_dir, options.name, configs[0].task)
 
     from deploy.cluster import new_seeds
     from deploy.preflight import check_nodes, check_resources, connect
 
     connect()
-    refuse_running(name)
+    refuse_running(directory.name)
     room = check_resources(configs[0].cluster.bundles(), len(configs))
-    if options.detach:
-        detach(["train", *words(options), "--name", name, "--runs-dir", str(options.runs_dir.absolute())], name)
-        return
-    try:
-        directory.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{directory}: cannot make the run's directory ({error.strerror})") from None
+    RunDir.create(directory)
     try:
         check_nodes(directory)
         seeds = new_seeds(directory, configs)
-    except BaseException:
-        remove_if_untouched(directory)
+        print(f"{configs[0].agent} on {configs[0].task}, seeds {', '.join(str(c.seed) for c in configs)}: {directory}")
+        print(room)
+        if options.detach:
+            detach(directory)
+            return
+    except BaseException:  # nothing has started: the corrected command finds the name free
+        shutil.rmtree(directory)
         raise
-    print(f"{configs[0].agent} on {configs[0].task}, seeds {', '.join(str(c.seed) for c in configs)}: {directory}")
-    print(room)
     drive(directory, seeds)
 
 
@@ -110,22 +107,24 @@ def resume(options: argparse.Namespace) -> None:
     from deploy.preflight import check_nodes, check_resources, connect
 
     seeds = old_seeds(directory)
+    for seed in seeds:
+        check_cluster(seed.config, seed.spec)  # config.yaml may have been edited
     connect()
-    refuse_running(options.name)
+    refuse_running(directory.name)
     left = [seed for seed in seeds if seed.state != "finished"]
     if left:
         room = check_resources(left[0].config.cluster.bundles(), len(left))
-        if options.detach:
-            detach(["resume", options.name, "--runs-dir", str(options.runs_dir.absolute())], options.name)
-            return
         check_nodes(directory)
         print(f"goes on with seeds {', '.join(str(seed.config.seed) for seed in left)}: {directory}")
         print(room)
-    drive(directory, seeds)
+    if options.detach:
+        detach(directory)
+    else:
+        drive(directory, seeds)
 
 
 def status(options: argparse.Namespace) -> None:
-    """One table for each run that is on the cluster."""
+    """A table, or lines, for each run that is on the cluster."""
     choose_mode()
     from deploy.cluster_progress import ClusterProgress
     from deploy.preflight import connect, named_runs
@@ -135,9 +134,10 @@ def status(options: argparse.Namespace) -> None:
     if not names:
         print("no run is on this cluster")
     for name in names:
-        print(f"{name}:")
+        notice = ask(name, "read")
+        print(f"{name}: {notice['task']}, {notice['directory']}")
         with ClusterProgress() as progress:
-            progress.show(ask(name, "read"))
+            progress.show(notice)
 
 
 def stop(options: argparse.Namespace) -> None:
@@ -153,8 +153,25 @@ def stop(options: argparse.Namespace) -> None:
     print(f"stopped; go on with: qttdm cluster resume {options.name}")
 
 
+def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
+    """Where a new run will be. ConfigError if it cannot be made there; nothing is made yet."""
+    name = f"{task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}" if name is None else name
+    if not name.strip() or "/" in name or name.startswith("."):
+        raise ConfigError(f"--name {name}: want a plain name, such as walker-1; it becomes a directory")
+    directory = (runs_dir / name).absolute()
+    if directory.exists():
+        raise ConfigError(f"{directory}: exists; choose another --name, or go on with it: qttdm cluster resume {name}")
+    there = next(path for path in directory.parents if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(
+            f"{directory}: cannot be made, {there} is no directory that may be written to; want another --runs-dir"
+        )
+    return directory
+
+
 def seed_configs(options: argparse.Namespace) -> list[RunConfig]:
     """One resolved configuration for each seed. ConfigError if they do not fit together or to the task."""
+    from deploy.cluster import task_spec
     from deploy.run_config import RunConfig, preset_path
 
     shortcuts = {
@@ -180,16 +197,14 @@ def seed_configs(options: argparse.Namespace) -> list[RunConfig]:
         )
         for seed in options.seeds
     ]
-    check_cluster(configs[0])
+    check_cluster(configs[0], task_spec(configs[0]))
     return configs
 
 
-def check_cluster(config: RunConfig) -> None:
+def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
     """ConfigError if the settings do not fit the task, each other, or being spread over shards."""
-    from deploy.cluster import task_spec
     from deploy.run_config import check_fits
 
-    spec = task_spec(config)
     check_fits(config, spec)
     c = config.cluster
     if config.replay.capacity // c.shards < spec.episode_decisions:
@@ -204,23 +219,8 @@ def check_cluster(config: RunConfig) -> None:
         )
 
 
-def words(options: argparse.Namespace) -> list[str]:
-    """What was asked for, as a command line for another process; without name, directory and --detach."""
-    given = ["--seeds", ",".join(map(str, options.seeds))]
-    for name in ("preset", "task", "agent", "actors", "shards", "gpus_per_seed", "env_steps"):
-        value = getattr(options, name)
-        if value is not None:
-            if name == "preset" and value.endswith(".yaml"):
-                value = Path(value).absolute()
-            given += [f"--{name.replace('_', '-')}", str(value)]
-    for item in options.set:
-        given += ["--set", item]
-    return given
-
-
 def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
     """Stay with a run to its end, then its summary. SeedsFailed if some of its seeds did."""
-    from common.run_dir import RunDir
     from deploy.cli import StopWhen
     from deploy.cluster import ClusterRun
     from deploy.cluster_progress import ClusterProgress
@@ -269,17 +269,29 @@ class SeedsFailed(RuntimeError):  # noqa: N818 - some seeds of a run failed; the
     """Which, and why, in one line."""
 
 
-def detach(words: Sequence[str], name: str) -> None:
-    """Run `qttdm cluster WORDS` as a Ray job, without --detach."""
+def detach(directory: Path) -> None:
+    """Have the cluster go on with a run as a job of its own. ConfigError if it has no job service."""
+    import ray
     from ray.job_submission import JobSubmissionClient
 
-    try:
-        client = JobSubmissionClient()
-        command = [sys.executable, "-m", "deploy.cli", "cluster", *words]
-        job = client.submit_job(entrypoint=shlex.join(command), submission_id=f"{name}-{time.strftime('%H%M%S')}")
-    except (ConnectionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--detach: the cluster's job service refuses ({reason}); is its dashboard on?") from None
+    name = directory.name
+    words = ["-m", "deploy.cli", "cluster", "resume", name, "--runs-dir", str(directory.parent)]
+    job, command = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}", shlex.join([sys.executable, *words])
+    deadline = time.monotonic() + JOB_SERVICE_SECONDS
+    while True:
+        try:
+            client = JobSubmissionClient(ray.get_runtime_context().gcs_address)
+            client.submit_job(entrypoint=command, submission_id=job)
+            break
+        except (ConnectionError, RuntimeError) as error:
+            if "try again" in str(error) and time.monotonic() < deadline:
+                time.sleep(1)
+                continue
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"--detach: the cluster's job service refuses ({reason}); want a head that was started with "
+                f"--include-dashboard=true"
+            ) from None
     print(f"detached as Ray job {job}")
     print(f"look: qttdm cluster status {name}; stop: qttdm cluster stop {name}; log: ray job logs {job}")
 
@@ -293,7 +305,9 @@ def ask(name: str, method: str) -> Any:
 
     try:
         board = ray.get_actor(f"{name}/board", namespace=NAMESPACE)
-        return ray.get(getattr(board, method).remote(), timeout=30)
+        return ray.get(getattr(board, method).remote(), timeout=ANSWER_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        raise ConfigError(f"{name}: does not answer within {ANSWER_SECONDS:g} s; look at `ray status`") from None
     except (ValueError, ray.exceptions.RayError):
         there = ", ".join(named_runs()) or "none"
         raise ConfigError(f"{name}: no such run is on the cluster now; there: {there}") from None
@@ -305,10 +319,3 @@ def refuse_running(name: str) -> None:
 
     if name in named_runs():
         raise ConfigError(f"{name}: is running on the cluster; look at it with: qttdm cluster status {name}")
-
-
-def remove_if_untouched(directory: Path) -> None:
-    """What a command made that then could not start, so that the corrected one finds the name free."""
-    for path in sorted(directory.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    directory.rmdir()

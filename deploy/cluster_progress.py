@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -12,19 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0  # of plain output, so that a log of hours stays short
-COLUMNS = (
-    "seed",
-    "state",
-    "env steps",
-    "return",
-    "eval",
-    "updates/s",
-    "decisions/s",
-    "idle",
-    "fill",
-    "stale",
-    "restarts",
-)
+COLUMNS = {
+    "seed": "seed",
+    "state": "state",
+    "env steps": "env steps",
+    "return": "return",
+    "eval": "eval",
+    "updates/s": "updates\n/s",
+    "decisions/s": "deci-\nsions/s",
+    "idle": "idle",
+    "fill": "fill",
+    "stale": "stale",
+    "restarts": "re-\nstarts",
+}
+"""Name of each, and how the table heads it: a run of half a million steps fits into 80 columns."""
 
 
 def row(seed: dict[str, Any], env_steps: int) -> list[str]:
@@ -37,9 +38,9 @@ def row(seed: dict[str, Any], env_steps: int) -> list[str]:
     return [
         str(seed["seed"]),
         seed["state"],
-        f"{done:,} ({done / env_steps:.0%})",
-        _number(seed, "episode_return", ".1f"),
-        _number(seed, "eval_return", ".1f"),
+        f"{done:,} {done / env_steps:.0%}",
+        _return(seed, "episode_return"),
+        _return(seed, "eval_return"),
         _number(seed, "updates_per_second", ".1f"),
         _number(seed, "decisions_per_second", ".1f"),
         f"{waited / seconds:.0%}" if spent else "-",
@@ -51,24 +52,27 @@ def row(seed: dict[str, Any], env_steps: int) -> list[str]:
 
 def table(notice: dict[str, Any]) -> Table:
     """All seeds of a run."""
-    shown = Table(title=f"{notice.get('name')}: {notice.get('task')}", title_justify="left", box=None, padding=(0, 1))
-    for name in COLUMNS:
-        shown.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-    for seed in notice.get("seeds", []):
+    shown = Table(box=None, padding=(0, 1, 0, 0))
+    for name, heading in COLUMNS.items():
+        justify: Literal["left", "right"] = "left" if name == "state" else "right"
+        shown.add_column(heading, justify=justify, vertical="bottom", no_wrap=True)
+    for seed in notice["seeds"]:
         shown.add_row(*row(seed, notice["env_steps"]))
     return shown
 
 
 def line(seed: dict[str, Any], env_steps: int) -> str:
-    """One seed in one plain line."""
-    cells = row(seed, env_steps)
-    return " | ".join(
-        [f"seed {cells[0]}", *[f"{name} {cell}" for name, cell in zip(COLUMNS[1:], cells[1:], strict=True)]]
-    )
+    """One seed in one plain line, of what is known."""
+    cells = zip(COLUMNS, row(seed, env_steps), strict=True)
+    return " | ".join(f"{name} {cell}" for name, cell in cells if cell != "-")
 
 
 def _number(values: dict[str, Any], name: str, form: str) -> str:
     return format(values[name], form) if values.get(name) is not None else "-"
+
+
+def _return(values: dict[str, Any], name: str) -> str:
+    return _number(values, name, ".1f" if abs(values.get(name) or 0) < 1000 else ".0f")
 
 
 class ClusterProgress:

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._private.state import available_resources_per_node
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -52,12 +53,16 @@ def connect() -> None:
     try:
         with quiet_stderr():
             GcsClient(address=address)  # is refused at once, where ray.init would ask twenty times and say so each time
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError:
         raise ConfigError(
             f"the Ray cluster {where} refuses: its token is missing or wrong here "
             f"(RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}); {WANT_TOKEN}"
         ) from None
+    except RayError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"no Ray cluster {where}: something else answers there ({reason}); {WANT_ADDRESS}") from None
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the Ray cluster {where} refuses: {' '.join(str(error).split())[:300]}") from None
 
@@ -110,33 +115,42 @@ def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
 
     bundles: what one seed reserves, each on one node.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return places(bundles, nodes, seeds)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    free = available_resources_per_node()
+    return places(
+        bundles, [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes], seeds
+    )
 
 
-def places(bundles: Sequence[Resources], nodes: Sequence[Resources], seeds: int) -> str:
-    """`check_resources` for nodes with these resources."""
+def places(bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int) -> str:
+    """`check_resources` for nodes with these resources, of which so much is free now."""
     for name in sorted({name for bundle in bundles for name in bundle}):
         wanted = sum(bundle.get(name, 0) for bundle in bundles)
         there = sum(node.get(name, 0) for node in nodes)
-        if wanted > there:
+        if wanted > there + 1e-9:
             raise ConfigError(
                 f"a seed needs {wanted:g} {name}, the whole cluster has {there:g}; {_LESS.get(name, 'ask for less')}, "
                 f"or start Ray with more (`ray start --num-{name.lower()}s=N`, more nodes)"
             )
-    free = [dict(node) for node in nodes]
-    fitting = 0
-    while fitting < seeds and all(_take(free, bundle) for bundle in sorted(bundles, key=_size, reverse=True)):
-        fitting += 1
-    if fitting == 0:
+    if fitting(bundles, nodes, 1) == 0:
         largest = max(bundles, key=_size)
         raise ConfigError(
             f"a seed's largest part needs {_text(largest)} on one node, and its parts together do not fit on the "
             f"cluster's nodes: {'; '.join(_text(node) for node in nodes)}; ask for less, or start larger nodes"
         )
-    if fitting < seeds:
-        return f"the cluster has room for {fitting} of {seeds} seeds at a time; the others are queued"
-    return f"the cluster has room for all {seeds} seeds"
+    now = fitting(bundles, free, seeds)
+    if now < seeds:
+        return f"the cluster has room for {now} of {seeds} seeds now; the others are queued"
+    return "the cluster has room for all seeds now"
+
+
+def fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], seeds: int) -> int:
+    """How many of the seeds find a place at the same time on nodes with these resources."""
+    left = [dict(node) for node in nodes]
+    placed = 0
+    while placed < seeds and all(_take(left, bundle) for bundle in sorted(bundles, key=_size, reverse=True)):
+        placed += 1
+    return placed
 
 
 _LESS = {
@@ -145,9 +159,9 @@ _LESS = {
 }
 
 
-def _take(free: list[Resources], bundle: Resources) -> bool:
+def _take(nodes: list[Resources], bundle: Resources) -> bool:
     """Place a bundle on the first node where it fits."""
-    for node in free:
+    for node in nodes:
         if all(node.get(name, 0) >= amount - 1e-9 for name, amount in bundle.items()):
             for name, amount in bundle.items():
                 node[name] -= amount

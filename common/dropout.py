@@ -36,7 +36,7 @@ class Dropout(nn.Module):
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
-        self.threshold = round(probability * 256)
+        self.threshold = min(round(probability * 256), 255)  # at 256 nothing would be left to scale up
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.threshold == 0:

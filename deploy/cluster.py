@@ -204,11 +204,13 @@ class SeedRun:
             del self._starting[name]
         for name, (answer, _) in self._pings.items():
             if ray._private.state.actors(self._actors[name]._actor_id.hex())["State"] == "ALIVE":
-                continue
-            self._pings[name] = answer, now
-            if now - self._starting.setdefault(name, now) > self.config.cluster.timeout_seconds:
-                self._starting[name] = now
-                self.events.write(f"waits for {name} to start; {room(self.config.cluster.bundles())}")
+                self._starting.pop(name, None)
+            else:
+                self._pings[name] = answer, now
+                self._starting.setdefault(name, now)
+        if self._starting and now - min(self._starting.values()) > self.config.cluster.timeout_seconds:
+            self._starting = dict.fromkeys(sorted(self._starting), now)
+            self.events.write(f"waits for {', '.join(self._starting)} to start; {room(self.config.cluster.bundles())}")
 
     def _leave(self, state: SeedState) -> None:
         """Remove every actor and the placement group, when all have reported what they counted."""

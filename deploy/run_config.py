@@ -88,7 +88,7 @@ def check_fits(config: RunConfig, spec: TaskSpec) -> None:
         (
             config.training.seed_decisions < total,
             f"training.seed_decisions={config.training.seed_decisions} leaves nothing to learn in: "
-            f"training.env_steps={config.training.env_steps} is {total} decisions; want fewer seed decisions",
+            f"training.env_steps={config.training.env_steps} is {total} decisions; want fewer than {total}",
         ),
     ]
     for holds, message in checks:

@@ -14,7 +14,7 @@ def drop(probability: float, x: Tensor, seed: int = 0) -> Tensor:
     return Dropout(probability).train()(x)
 
 
-@pytest.mark.parametrize(("probability", "in_256"), [(0.01, 3), (0.1, 26), (0.5, 128), (0.9, 230)])
+@pytest.mark.parametrize(("probability", "in_256"), [(0.01, 3), (0.1, 26), (0.5, 128), (0.9, 230), (0.999, 255)])
 def test_drop_rate_and_scale(probability: float, in_256: int):
     y = drop(probability, torch.ones(COUNT))
     rate = in_256 / 256

@@ -141,7 +141,7 @@ class TestFits:
             ),
             (["learner.qt.n_step=5"], ["learner.qt.n_step=5", "at most 5"]),
             (["replay.capacity=9"], ["replay.capacity=9", "10 decisions", "at least 10"]),
-            (["training.seed_decisions=40"], ["training.seed_decisions=40", "training.env_steps=320", "40 decisions"]),
+            (["training.seed_decisions=40"], ["training.seed_decisions=40", "training.env_steps=320", "fewer than 40"]),
         ],
     )
     def test_a_contradiction_is_one_line_with_keys_values_and_what_would_do(self, overrides, names):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.remote.live import Live, check_books, gone, settings, workers
@@ -39,8 +41,10 @@ def test_killed_nodes(cluster, tmp_path):
         move(live, first, lambda: second)
 
         def when_it_is_missed():
-            missed = "waits for learner to start; a seed reserves 0.5 CPU, 1 GPU; 0.5 CPU; the nodes have free 8 CPU"
-            live.until(lambda: missed in live.events(), "it says what it waits for")
+            missed = (
+                "waits for .*learner.* to start; a seed reserves 0.5 CPU, 1 GPU; 0.5 CPU; the nodes have free 8 CPU\n"
+            )
+            live.until(lambda: re.search(missed, live.events()), "it says what it waits for")
             return node()
 
         move(live, second, when_it_is_missed)

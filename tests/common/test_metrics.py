@@ -50,6 +50,14 @@ def test_non_finite_becomes_null_and_arrays_scalars_become_numbers(tmp_path: Pat
     assert (line["episode_returns"], line["success"]) == ([None, 1.0], None)
 
 
+def test_sinks_are_told_what_is_in_the_file_from_now_on(tmp_path: Path) -> None:
+    path, told = tmp_path / "metrics.jsonl", []
+    write(path, range(2))
+    with MetricsWriter(path, sinks=[told.append, told.append]) as writer:
+        writer.write("update", **counters(2), loss_q=np.float32(0.5), q_mean=math.nan)
+    assert told == 2 * [read_metrics(path)[-1]]
+
+
 def test_refuses_what_nobody_declared(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path / "metrics.jsonl") as writer:
         with pytest.raises(ValueError, match="loss_z not declared"):

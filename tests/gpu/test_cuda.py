@@ -8,6 +8,7 @@ import torch
 
 from common.config import load_config
 from common.environments.task_env import TaskSpec
+from common.gpu import watch_gpu
 from deploy.agent import make_learner, make_policy
 from deploy.bench import random_batch
 from deploy.run_config import RunConfig, preset_path
@@ -57,3 +58,21 @@ def test_policies_act_on_the_gpu(agent):
     assert first.shape == (3, SPEC.action_dim)
     assert (np.abs(first) <= 1).all()
     assert policy.act(observations) == pytest.approx(first)
+
+
+def test_updates_are_timed_on_the_gpu_without_waiting_for_it_and_its_use_is_told():
+    c = config()
+    learner = make_learner(c, SPEC, torch.device("cuda"))
+    for _ in range(3):
+        learner.update(random_batch(c, SPEC.obs_dim, SPEC.action_dim, 8))
+    torch.cuda.synchronize()
+    learner.update(random_batch(c, SPEC.obs_dim, SPEC.action_dim, 8))  # the laps before have ended: they are told
+    watch_gpu(learner.telemetry, learner.device)
+    told = learner.telemetry.snapshot()
+    for part in ("copy", "compute"):
+        total, *counts = told["qttdm_update_seconds", part]
+        assert sum(counts) >= 3
+        assert total > 0
+    memory = {use: told["qttdm_gpu_memory_bytes", use] for use in ("allocated", "reserved", "total")}
+    assert 0 < memory["allocated"] <= memory["reserved"] < memory["total"]
+    assert 0 <= told["qttdm_gpu_utilisation_ratio", ""] <= 1

@@ -1,0 +1,277 @@
+"""A real Prometheus looks at a real run of two seeds while an actor and the exporter are killed: all it then knows.
+
+Needs Debian's package `prometheus`; `.ci/run` installs it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+from ray._private.metrics_agent import PrometheusServiceDiscoveryWriter
+
+from common.instruments import INSTRUMENTS
+from deploy.exporter_actor import ensure_exporter, remove_exporter
+from deploy.grafana.queries import Query, all_queries
+from tests.remote.live import Books, Live, check_books, settings, until
+from tests.remote.scraping import exporter_pid, free_port
+
+pytestmark = pytest.mark.ray
+CONFIG = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"
+RUN = "watched"
+SEEDS = [
+    # As little as shows everything: two actors, one of which is killed; two shards and the planner service.
+    # Reports find the exporter by its name, whatever port it serves at.
+    settings("cluster={actors: 2, shards: 1, metrics_port: 9108}", "training.log_every=20", seed=0),
+    settings("cluster={actors: 1, shards: 2, metrics_port: 9108, planning: service}", "training.log_every=20", seed=1),
+]
+KILLED = '{seed="0",component="actor",index="0"}'
+
+EMPTY = {
+    "qttdm_gpu_memory_bytes": "this run uses no GPU",
+    "qttdm_gpu_utilisation_ratio": "likewise",
+}
+"""Metrics that this run has no samples of, and queries that ask for them no answer."""
+
+NEVER = {
+    "qttdm_replay_duplicates_total": "nothing is inserted twice unless an answer is lost",
+    "qttdm_replay_damaged_records_total": "nothing damages the disk",
+    "qttdm_failures_total": "a process that is killed is a restart",
+    "qttdm_exporter_state_failures_total": "the disk takes what is written",
+    "qttdm_exporter_reports_total": "counted anew by each exporter: compared by itself",
+}
+"""Counters that may be zero at the end of this run."""
+
+
+@dataclass
+class Prometheus:
+    """One in a process of its own, with what is shipped for a configuration but for its addresses."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+
+    def start(self, target: int) -> None:
+        """Scrape that port, and Ray."""
+        config = yaml.safe_load(CONFIG.read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "5s"}
+        config["rule_files"] = [str(CONFIG.parent / name) for name in config["rule_files"]]
+        ours, rays = config["scrape_configs"]
+        ours["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
+        assert rays["file_sd_configs"][0]["files"][0].endswith("/prom_metrics_service_discovery.json")
+        nodes = self.folder / "nodes.json"  # as Ray's dashboard would write it, which these tests' Ray does without
+        nodes.write_text(
+            PrometheusServiceDiscoveryWriter(
+                ray.get_runtime_context().gcs_address, str(self.folder)
+            ).get_file_discovery_content()
+        )
+        rays["file_sd_configs"][0]["files"] = [str(nodes)]
+        path = self.folder / "prometheus.yml"
+        path.write_text(yaml.safe_dump(config))
+        subprocess.run(["promtool", "check", "config", path], check=True, capture_output=True, timeout=60)
+        address, storage = f"127.0.0.1:{self.port}", self.folder / "data"
+        command = ["prometheus", f"--config.file={path}", f"--storage.tsdb.path={storage}", "--log.level=warn"]
+        with (self.folder / "log").open("w") as log:
+            self.process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
+        until(lambda: self.answers("vector(1)"), "Prometheus answers")
+
+    def answers(self, query: str) -> bool:
+        """Does it, to that?"""
+        try:
+            return bool(self.ask(query))
+        except (OSError, AssertionError):
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            return False
+
+    def ask(self, query: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series of the answer."""
+        url = f"http://127.0.0.1:{self.port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                data = json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{query}: {error.read().decode()}") from None
+        if data["resultType"] == "scalar":
+            return [({}, float(data["result"][1]))]
+        return [(series["metric"], float(series["value"][1])) for series in data["result"]]
+
+    def number(self, query: str) -> float:
+        """The answer, if it is one number; NaN if there is none yet."""
+        answer = self.ask(query)
+        assert len(answer) <= 1, answer
+        return answer[0][1] if answer else math.nan
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def prometheus(tmp_path) -> Iterator[Prometheus]:
+    assert shutil.which("prometheus"), "there is no Prometheus: apt-get install prometheus"
+    (tmp_path / "prometheus").mkdir()
+    there = Prometheus(tmp_path / "prometheus")
+    yield there
+    there.stop()
+
+
+def test_what_prometheus_knows_of_a_run_is_what_happened(cluster, tmp_path, prometheus):
+    remove_exporter()
+    port = free_port()
+    assert ensure_exporter("127.0.0.1", port).startswith("metrics: ")
+    prometheus.start(port)
+    try:
+        with Live(cluster, tmp_path / RUN, SEEDS) as live:
+            live.until(lambda: all_under_way(prometheus), "both seeds learn, evaluate and save")
+            kill_an_actor(live, prometheus)
+            kill_the_exporter(live, prometheus)
+            live.until(lambda: all_under_way(prometheus), "all are served again")
+            check_queries(prometheus)
+            check_complete(prometheus)
+            check_cost(prometheus)
+        books = [check_books(seed) for seed in live.seeds]
+        for seed, own in enumerate(books):
+            until(lambda seed=seed, own=own: said_of(prometheus, seed) == written(own), differences(prometheus, books))
+        check_actors(prometheus, books)
+        check_counted_once(prometheus)
+    finally:
+        remove_exporter()
+
+
+def all_under_way(prometheus: Prometheus) -> bool:
+    """Has each seed done all that is measured, and is all of it served now?"""
+    wanted = [
+        "qttdm_evaluation_return",
+        "qttdm_model_state_error",
+        "qttdm_checkpoint_bytes",
+        "qttdm_loss",
+        'qttdm_update_ratio{component="learner"} > 0',
+        "qttdm_staleness_updates",
+        "qttdm_plan_value",
+    ]
+    return all(len(prometheus.ask(f"count by (seed) ({query})")) == len(SEEDS) for query in wanted)
+
+
+def kill_an_actor(live: Live, prometheus: Prometheus) -> None:
+    """It is seen to be another process, and counts on."""
+    name, before = f"qttdm_acted_episodes_total{KILLED}", prometheus.number(f"qttdm_acted_episodes_total{KILLED}")
+    pid = live.kill("actor-0")
+    live.replaced("actor-0", pid)
+    live.until(lambda: prometheus.number(f"qttdm_process_restarts_total{KILLED}") == 1, "the restart is told")
+    live.until(lambda: prometheus.number(name) > before, "it counts on")
+    assert prometheus.number("sum(qttdm_process_restarts_total)") == 1
+
+
+def kill_the_exporter(live: Live, prometheus: Prometheus) -> None:
+    """It comes back at the same address, with what it had."""
+    decisions = prometheus.number("sum(qttdm_acted_total)")
+    pid = exporter_pid()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "it is gone")
+    live.until(lambda: prometheus.number("changes(qttdm_exporter_start_time_seconds[30m])") == 1, "another one serves")
+    live.until(lambda: prometheus.number("sum(qttdm_acted_total)") > decisions, "it counts on")
+
+
+def check_queries(prometheus: Prometheus) -> None:
+    """Every query that is shipped is understood, and all answer but those that cannot."""
+    queries = all_queries(RUN, rate_interval="15m", time_range="30m")
+    assert len(queries) > 100
+    answers = {query: prometheus.ask(query.text) for query in queries}
+    nothing = {
+        query.where: query.text
+        for query, answer in answers.items()
+        if all(math.isnan(value) for _, value in answer) and not may_be_empty(query)
+    }
+    assert nothing == {}
+
+
+def may_be_empty(query: Query) -> bool:
+    return query.is_alert or any(name in query.text for name in EMPTY)
+
+
+def check_cost(prometheus: Prometheus) -> None:
+    """Taking and sending reports, of the time that a process has had; the calls themselves: deploy/bench_metrics.py."""
+    shares = "qttdm_reporting_seconds_total / (time() - qttdm_process_start_time_seconds)"
+    assert 0 < prometheus.number(f"max({shares})") < 0.01
+
+
+def check_complete(prometheus: Prometheus) -> None:
+    """Each metric that is declared is there, for each component that reports it; and no others are."""
+    samples = prometheus.ask('count by (__name__, component) ({__name__=~"qttdm_.+"})')
+    there = {(family(labels["__name__"]), labels.get("component", "exporter")) for labels, _ in samples}
+    declared = {(i.name, component) for i in INSTRUMENTS.values() for component in i.components}
+    assert there - declared == set()
+    assert {name for name, _ in declared - there} == set(EMPTY)
+    for instrument in INSTRUMENTS.values():
+        series = {"counter": instrument.name, "histogram": f"{instrument.name}_count"}.get(instrument.kind)
+        if series is not None and instrument.name not in NEVER:
+            assert prometheus.number(f"sum({series})") > 0, series
+
+
+def family(name: str) -> str:
+    """The metric that a sample is of."""
+    for suffix in ("", "_bucket", "_sum", "_count"):
+        if (base := name.removesuffix(suffix)) in INSTRUMENTS:
+            return base
+    return name
+
+
+def said_of(prometheus: Prometheus, seed: int) -> dict[str, float]:
+    """The counts of a seed."""
+    names = [*(f"qttdm_{what}_total" for what in ("env_steps", "decisions", "episodes", "updates", "evaluations"))]
+    names += ["qttdm_episode_return_count", "qttdm_episode_decisions_sum", "qttdm_checkpoints_total"]
+    names += [f"qttdm_replay_inserted_{what}_total" for what in ("env_steps", "decisions", "episodes")]
+    return {name: prometheus.number(f'sum({name}{{run="{RUN}",seed="{seed}"}})') for name in names}
+
+
+def written(books: Books) -> dict[str, float]:
+    """The same, by metrics.jsonl, the checkpoints and the shards' logs."""
+    counters = books.meta["counters"]
+    return {
+        "qttdm_env_steps_total": counters["env_steps"],
+        "qttdm_decisions_total": counters["decisions"],
+        "qttdm_episodes_total": counters["episodes"],
+        "qttdm_updates_total": books.meta["pace"]["updates"],
+        "qttdm_evaluations_total": len(books.evals),
+        "qttdm_episode_return_count": len(books.train),
+        "qttdm_episode_decisions_sum": sum(line["episode_length"] for line in books.train),
+        "qttdm_checkpoints_total": books.checkpoints,
+        "qttdm_replay_inserted_env_steps_total": books.totals.env_steps,
+        "qttdm_replay_inserted_decisions_total": books.totals.decisions,
+        "qttdm_replay_inserted_episodes_total": books.totals.episodes,
+    }
+
+
+def differences(prometheus: Prometheus, books: list[Books]) -> str:
+    """For whoever reads that they do not agree."""
+    return str([(said_of(prometheus, seed), written(own)) for seed, own in enumerate(books)])
+
+
+def check_actors(prometheus: Prometheus, books: list[Books]) -> None:
+    """Episodes that actors say they stored, against those that are: what a killed one had not told yet is missing."""
+    for seed, own in enumerate(books):
+        for actor in range(SEEDS[seed].cluster.actors):
+            said = prometheus.number(f'qttdm_acted_episodes_total{{seed="{seed}",index="{actor}",component="actor"}}')
+            stored = sum(episode.actor == actor for episode in [*own.stored, *own.later])
+            killed = (seed, actor) == (0, 0)
+            assert said <= stored if killed else said == stored, (seed, actor)
+
+
+def check_counted_once(prometheus: Prometheus) -> None:
+    """No counter fell, at any scrape, whatever was killed; but the exporter's own, which Prometheus can tell."""
+    names = [i.name for i in INSTRUMENTS.values() if i.kind == "counter" and i.components != ("exporter",)]
+    names += [f"{i.name}_{what}" for i in INSTRUMENTS.values() if i.kind == "histogram" for what in ("bucket", "count")]
+    assert {name: prometheus.number(f"sum(resets({name}[30m]))") for name in names} == dict.fromkeys(names, 0.0)
+    assert prometheus.ask("qttdm_process_up") == []  # it has ended in good order: nothing is missed

@@ -85,15 +85,17 @@ def causal_mask(queries: int, keys: int, stride: int, device: torch.device) -> T
 
     The queries are every `stride`-th token counted back from the last; each sees itself and what precedes it.
     """
-    positions = keys - 1 - stride * torch.arange(queries - 1, -1, -1, device=device)  # [R]
-    return torch.arange(keys, device=device) <= positions[:, None]
+    with torch.inference_mode(False):  # it is kept, perhaps for one who wants gradients
+        positions = keys - 1 - stride * torch.arange(queries - 1, -1, -1, device=device)  # [R]
+        return torch.arange(keys, device=device) <= positions[:, None]
 
 
 @functools.lru_cache(maxsize=256)
 def causal_bias(queries: int, keys: int, stride: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """`causal_mask` as numbers to add to the attention scores: [R, C], 0 where allowed and -inf elsewhere."""
     mask = causal_mask(queries, keys, stride, device)
-    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, -math.inf)
+    with torch.inference_mode(False):
+        return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, -math.inf)
 
 
 class CausalSelfAttention(nn.Module):

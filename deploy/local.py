@@ -20,7 +20,7 @@ import msgpack
 import torch
 
 from actors.diagnosis import saturation, tell_evaluation
-from actors.episodes import Stopped, run_episodes
+from actors.episodes import EnvironmentFailure, Stopped, run_episodes
 from actors.evaluation import Evaluation
 from actors.measured import MeasuredPolicy
 from common.checkpoint import Checkpoint, CheckpointStore
@@ -53,6 +53,8 @@ class Counters:
     decisions: int = 0
     updates: int = 0
     episodes: int = 0
+    failures: int = 0
+    """episodes that were not finished, because the environment failed"""
     owed: float = 0.0
     """updates that the decisions so far ask for and that have not been made"""
     evaluations: int = 0
@@ -128,7 +130,8 @@ class LocalRun:
 
         should_stop: at once, dropping the episode in flight. time_is_up: after the episode or the update under way, so
         that even a chain of short resumed sessions gets on.
-        Raises NonFiniteLossError, naming the last good checkpoint.
+        Raises NonFiniteLossError, naming the last good checkpoint, and EnvironmentFailure, when all before that episode
+        is saved; whoever goes on collects another in its place.
         """
         c, t = self.counters, self.config.training
         try:
@@ -147,6 +150,10 @@ class LocalRun:
             last = self.store.newest()
             kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
             raise NonFiniteLossError(f"{error}; {kept}") from None
+        except EnvironmentFailure as error:
+            c.failures += 1
+            self.save()
+            raise EnvironmentFailure(f"{error}; the run is saved, --resume goes on with another episode") from error
         self.save()
 
     def finish(self, progress: Progress, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -239,7 +246,7 @@ class LocalRun:
         epsilon = 1.0 if random else exploration(self.config, c.env_steps)
         with self._actor_spent.on("fetching"):
             policy.load(self._snapshot())
-        seed = derive_seed(self.config.seed, "episode", c.episodes)
+        seed = derive_seed(self.config.seed, "episode", c.episodes + c.failures)
         tell = self._telling(progress, f"collecting episode {c.episodes}", should_stop)
         try:
             with self._spent.on("waiting_for_decisions"), self._actor_spent.on("simulating"):

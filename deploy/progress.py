@@ -152,4 +152,4 @@ class Progress:
 
 def _clock_time(seconds: float) -> str:
     """61.9 -> "0:01:01"."""
-    return str(timedelta(seconds=int(seconds)))
+    return str(timedelta(seconds=min(int(seconds), 10**9)))  # timedelta takes no more than it can count in days

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.config import ConfigError, validate
 from common.dropout import Dropout
-from common.transformer import Transformer, TransformerConfig, init_weights
+from common.transformer import Transformer, TransformerConfig, causal_bias, causal_mask, init_weights
 
 TOKENS = 12
 
@@ -240,3 +240,12 @@ def test_initialisation():
 def test_a_trunk_whose_heads_do_not_divide_it_is_refused():
     with pytest.raises(ConfigError, match="num_heads may be one of"):
         validate(TransformerConfig, {"embed_dim": 10, "num_heads": 3, "num_layers": 1}, "here")
+
+
+def test_masks_first_needed_in_inference_serve_gradients_later():
+    with torch.inference_mode():
+        mask, bias = causal_mask(3, 7, 2, torch.device("cpu")), causal_bias(3, 7, 2, torch.device("cpu"), torch.float32)
+    assert not mask.is_inference()
+    scores = torch.zeros(3, 7, requires_grad=True)
+    (scores + bias).softmax(dim=-1)[:, 0].sum().backward()
+    assert scores.grad.abs().sum() > 0

@@ -1,6 +1,7 @@
 """The paper's alternation, and runs that stop anywhere and go on as if they had not."""
 
 import io
+import itertools
 import json
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from actors.episodes import EnvironmentFailure
 from common.config import ConfigError, dump_config, load_config
 from common.metrics import read_metrics
 from common.run_dir import RunDir
@@ -219,6 +221,29 @@ STOPS = {
     "in the updates": lambda: StopAt(lambda c: c.updates == 13),
     "in an evaluation": lambda: StopAt(lambda c: c.updates == 20 and c.owed < 1, calls=4),
 }
+
+
+def test_an_environment_that_fails_costs_its_episode(tmp_path, monkeypatch):
+    run = start(tmp_path)
+    step, calls = run.env.step, itertools.count()
+
+    def fail_once(action):
+        if next(calls) == 25:  # in the third episode of 10 decisions
+            raise RuntimeError("unstable")
+        return step(action)
+
+    monkeypatch.setattr(run.env, "step", fail_once)
+    with pytest.raises(EnvironmentFailure, match="unstable; the run is saved, --resume goes on with another episode"):
+        train(run)
+    resumed = open_run(run.run_dir)
+    assert (resumed.counters.episodes, resumed.counters.failures) == (2, 1)
+    other = start(tmp_path, name="other")
+    train(other)
+    train(resumed)
+    ours, others = ([line["episode_return"] for line in lines(r, "train")] for r in (resumed, other))
+    assert ours[:2] == others[:2]
+    assert ours[2] != others[2]
+    assert len(ours) == len(others) == 4
 
 
 class TestResume:

@@ -114,7 +114,8 @@ class MetricsWriter:
         except OSError as error:
             raise ConfigError(f"{path}: cannot write metrics ({error.strerror})") from None
         self._file.truncate(keep)
-        self._sinks = sinks
+        self.sinks: list[Sink] = [*sinks]
+        """may grow: common/sinks.py"""
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line; non-finite floats become null. ValueError for a name nobody declared, or a lost counter."""
@@ -128,7 +129,7 @@ class MetricsWriter:
         plain = {name: _plain(value) for name, value in line.items()}
         self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
         self._file.flush()
-        for sink in self._sinks:
+        for sink in self.sinks:
             sink(plain)
 
     def sync(self) -> int:

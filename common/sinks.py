@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.config import Config, ConfigError
-
-Sink = Callable[[dict[str, Any]], object]
-"""Takes a line: its kind, the counters and its values, plain numbers, lists and None."""
+from common.metrics import Sink
 
 
 class SinksConfig(Config):

@@ -117,10 +117,12 @@ def serve_metrics(options: argparse.Namespace) -> Alone | None:
 def check_task(config: RunConfig) -> None:
     """Make the environment once and hold the settings against it, before a run directory is made."""
     from common.environments.make import make_env
+    from common.sinks import check_sinks
     from deploy.agent import choose_device
     from deploy.run_config import check_fits
 
     choose_device(config.device)
+    check_sinks(config.sinks)
     env = make_env(config.task, config.env)
     check_fits(config, env.task_spec)
     env.close()

@@ -30,6 +30,7 @@ from common.environments.task_env import TaskSpec
 from common.events import EventLog
 from common.run_dir import RunDir
 from common.seeding import derive_seed
+from common.sinks import make_sinks
 from common.telemetry import MakeTelemetry, Telemetry
 from deploy.agent import choose_device, exploration, make_learner, make_policy
 from deploy.cluster_config import NAMESPACE, SeedState
@@ -331,6 +332,7 @@ class SeedRun:
             hang_seconds=c.cluster.hang_seconds,
             timeout_seconds=c.cluster.timeout_seconds,
             telemetry=self._make_telemetry,
+            make_sinks=partial(make_sinks, c.sinks, self.run_dir.path, c.model_dump()),
         )
 
 

@@ -203,8 +203,10 @@ def seed_configs(options: argparse.Namespace) -> list[RunConfig]:
 
 def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
     """ConfigError if the settings do not fit the task, each other, or being spread over shards."""
+    from common.sinks import check_sinks
     from deploy.run_config import check_fits
 
+    check_sinks(config.sinks)
     check_fits(config, spec)
     c = config.cluster
     if config.replay.capacity // c.shards < spec.episode_decisions:

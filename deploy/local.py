@@ -29,6 +29,7 @@ from common.environments.rendering import RenderError
 from common.metrics import MetricsWriter
 from common.run_dir import RunDir
 from common.seeding import derive_seed
+from common.sinks import make_sinks
 from common.telemetry import Activities, MakeTelemetry, Telemetry
 from common.weights import Weights
 from deploy.agent import Agent, exploration, make_learner
@@ -104,7 +105,9 @@ class LocalRun:
     @cached_property
     def metrics(self) -> MetricsWriter:
         """Opened, and cut back to the checkpoint, by whoever writes first: looking at a run leaves its files alone."""
-        return open_metrics(self.run_dir.metrics_path, self._metrics_bytes, self.learner.telemetry)
+        writer = open_metrics(self.run_dir.metrics_path, self._metrics_bytes, self.learner.telemetry)
+        writer.sinks += make_sinks(self.config.sinks, self.run_dir.path, self.config.model_dump())
+        return writer
 
     def measure(self, make_telemetry: MakeTelemetry) -> None:
         """Have what the run does told to Prometheus, by the parts that it would have on a cluster. Before `train`."""

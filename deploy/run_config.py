@@ -12,6 +12,7 @@ from common.config import Config, ConfigError
 from common.environments.config import EnvConfig
 from common.environments.task_env import TaskSpec
 from common.qt import QTConfig
+from common.sinks import SinksConfig
 from common.tdm import TDMConfig
 from deploy.cluster_config import ClusterConfig
 from learner.schedule import TrainingConfig
@@ -46,6 +47,7 @@ class RunConfig(Config):
     learner: LearnerConfig = LearnerConfig()
     training: TrainingConfig = TrainingConfig()
     cluster: ClusterConfig = ClusterConfig()
+    sinks: SinksConfig = SinksConfig()
 
 
 def check_fits(config: RunConfig, spec: TaskSpec) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from common.metrics import Sink
 from common.run_dir import RunDir
 from common.telemetry import MakeTelemetry, Telemetry
 from common.watchdog import Watchdog
@@ -48,6 +49,8 @@ class LearnerSettings:
     """an update, or anything else the loop does at once, that takes longer has hung"""
     timeout_seconds: float
     telemetry: MakeTelemetry = Telemetry.silent
+    make_sinks: Callable[[], list[Sink]] = list
+    """who is told of each line of metrics.jsonl too; called in the actor's process"""
 
 
 class LearnerActor:
@@ -88,6 +91,7 @@ class LearnerActor:
             shards=len(self.shards),
             timeout_seconds=s.timeout_seconds,
         )
+        self.loop.metrics.sinks += s.make_sinks()
         watch(self.loop)
         self.telemetry.before_report(lambda: self._measure(replay))
         if self.stopped:

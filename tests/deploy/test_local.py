@@ -466,3 +466,23 @@ class TestEvaluate:
 def test_settings_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"tdm\.window=11"):
         start(tmp_path, "tdm.window=11")
+
+
+class TestSinks:
+    def test_tensorboard_has_what_metrics_jsonl_has(self, tmp_path):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        run = start(tmp_path, "sinks.tensorboard=true")
+        train(run)
+        events = EventAccumulator(str(run.run_dir.path / "tensorboard"))
+        events.Reload()
+        for kind in ("train", "eval"):
+            told = [(e.step, e.value) for e in events.Scalars(f"{kind}/episode_return")]
+            written = [(line["env_steps"], line["episode_return"]) for line in lines(run, kind)]
+            assert told == pytest.approx(written)
+            assert told
+
+    def test_off_means_no_files(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        assert not list(run.run_dir.path.glob("tensorboard*"))

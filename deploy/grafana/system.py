@@ -281,7 +281,7 @@ def system() -> Any:
         lines(
             "Nodes: object store",
             "Ray's shared memory for weights and batches, by node. From Ray.",
-            {"{{instance}}": "sum by (instance) (ray_object_store_memory)"},
+            {"{{instance}}": 'sum by (instance) (ray_object_store_memory{Location=~"MMAP_.*"})'},
             "bytes",
         ),
     ]

@@ -129,7 +129,7 @@ def draw_number(ax: Axes, source: Source, panel: dict[str, Any]) -> None:
         style: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "center"}
         ax.text(x, 0.55, readable(last, unit), color=colour(panel, last), fontsize=size, weight="bold", **style)
         ax.text(x, 0.2, line.name, fontsize=6, color="0.4", **style)
-    if len(found) == 1 and len(found[0].values) > 1:
+    if len(found) == 1 and np.isfinite(found[0].values).sum() > 1:
         ax.fill_between(found[0].minutes, found[0].values, np.nanmin(found[0].values), color="0.9", zorder=0)
         ax.margins(0, 0.8)
     if not found:

@@ -479,7 +479,7 @@ class TestSinks:
         for kind in ("train", "eval"):
             told = [(e.step, e.value) for e in events.Scalars(f"{kind}/episode_return")]
             written = [(line["env_steps"], line["episode_return"]) for line in lines(run, kind)]
-            assert told == pytest.approx(written)
+            assert np.array(told) == pytest.approx(np.array(written))
             assert told
 
     def test_off_means_no_files(self, tmp_path):

@@ -472,7 +472,7 @@ class TestSinks:
     def test_tensorboard_has_what_metrics_jsonl_has(self, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        run = start(tmp_path, "sinks.tensorboard=true")
+        run = start(tmp_path, "sinks.tensorboard=true", "training.eval_every=160")
         train(run)
         events = EventAccumulator(str(run.run_dir.path / "tensorboard"))
         events.Reload()

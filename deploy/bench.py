@@ -3,37 +3,30 @@
 Utilisation = floating-point operations the algorithm needs (deploy/operations.py) / (measured time x measured fp32 or
 bf16 product rate of the same number of threads).
 
-With `--run RUN`: what each planner economy saves and costs with a trained run's networks.
-Without options the replay, the cluster and what measuring costs are measured too: deploy/bench_replay.py,
-bench_cluster.py and bench_metrics.py.
+With `--run RUN ..`: what each planner economy saves and costs with trained runs' networks (deploy/bench_economies.py).
+Without options the planner service, the replay, the cluster and what measuring costs are measured too:
+deploy/bench_service.py, bench_replay.py, bench_cluster.py and bench_metrics.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from actors.evaluation import evaluate
 from common.batch import Batch
 from common.config import ConfigError, load_config
-from common.environments.make import make_env
 from common.environments.task_env import TaskSpec
-from common.run_dir import RunDir
-from common.weights import Weights
-from deploy.agent import choose_device, make_learner, make_policy
+from deploy.agent import choose_device, make_learner
+from deploy.bench_economies import print_decision_times, print_run_economies, time_decision
 from deploy.operations import decision_flops, update_flops
 from deploy.run_config import RunConfig, preset_path
-from deploy.trained import TrainedAgent
 from learner.arithmetic import cpu_threads, product_rate, timings
-from planner_service.policy import MPCPolicy
 
 
 @dataclass(frozen=True)
@@ -57,30 +50,6 @@ SHAPES = [
     Shape("paper Meta-World N=4", "paper-metaworld", 39, 4, 64, 4.83, 5.38),
     Shape("paper walker N=6", "paper-dmc", 24, 6, 64, 7.70, 11.05),
 ]
-
-EXACT: dict[str, Any] = {
-    "sample_decay": 1.0,
-    "early_stop": False,
-    "noise_exponent": 0.0,
-    "keep_elites": 0,
-    "terminal_value": "greedy",
-}
-"""the algorithm without economies"""
-
-
-def economies(elites: int) -> dict[str, dict[str, Any]]:
-    """Planner settings on top of EXACT, by what the tables call them."""
-    return {
-        "exact": {},
-        "sample_decay=1.5": {"sample_decay": 1.5},
-        "early_stop": {"early_stop": True},
-        "noise_exponent=2": {"noise_exponent": 2.0},
-        "keep_elites": {"keep_elites": min(8, elites)},
-        "terminal first_dimension": {"terminal_value": "first_dimension"},
-    }
-
-
-# --- time taken ----------------------------------------------------------------------------------------------------
 
 
 def precisions(device: torch.device, threads: int) -> list[torch.dtype]:
@@ -106,41 +75,11 @@ def random_batch(c: RunConfig, m: int, n: int, batch: int) -> Batch:
     )
 
 
-def time_decision(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int, environments: int = 1) -> float:
-    """Best seconds of one decision for all environments."""
-    policy = make_policy(c, spec, device)
-    if not isinstance(policy, MPCPolicy):
-        raise ConfigError(f"agent={c.agent} does not plan; want qt-tdm or tdm")
-    policy.begin(list(range(environments)), exploration=1.0)
-    observations = np.zeros((environments, spec.obs_dim), np.float32)
-    return min(timings(lambda: policy.act(observations), device, repeats))
-
-
 def time_update(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int) -> float:
     """Best seconds of one update of both models."""
     learner = make_learner(c, spec, device)
     batch = random_batch(c, spec.obs_dim, spec.action_dim, c.learner.batch_size)
     return min(timings(lambda: learner.update(batch), device, repeats))
-
-
-class TimedPolicy:
-    """A policy that notes how long each decision took; actions come back on the CPU, so the device is done by then."""
-
-    def __init__(self, policy: MPCPolicy) -> None:
-        self.policy, self.weights_version, self.decided = policy, policy.weights_version, policy.decided
-        self.seconds: list[float] = []
-
-    def load(self, weights: Weights) -> None:
-        self.policy.load(weights)
-
-    def begin(self, seeds: list[int], exploration: float) -> None:
-        self.policy.begin(seeds, exploration)
-
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        started = time.perf_counter()
-        actions = self.policy.act(observations)
-        self.seconds.append(time.perf_counter() - started)
-        return actions
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -164,7 +103,7 @@ def repeats_for(shape: Shape, device: torch.device) -> int:
 
 
 def print_shape(shape: Shape, device: torch.device, threads: int | None, overrides: list[str]) -> None:
-    """Two rows for each precision: a decision and an update. threads: of the preset, or else torch's, if None."""
+    """For each precision, decisions and an update. threads: of the preset, or else torch's, if None."""
     settings = [f"learner.batch_size={shape.batch_size}", *overrides]
     threads = threads or load_config(RunConfig, preset_path(shape.preset), overrides=settings).threads
     threads = threads or torch.get_num_threads()
@@ -172,60 +111,27 @@ def print_shape(shape: Shape, device: torch.device, threads: int | None, overrid
     for dtype in precisions(device, threads):
         precision = str(dtype).removeprefix("torch.")
         c = load_config(RunConfig, preset_path(shape.preset), overrides=[f"precision={precision}", *settings])
+        compiled = c.model_copy(update={"planner": c.planner.model_copy(update={"compile": True})})
+        decisions = [("decision", c, 1)]
+        if device.type == "cuda":  # where it is worth its minutes
+            decisions += [("decision, compiled", compiled, 1), ("16 decisions, compiled", compiled, 16)]
+        rows: list[tuple[str, float, float, float | None]] = []
         with cpu_threads(threads):
             # Before and after: a machine shared with others does not always have the same speed to give.
             before = product_rate(device, dtype, threads)
-            decision, update = time_decision(c, spec, device, repeats), time_update(c, spec, device, repeats)
+            for what, config, environments in decisions:
+                seconds = time_decision(config, spec, device, repeats, environments)
+                reference = shape.decision_reference if environments == 1 else None
+                rows.append((what, seconds, decision_flops(c, m, n, environments), reference))
+            flops = update_flops(c, m, n, c.learner.batch_size)
+            rows.append(("update", time_update(c, spec, device, repeats), flops, shape.update_reference))
             rate = max(before, product_rate(device, dtype, threads))
-        for what, seconds, flops, reference in [
-            ("decision", decision, decision_flops(c, m, n), shape.decision_reference),
-            ("update", update, update_flops(c, m, n, c.learner.batch_size), shape.update_reference),
-        ]:
+        for what, seconds, flops, reference in rows:
             published = f"{1e3 * reference:.0f}" if reference else "-"
             print(
                 f"{shape.name:24}{precision:>10}{threads:8}{rate / 1e9:10.0f}{flops / 1e9:8.2f}{1e3 * seconds:10.1f}"
                 f"{flops / seconds / rate:10.0%}{published:>11}  {what}"
             )
-
-
-def print_economies(shape: Shape, device: torch.device, threads: int | None, overrides: list[str]) -> None:
-    """Decision times with untrained networks: no learned behaviour to lose, so only times."""
-    print(f"\nplanner economies, {shape.name}, decision time against the exact algorithm's in this run")
-    base = load_config(RunConfig, preset_path(shape.preset), overrides=overrides)
-    spec, repeats = shape_spec(shape), repeats_for(shape, device)
-
-    def seconds(changes: dict[str, Any]) -> float:
-        planner = base.planner.model_copy(update=EXACT | changes)
-        return time_decision(base.model_copy(update={"planner": planner}), spec, device, repeats)
-
-    with cpu_threads(threads or base.threads or torch.get_num_threads()):
-        exact = seconds({})
-        for label, changes in economies(base.planner.elites).items():
-            if label not in ("exact", "early_stop"):
-                print(f"{label:26}{seconds(changes) / exact:6.2f}")
-    print("early_stop: not here, an untrained planner's std never comes down to its floor; see --run")
-
-
-def print_run_economies(path: Path, episodes: int, overrides: list[str]) -> None:
-    """A trained run: each economy's median decision time over one episode, against exact, and its mean return."""
-    run_dir = RunDir.open(path)
-    config = load_config(RunConfig, run_dir.config_path, overrides=overrides)
-    if config.agent == "qt":
-        raise ConfigError(f"{path}: agent=qt does not plan, so it has no planner to economise on")
-    print(f"{'economy':26}{'time':>6}{'return':>9}   ({config.task}, {episodes} episodes; time 1 is the exact planner)")
-    envs = [make_env(config.task, config.env) for _ in range(episodes)]
-    exact = 0.0
-    for label, changes in economies(config.planner.elites).items():
-        planner = [f"planner.{key}={value}" for key, value in (EXACT | changes).items()]
-        with cpu_threads(torch.get_num_threads()):  # a run sets its own number
-            policy = TrainedAgent(path, [*overrides, *planner]).policy
-            assert isinstance(policy, MPCPolicy)
-            timed = TimedPolicy(policy)
-            evaluate(envs[:1], timed, config.seed)
-            seconds = float(np.median(timed.seconds))
-            exact = exact or seconds
-            value = evaluate(envs, timed, config.seed).mean_return
-            print(f"{label:26}{seconds / exact:6.2f}{value:9.1f}", flush=True)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -236,7 +142,7 @@ def measure(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     if options.run:
         if options.only:
-            raise ConfigError("--run measures that run alone; it cannot take --only")
+            raise ConfigError("--run measures those runs alone; it cannot take --only")
         own = {"device": None if options.device == "auto" else options.device, "threads": options.threads}
         given = [f"{key}={value}" for key, value in own.items() if value is not None]
         print_run_economies(options.run, options.episodes, [*given, *options.set])
@@ -248,7 +154,10 @@ def measure(options: argparse.Namespace) -> None:
     )
     for shape in shapes:
         print_shape(shape, device, options.threads, options.set)
-    print_economies(shapes[0], device, options.threads, options.set)
+    for shape in shapes[:2]:
+        config = load_config(RunConfig, preset_path(shape.preset), overrides=options.set)
+        with cpu_threads(options.threads or config.threads or torch.get_num_threads()):
+            print_decision_times(shape.name, config, shape_spec(shape), device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -258,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads (default: the preset's or run's, else torch's)")
     parser.add_argument("--only", default="", help="shapes whose name contains this")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every shape, or the run")
-    parser.add_argument("--run", type=Path, help="measure the planner economies with this run's networks instead")
+    parser.add_argument("--run", type=Path, nargs="+", help="measure the planner economies with these runs' networks")
     parser.add_argument("--episodes", type=int, default=10, help="with --run: episodes for each return (10)")
     options = parser.parse_args(arguments)
     try:
@@ -270,7 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from deploy.bench_cluster import print_cluster  # not at the top: Ray takes a second to import
         from deploy.bench_metrics import print_metrics
         from deploy.bench_replay import print_replay
+        from deploy.bench_service import print_service
 
+        print_service(options.device, options.threads, options.set)
         print_replay()
         print_cluster()
         print_metrics()

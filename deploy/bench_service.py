@@ -24,8 +24,8 @@ import torch
 from common.config import load_config
 from common.environments.task_env import TaskSpec
 from deploy.agent import choose_device, make_policy
-from deploy.bench import cpu_threads
 from deploy.run_config import RunConfig, preset_path
+from learner.arithmetic import cpu_threads
 from planner_service.client import Client
 from planner_service.policy import GreedyPolicy, MPCPolicy
 from planner_service.server import Server, ServerConfig
@@ -79,7 +79,7 @@ def run_server(case: Case, overrides: list[str], threads: int, port: Connection)
     torch.set_num_threads(threads)
     config = load_config(RunConfig, preset_path(case.preset), overrides=overrides)
     policy = make_policy(config, case.spec, choose_device(config.device))
-    policy.decide([policy.start(0, 0.0)], np.zeros((1, case.obs_dim), np.float32))  # the slow first one
+    policy.warm_up(max(case.clients))
 
     async def serve() -> None:
         service = PlannerService(ServiceConfig(), policy, case.obs_dim)
@@ -98,9 +98,12 @@ def server(case: Case, overrides: list[str], threads: int) -> Iterator[int]:
     process = context.Process(target=run_server, args=(case, overrides, threads, theirs))
     process.start()
     try:
-        if not ours.poll(120):
-            raise RuntimeError(f"the server of {case.name} did not start")
-        yield ours.recv()
+        theirs.close()  # so that its end is noticed
+        try:
+            port = ours.recv()
+        except EOFError:
+            raise RuntimeError(f"the server of {case.name} ended before it began") from None
+        yield port
     finally:
         process.kill()
         process.join()
@@ -156,26 +159,29 @@ def print_case(case: Case, overrides: list[str], threads: int | None) -> None:
     threads = threads or config.threads or torch.get_num_threads()
     with cpu_threads(threads), server(case, overrides, threads) as port:
         policy = make_policy(config, case.spec, choose_device(config.device))
+        policy.warm_up(1)
         for clients in case.clients:
             alone, m = one_at_a_time(policy, case), drive(port, case, clients)
             p50, p95, p99 = 1e3 * np.percentile(m.latency, (50, 95, 99))
-            overhead = f"{1e3 * np.median(m.latency - m.planning):.2f}" if clients == 1 else "-"
+            overhead, planning = 1e3 * np.median(m.latency - m.planning), 1e3 * np.median(m.planning)
+            own = f"{overhead:10.2f}{overhead / planning:8.1%}" if clients == 1 else f"{'-':>10}{'-':>8}"
             print(
                 f"{case.name:24}{clients:8}{m.batch:7.1f}{m.rate:13.1f}{m.rate / alone:8.2f}"
-                f"{p50:9.1f}{p95:9.1f}{p99:9.1f}{overhead:>13}",
+                f"{p50:9.1f}{p95:9.1f}{p99:9.1f}{own}",
                 flush=True,
             )
 
 
 def print_service(device: str, threads: int | None, overrides: list[str]) -> None:
-    """All cases that this machine can do in a minute."""
-    settings = [f"device={device}", *overrides]
-    paper = PAPER_GPU if choose_device(device).type == "cuda" else PAPER_CPU
-    print("\nplanner service: decisions per second against one-at-a-time planning, latency and overhead in ms")
+    """All cases that this machine can do in minutes."""
+    on_gpu = choose_device(device).type == "cuda"
+    settings = [f"device={device}", *(["planner.compile=true"] if on_gpu else []), *overrides]
+    paper = PAPER_GPU if on_gpu else PAPER_CPU
     print(
-        f"{'':24}{'clients':>8}{'batch':>7}{'decisions/s':>13}{'ratio':>8}"
-        f"{'p50':>9}{'p95':>9}{'p99':>9}{'overhead p50':>13}"
+        "\nplanner service: decisions per second against one-at-a-time planning; latency and own overhead (p50) in ms"
     )
+    latency = f"{'p50':>9}{'p95':>9}{'p99':>9}"
+    print(f"{'':24}{'clients':>8}{'batch':>7}{'decisions/s':>13}{'ratio':>8}{latency}{'overhead':>10}{'of plan':>8}")
     for case in (LAPTOP, paper):
         print_case(case, settings, threads)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from common.config import ConfigError, load_config
 from common.run_dir import RunDir
@@ -63,7 +63,7 @@ def train(options: argparse.Namespace) -> None:
     stop = StopWhen(options.max_minutes)
     metrics = serve_metrics(options)
     if options.resume:
-        names = ("preset", "task", "seed", "agent", "run_dir", "env_steps", "set")
+        names = ("preset", "task", "seed", "agent", "planner", "run_dir", "env_steps", "set")
         given = [name.replace("_", "-") for name in names if getattr(options, name) not in (None, [])]
         if given:
             raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{given[0]}")
@@ -241,6 +241,19 @@ def add_metrics(p: argparse.ArgumentParser) -> None:
     p.add_argument("--metrics-host", metavar="H", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
 
 
+class PlannerPreset(argparse.Action):
+    """`--planner NAME`: the settings that the name stands for, put before those of `--set`, which win."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, value: Any, _: Any = None) -> None:
+        from deploy.run_config import planner_preset
+
+        options.planner = value
+        try:
+            options.set = [*planner_preset(value), *options.set]
+        except ConfigError as error:
+            parser.error(str(error))
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong without repeating the usage."""
 
@@ -262,6 +275,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--task", metavar="T", help="such as dmc/walker-walk; `qttdm tasks` lists them")
     p.add_argument("--seed", metavar="S", type=whole_number, help="every random stream derives from it")
     p.add_argument("--agent", metavar="A", help="qt-tdm (default), tdm or qt")
+    p.add_argument(
+        "--planner", metavar="NAME", action=PlannerPreset, help="exact (the paper's) or fast; --set wins over it"
+    )
     p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as planner.horizon=5")
     p.add_argument("--run-dir", metavar="DIR", type=Path, help="default: runs/<task>-<time>; must not exist")
     p.add_argument("--resume", metavar="RUN", type=Path, help="go on with this run from its newest checkpoint")
@@ -273,6 +289,9 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(command=evaluate)
     p.add_argument("run", metavar="RUN", type=Path, help="a run, or one of its checkpoints")
     p.add_argument("--episodes", metavar="N", type=positive_int, default=10)
+    p.add_argument(
+        "--planner", metavar="NAME", action=PlannerPreset, help="exact (the paper's) or fast; --set wins over it"
+    )
     p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as planner.samples=32")
     p.add_argument("--video", action="store_true", help="film the first episode")
 
@@ -286,6 +305,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--tls-cert", metavar="PEM", type=Path, help="encrypt, with this certificate")
     p.add_argument("--tls-key", metavar="PEM", type=Path, help="and this key")
     add_metrics(p)
+    p.add_argument(
+        "--planner", metavar="NAME", action=PlannerPreset, help="exact (the paper's) or fast; --set wins over it"
+    )
     p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as service.max_batch=16")
 
     p = commands.add_parser("plot", help="learning curves: mean, 95%% bootstrap interval and IQM over seeds")

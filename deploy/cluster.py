@@ -287,10 +287,12 @@ class SeedRun:
     def _planner_settings(self) -> PlannerSettings:
         c = self.config
         return PlannerSettings(
+            run_dir=self.run_dir.path,
             service=c.cluster.service,
             make_policy=partial(policy_here, c, self.spec),
             obs_dim=self.spec.obs_dim,
             threads=c.threads or max(1, int(c.cluster.planner_cpus)),
+            hang_seconds=c.cluster.hang_seconds,
             telemetry=self._make_telemetry,
         )
 

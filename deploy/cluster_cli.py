@@ -28,7 +28,7 @@ JOB_SERVICE_SECONDS = 60.0  # for it to be ready, on a head that has just been s
 
 def add_parser(commands: Any) -> None:
     """Put `cluster` and its commands beside the others."""
-    from deploy.cli import positive_float, positive_int  # this module is imported by that one
+    from deploy.cli import PlannerPreset, positive_float, positive_int  # this module is imported by that one
 
     cluster = commands.add_parser("cluster", help="train seeds on a Ray cluster, look at them, stop them, go on")
     actions = cluster.add_subparsers(metavar="COMMAND", required=True)
@@ -44,6 +44,9 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--shards", metavar="N", type=positive_int, help="replay processes of a seed")
     p.add_argument("--gpus-per-seed", metavar="X", type=positive_float, help="such as 1, 0.5 or 0.25; default: none")
     p.add_argument("--env-steps", metavar="N", type=positive_int, help="simulator steps to train each seed for")
+    p.add_argument(
+        "--planner", metavar="NAME", action=PlannerPreset, help="exact (the paper's) or fast; --set wins over it"
+    )
     p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as cluster.publish_every=20")
     p.add_argument("--runs-dir", metavar="DIR", type=Path, default=RUNS, help="default: runs; shared by all nodes")
     p.add_argument("--detach", action="store_true", help="leave it to the cluster (a Ray job) and return")

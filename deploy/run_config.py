@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from common.tdm import TDMConfig
 from deploy.cluster_config import ClusterConfig
 from learner.schedule import TrainingConfig
 from learner.update import LearnerConfig
-from planner_service.planner import PlannerConfig
+from planner_service.planner import PRESETS, PlannerConfig
 from planner_service.policy import EpsilonConfig
 from replay.buffer import ReplayConfig
 
@@ -108,3 +108,15 @@ def preset_path(name: str) -> Path:
         names = sorted(p.stem for p in folder.glob("*.yaml"))
         raise ConfigError(f"--preset {name}: there is none; want one of {', '.join(names)}, or a path to a .yaml file")
     return path
+
+
+def planner_preset(name: str) -> list[str]:
+    """What `--planner NAME` stands for, as `--set` items. ConfigError lists the names there are."""
+    if name not in PRESETS:
+        raise ConfigError(f"there is no planner {name!r}; want one of {', '.join(PRESETS)}")
+    return planner_items(PRESETS[name])
+
+
+def planner_items(settings: dict[str, Any]) -> list[str]:
+    """Planner settings as `--set` takes them."""
+    return [f"planner.{key}={value}" for key, value in settings.items()]

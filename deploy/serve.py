@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from common.checkpoint import CheckpointError
@@ -98,8 +97,7 @@ async def serve(
     """Until SIGTERM or Ctrl-C. True if everybody who had asked by then was answered."""
     service = PlannerService(config.service, agent.policy, agent.spec.obs_dim, telemetry)
     server = Server(config.server, service, describe(agent), token, tls)
-    first = agent.policy.start(0, 0.0)
-    agent.policy.decide([first], np.zeros((1, agent.spec.obs_dim), np.float32))  # the slow first one is nobody's
+    agent.policy.warm_up(config.service.max_batch)  # the slow first decisions are nobody's
     port = await server.start()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -51,7 +51,7 @@ class PlannerConfig(Config):
     terminal_value: Literal["greedy", "first_dimension"] = "greedy"
     """V(s_H): walk all N dimensions, or the maximum over the first one (one pass; equal in the limit by Eq. 2)"""
     compile: bool = False
-    """torch.compile the whole decision; needs a C++ compiler and minutes at the start, captures CUDA graphs on a GPU"""
+    """torch.compile the whole decision as one graph, on a GPU a CUDA graph; needs a C++ compiler, minutes to start"""
 
     sample_decay: float = Field(default=1.0, ge=1)
     """economy: iteration n draws J / sample_decay^n sequences, but at least twice the elites"""
@@ -75,6 +75,11 @@ class PlannerConfig(Config):
                 f"keep_elites={self.keep_elites} is more than elites={self.elites}; "
                 f"want keep_elites from 0 to {self.elites}"
             )
+        if self.compile and self.early_stop:
+            raise ValueError(
+                "early_stop looks at the outcome of each iteration, and compile captures all in one graph; "
+                "want one of them"
+            )
         if not self.min_std <= self.init_std <= self.max_std:
             raise ValueError(
                 f"init_std={self.init_std} is not between min_std={self.min_std} and max_std={self.max_std}"
@@ -85,6 +90,34 @@ class PlannerConfig(Config):
         """J of an iteration, counted from 0."""
         decayed = round(self.samples / self.sample_decay**iteration)
         return min(self.samples, max(decayed, 2 * self.elites))
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {
+        "samples": 512,
+        "qt_samples": 24,
+        "iterations": 6,
+        "elites": 64,
+        "terminal_value": "greedy",
+        "sample_decay": 1.0,
+        "early_stop": False,
+        "noise_exponent": 0.0,
+        "keep_elites": 0,
+    },
+    "fast": {
+        "samples": 128,
+        "qt_samples": 64,
+        "iterations": 3,
+        "elites": 24,
+        "terminal_value": "greedy",
+        "sample_decay": 1.0,
+        "early_stop": False,
+        "noise_exponent": 0.0,
+        "keep_elites": 4,
+    },
+}
+"""How much a decision is thought about, by name: as in the paper, 3,096 imagined sequences, and 452, more of them the
+QT's own. For the settings that trade time for quality; all others stay as they are."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from common.config import Config
 from common.qt import QT
 from common.seeding import derive_seed
 from common.weights import Weights
-from planner_service.planner import Planner, PlanState, draw_noise
+from planner_service.planner import Noise, Plan, Planner, PlanState, draw_noise
 
 
 class EpsilonConfig(Config):
@@ -103,8 +103,9 @@ class MPCPolicy:
         self.weights_version = 0
         self.decided: Decisions | None = None
         planner.prepare(device)
+        # One graph, or an error: a break in it would be a wait for the device in the middle of a decision.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
-        self.plan = torch.compile(planner.plan, mode=mode) if planner.config.compile else planner.plan
+        self.compiled = torch.compile(planner.plan, mode=mode, fullgraph=True) if planner.config.compile else None
 
     def load(self, weights: Weights) -> None:
         weights.copy_into(self.networks)
@@ -126,20 +127,51 @@ class MPCPolicy:
         state = PlanState.join([e.plan for e in episodes if e.plan is not None])
         on_device = torch.from_numpy(observations).to(self.device)
         explores = [e.exploration > 0 for e in episodes]
-        explore = explores[0] if len(set(explores)) == 1 else torch.tensor(explores, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            if deadline is None:
-                plan = self.plan(on_device, state, noise, explore)
-            else:  # never compiled: that would be for one number of iterations
-                plan = self.planner.plan(on_device, state, noise, explore, more=until(deadline, self.device))
-        # Compiled, the tensors belong to a CUDA graph, whose next replay reads this state and overwrites them.
-        s = plan.state
-        after = PlanState(s.mean.clone(), s.elites.clone(), s.has_elites.clone())
-        for episode, own in zip(episodes, after.split(), strict=True):
+            if deadline is None and self.compiled is not None:
+                explore = torch.tensor(explores, device=self.device)
+                plan = self._plan_padded(on_device, state, noise, explore)
+            else:  # with a deadline never compiled: that would be for one number of iterations
+                mixed = explores[0] if len(set(explores)) == 1 else torch.tensor(explores, device=self.device)
+                more = None if deadline is None else until(deadline, self.device)
+                plan = self.planner.plan(on_device, state, noise, mixed, more)
+        for episode, own in zip(episodes, plan.state.split(), strict=True):
             episode.plan = own
         numbers = torch.stack([plan.values, plan.terminal, plan.std.mean(dim=(1, 2))]).float().cpu().numpy()  # [3, E]
         values, terminal, std_mean = numbers
         return Decisions(plan.actions.cpu().numpy(), values, plan.iterations, terminal, std_mean)
+
+    def _plan_padded(self, observations: Tensor, state: PlanState, noise: Noise, explore: Tensor) -> Plan:
+        """The compiled plan, of the next power of two of environments: a graph is captured for each size that comes.
+
+        Copies of the first environment fill up; an environment's plan does not depend on the company. What comes out
+        is copied: it belongs to the CUDA graph, whose next replay overwrites it.
+        """
+        assert self.compiled is not None
+        environments = len(observations)
+        index = torch.zeros(next_power_of_two(environments), dtype=torch.long, device=self.device)
+        index[:environments] = torch.arange(environments, device=self.device)
+
+        def filled(part: Tensor) -> Tensor:
+            return part[index]
+
+        wide = PlanState(*map(filled, vars(state).values()))
+        plan = self.compiled(filled(observations), wide, Noise(*map(filled, vars(noise).values())), filled(explore))
+
+        def own(part: Tensor) -> Tensor:
+            return part[:environments].clone()
+
+        after = PlanState(*map(own, vars(plan.state).values()))
+        return Plan(own(plan.actions), after, own(plan.values), own(plan.terminal), own(plan.std), plan.iterations)
+
+    def warm_up(self, environments: int) -> None:
+        """Decide once for every size of batch up to that many, so that nobody waits for compilation later."""
+        size, most = 1, next_power_of_two(environments) if self.compiled is not None else 1
+        while size <= most:
+            episodes = [self.start(seed, 0.0) for seed in range(size)]
+            for _ in range(3 if self.compiled is not None else 1):  # compile, capture, replay
+                self.decide(episodes, np.zeros((size, self.planner.dynamics.obs_dim), np.float32))
+            size *= 2
 
     def begin(self, seeds: list[int], exploration: float) -> None:
         self.episodes = [self.start(seed, exploration) for seed in seeds]
@@ -166,6 +198,11 @@ class GreedyPolicy:
     def start(self, seed: int, exploration: float) -> EpisodeState:
         """Of an episode, at its start."""
         return EpisodeState(seeded_generator(seed, torch.device("cpu")), exploration)
+
+    def warm_up(self, environments: int) -> None:
+        """Decide once for so many."""
+        episodes = [self.start(seed, 0.0) for seed in range(environments)]
+        self.decide(episodes, np.zeros((environments, self.qt.obs_dim), np.float32))
 
     @torch.no_grad()
     def decide(
@@ -213,6 +250,11 @@ def freeze(networks: nn.Module) -> None:
     """Eval mode, no gradients: a policy's networks are never trained."""
     networks.eval()
     networks.requires_grad_(False)
+
+
+def next_power_of_two(number: int) -> int:
+    """The smallest that is not less than `number`, which is at least 1."""
+    return 1 << (number - 1).bit_length()
 
 
 def until(deadline: float, device: torch.device) -> Callable[[int], bool]:

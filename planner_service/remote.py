@@ -1,7 +1,7 @@
 """The planner service as a Ray actor, and the policy of an actor that asks it.
 
     CollectorActor: ServicePolicy --begin, act, end--> PlannerActor (PlannerService, on a GPU share or CPUs)
-    learner --take(weights)--> PlannerActor
+    learner --take(weights)--> PlannerActor --newest--> learner, before its first episode
 
 If the service dies, hangs or is busy, the actor does what its configuration says and comes back to it.
 """
@@ -13,14 +13,16 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from common.telemetry import MakeTelemetry, Telemetry
+from common.watchdog import Watchdog
 from common.weights import Weights
 from planner_service.messages import Answer, Refusal, Request, ServiceError
 from planner_service.policy import Decisions, GreedyPolicy, MPCPolicy
@@ -33,12 +35,15 @@ RETRY_MS = 200.0  # after which to ask again a planner that has no weights yet
 class PlannerSettings:
     """What a planner process is started with: small, since a restart gets it again."""
 
+    run_dir: Path
     service: ServiceConfig
     make_policy: Callable[[], MPCPolicy | GreedyPolicy]
     """called in the actor's process, where its device is"""
     obs_dim: int
     threads: int
     """torch's"""
+    hang_seconds: float
+    """a batch that takes longer has hung: the process ends, and Ray starts it anew"""
     telemetry: MakeTelemetry = Telemetry.silent
 
 
@@ -50,7 +55,12 @@ class PlannerActor:
         self.telemetry = settings.telemetry("planner", index)
         self.learner = ray.get_actor(learner)
         torch.set_num_threads(settings.threads)
-        self.service = PlannerService(settings.service, settings.make_policy(), settings.obs_dim, self.telemetry)
+        watchdog = Watchdog(settings.run_dir, f"planner-{index}", settings.hang_seconds)
+        if watchdog.found:
+            self.telemetry.inc("qttdm_failures_total", kind="hung")
+        policy = settings.make_policy()
+        policy.warm_up(settings.service.max_batch)
+        self.service = PlannerService(settings.service, policy, settings.obs_dim, self.telemetry, watchdog)
 
     async def begin(self, seeds: list[int], exploration: float) -> list[int] | Refusal:
         """Numbers of the episodes begun. `busy` until there are weights: nobody acts on a fresh network."""
@@ -77,14 +87,15 @@ class PlannerActor:
 
     async def _pull(self) -> bool:
         """Fetch the newest weights; False if the learner has none now."""
-        newest = await self.learner.newest.options(concurrency_group="control").remote()
-        if newest is None:
-            return False
-        (reference,), version, checksum = newest
         try:
-            await self.take(await reference, version, checksum)
-        except RayError:  # replaced by newer ones, or lost with the learner's process
+            newest = await self.learner.newest.options(concurrency_group="control").remote()
+            if newest is None:
+                return False
+            (reference,), version, checksum = newest
+            values = await reference
+        except RayError:  # the learner is starting, or has newer ones by now
             return False
+        await self.take(values, version, checksum)
         return True
 
     async def stats(self) -> ServiceStatus:
@@ -189,6 +200,8 @@ class ServicePolicy:
                 self._planner = ray.get_actor(self.name)
             answer = getattr(self._planner, method).options(max_task_retries=0).remote(*arguments)
             return ray.get(answer, timeout=self.config.timeout_seconds)
+        except RayTaskError:  # a mistake of ours, not a failure of the service
+            raise
         except (RayError, ValueError):  # died, is starting, hangs; or not there yet
             self.lost += 1
             if self.config.when_gone == "local":

@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -128,9 +128,10 @@ class PlannerService:
         policy: MPCPolicy | GreedyPolicy,
         obs_dim: int,
         telemetry: Telemetry | None = None,
+        watch: AbstractContextManager[None] = nullcontext(),  # noqa: B008 - it has no state
     ) -> None:
-        """telemetry: a planner's; None: nothing is told."""
-        self.config, self.policy, self.obs_dim = config, policy, obs_dim
+        """telemetry: a planner's; None: nothing is told. watch: entered for each batch's planning: a Watchdog."""
+        self.config, self.policy, self.obs_dim, self.watch = config, policy, obs_dim, watch
         self.telemetry = telemetry or Telemetry.silent("planner")
         self._episodes: dict[int, _Episode] = {}
         self._numbers = count(1)
@@ -334,7 +335,8 @@ class PlannerService:
         """In the planner's thread: a batch's decisions."""
         began = time.monotonic()
         before = [state.plan for state in states]
-        decisions = self.policy.decide(states, observations, deadline)
+        with self.watch:
+            decisions = self.policy.decide(states, observations, deadline)
         for state, plan, finite in zip(states, before, decisions.finite, strict=True):
             if not finite:
                 state.plan = plan  # a warm start that is not finite would spoil all that follows

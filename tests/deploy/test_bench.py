@@ -8,10 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.environments.task_env import TaskSpec
-from common.run_dir import RunDir
-from deploy import bench, operations
+from deploy import bench, bench_economies, operations
 from deploy.agent import make_learner, make_policy
-from deploy.local import new_run
 from learner.arithmetic import cpu_threads
 from planner_service.planner import Planner
 from tests.fakes import tiny_config
@@ -58,7 +56,7 @@ def test_operations_of_a_decision(action_dim, override):
     c = tiny_config(*layers, override)
     policy = make_policy(c, TaskSpec(3, action_dim, 8, 80, terminates=False, has_success=False), CPU)
     # As it is without inference mode, in which the counter takes some linear layers for attention's batched products.
-    policy.plan = functools.partial(Planner.plan.__wrapped__, policy.planner)
+    policy.planner.plan = functools.partial(Planner.plan.__wrapped__, policy.planner)
     policy.begin([0, 1], 1.0)
     with torch.no_grad():
         got = counted(lambda: policy.act(np.zeros((2, 3), np.float32)))
@@ -95,7 +93,8 @@ def test_a_mistake_is_one_line_and_status_2(arguments, names, capsys):
 def test_a_shape_runs_on_its_presets_threads_and_is_held_against_as_many(arguments, want, capsys, monkeypatch):
     measured, used = [], []
     monkeypatch.setattr(bench, "product_rate", lambda device, dtype, threads: measured.append(threads) or 1e9)
-    monkeypatch.setattr(bench, "time_decision", lambda *_: used.append(torch.get_num_threads()) or 1.0)
+    for module in (bench, bench_economies):
+        monkeypatch.setattr(module, "time_decision", lambda *_, **__: used.append(torch.get_num_threads()) or 1.0)
     monkeypatch.setattr(bench, "time_update", lambda *_: used.append(torch.get_num_threads()) or 1.0)
     with cpu_threads(3):
         assert bench.main(["--device", "cpu", "--only", "laptop", *arguments]) == 0
@@ -104,15 +103,3 @@ def test_a_shape_runs_on_its_presets_threads_and_is_held_against_as_many(argumen
     shown = capsys.readouterr().out
     assert f"float32{want:8}" in shown
     assert "early_stop: not here" in shown
-
-
-def test_a_runs_economies_come_with_times_and_returns(tmp_path, capsys):
-    run_dir = RunDir.create(tmp_path / "run")
-    new_run(tiny_config(), run_dir).save()
-    before = sorted(path.name for path in run_dir.path.iterdir())
-    assert bench.main(["--run", str(run_dir.path), "--episodes", "2", "--device", "cpu"]) == 0
-    rows = capsys.readouterr().out.splitlines()[1:]
-    assert [row[:26].strip() for row in rows] == list(bench.economies(4))
-    assert all(float(time) > 0 and float(value) > 0 for time, value in (row[26:].split() for row in rows))
-    assert rows[0].split()[1] == "1.00"
-    assert sorted(path.name for path in run_dir.path.iterdir()) == before

@@ -1,5 +1,6 @@
 """The command line: what it refuses in one line, and what it leaves behind. A few tests start it as a user would."""
 
+import itertools
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ import pytest
 import tests.fakes  # noqa: F401 - registers the toy tasks
 from common.metrics import read_metrics
 from deploy.cli import main
+from deploy.trained import TrainedAgent
+from planner_service.planner import PRESETS
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -102,6 +105,7 @@ class TestMistakes:
             (["--set", "planner.horizon=long"], ["planner.horizon", "'long'", "integer"]),
             (["--set", "planner.horizon=0"], ["planner.horizon", "0", "> 0"]),
             (["--set", "planner.horizon"], ["planner.horizon", "KEY=VALUE"]),
+            (["--planner", "quick"], ["'quick'", "exact, fast"]),
             (["--set", "tdm.window=50"], ["tdm.window=50", "20 decisions"]),
             (["--set", "device=gpu9"], ["device=gpu9", "cpu"]),
             (["--env-steps", "0"], ["--env-steps", "'0'", "from 1"]),
@@ -162,6 +166,7 @@ class TestMistakes:
             ["--agent", "qt"],
             ["--run-dir", "x"],
             ["--env-steps", "10"],
+            ["--planner", "fast"],
             ["--set", "seed=1"],
         ],
     )
@@ -284,6 +289,17 @@ class TestEvalAndPlot:
             return run_main(capsys, "eval", trained / "0", "--episodes", "2", *more)[1].splitlines()[:2]
 
         assert returns("--set", "planner.init_std=0.06", "--set", "planner.samples=200") != returns()
+
+    def test_eval_with_a_planner_by_name_and_set_wins_over_it(self, trained, monkeypatch):
+        planners = []
+        monkeypatch.setattr(TrainedAgent, "evaluate", lambda agent, _: planners.append(agent.config.planner) or 1 / 0)
+        for name in PRESETS:
+            for more in ([], ["--set", "planner.samples=70"]):
+                with pytest.raises(ZeroDivisionError):
+                    main(["eval", str(trained / "0"), *more, "--planner", name, "--set", "planner.horizon=1"])
+        own = TrainedAgent(trained / "0").config.planner
+        for planner, (name, more) in zip(planners, itertools.product(PRESETS, ({}, {"samples": 70})), strict=True):
+            assert planner == own.model_copy(update={**PRESETS[name], **more, "horizon": 1})
 
     def test_eval_leaves_the_run_as_it_is(self, trained, capsys):
         files = [path for path in sorted((trained / "0").rglob("*")) if path.is_file()]

@@ -12,6 +12,7 @@ from common.gpu import watch_gpu
 from deploy.agent import make_learner, make_policy
 from deploy.bench import random_batch
 from deploy.run_config import RunConfig, preset_path
+from planner_service.planner import PlanState, draw_noise
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,3 +77,54 @@ def test_updates_are_timed_on_the_gpu_without_waiting_for_it_and_its_use_is_told
     memory = {use: told["qttdm_gpu_memory_bytes", use] for use in ("allocated", "reserved", "total")}
     assert 0 < memory["allocated"] <= memory["reserved"] < memory["total"]
     assert 0 <= told["qttdm_gpu_utilisation_ratio", ""] <= 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_decision_is_the_uncompiled_one_for_every_size_of_batch(precision):
+    few = ["planner.iterations=2", "planner.horizon=2", f"precision={precision}"]
+    plain, compiled = (
+        make_policy(config(*few, f"planner.compile={on}"), SPEC, torch.device("cuda")) for on in ("false", "true")
+    )
+    weights = make_learner(config(*few), SPEC, torch.device("cuda")).weights()
+    for policy in (plain, compiled):
+        policy.load(weights)
+    compiled.warm_up(4)
+    for environments in (1, 3, 4):
+        observations = np.random.default_rng(0).standard_normal((environments, SPEC.obs_dim), np.float32)
+        actions = []
+        for policy in (plain, compiled):
+            policy.begin(list(range(environments)), exploration=0.0)
+            actions.append([policy.act(observations) for _ in range(3)])
+        # Fused, products round differently; a sample carried over the edge of a bin is one bin further.
+        assert np.mean(np.abs(np.subtract(*actions)) < 0.02) > 0.9
+        assert compiled.decided.values == pytest.approx(plain.decided.values, rel=0.02, abs=0.02)
+
+
+def test_a_compiled_decision_is_few_launches():
+    """CUDA's own count: a captured decision is the replay of a graph, and what brings its inputs there."""
+    policy = make_policy(config("planner.compile=true", "planner.iterations=2"), SPEC, torch.device("cuda"))
+    policy.warm_up(1)
+    policy.begin([0], exploration=0.0)
+    observations = np.zeros((1, SPEC.obs_dim), np.float32)
+    policy.act(observations)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    ) as profile:
+        policy.act(observations)
+    called = {event.key: event.count for event in profile.key_averages()}
+    assert called.get("cudaGraphLaunch", 0) >= 1
+    assert called.get("cudaLaunchKernel", 0) < 100
+
+
+def test_nothing_in_a_decision_waits_for_the_gpu():
+    policy = make_policy(config(), SPEC, torch.device("cuda"))
+    planner, device = policy.planner, torch.device("cuda")
+    noise = draw_noise([torch.Generator(device).manual_seed(0)], planner.config, SPEC.action_dim)
+    state = PlanState.initial(1, planner.config, SPEC.action_dim, device)
+    observations = torch.zeros(1, SPEC.obs_dim, device=device)
+    planner.plan(observations, state, noise, explore=True)  # constants are made the first time
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        planner.plan(observations, state, noise, explore=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.environments.config import EnvConfig
+from common.environments.make import make_env
 from tests.planner_service.serving import INFO, serving, tiny_policy
 from tests.planner_service.test_service import observation
 
@@ -64,15 +66,27 @@ class TestNode:
         assert msgpack.unpackb(ran.stdout) == values
 
 
-def test_the_python_example_drives_a_gymnasium_environment():
-    """As it stands in the documentation, but for the port."""
-    source = (CLIENTS / "drive.py").read_text()
+@pytest.mark.parametrize(("name", "port"), [("drive.py", "port=7747"), ("drive_node.py", "PORT = 7747")])
+def test_the_examples_drive_a_gymnasium_environment_to_the_same_return(tmp_path, name, port):
+    """As they stand in the documentation, but for the port."""
+    if name == "drive_node.py" and not shutil.which("node"):
+        pytest.skip("no node here")
+    shutil.copytree(CLIENTS, tmp_path / "clients")
+    example = tmp_path / "clients" / name
+    source = example.read_text()
+    assert source.count(port) == 1
     info = {**INFO, "task": "gym/Pendulum-v1", "action_repeat": 20}
     with serving(tiny_policy(action_dim=1), info=info) as it:
-        assert source.count("port=7747") == 1
-        script = source.replace("port=7747", f"port={it.port}")
+        example.write_text(source.replace("7747", str(it.port)))
         own = os.environ | {"PYTHONPATH": str(ROOT)}
-        ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=own, timeout=120)
+        ran = subprocess.run([sys.executable, example], capture_output=True, text=True, env=own, timeout=120)
         assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.startswith("return -")
         assert it.service._counts["answers"] == 10  # 200 steps, each action held for 20
+    env = make_env("gym/Pendulum-v1", EnvConfig(action_repeat=20))
+    policy = tiny_policy(action_dim=1)
+    policy.begin([0], 0.0)
+    (observation, _), score, over = env.reset(seed=0), 0.0, False
+    while not over:
+        observation, reward, terminated, truncated, _ = env.step(policy.act(observation[None])[0])
+        score, over = score + reward, terminated or truncated
+    assert ran.stdout == f"return {score:.1f}\n"

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from common.config import ConfigError
-from planner_service.planner import Noise, Planner, PlannerConfig, PlanState, colour_factor, coloured, draw_noise
+from planner_service.planner import (
+    PRESETS,
+    Noise,
+    Planner,
+    PlannerConfig,
+    PlanState,
+    colour_factor,
+    coloured,
+    draw_noise,
+)
 from tests.fakes import FakeDynamics, FakeValue, tiny_config, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
@@ -598,6 +607,7 @@ class TestEconomies:
         ("planner.sample_decay=0.5", ["planner.sample_decay: got 0.5", ">= 1"]),
         ("planner.temperature=0", ["planner.temperature: got 0", "> 0"]),
         ("planner.terminal_value=last", ["planner.terminal_value: got 'last'", "greedy", "first_dimension"]),
+        ("planner={compile: true, early_stop: true}", ["planner: early_stop", "compile"]),
         ("planner.samplse=5", ["unknown key planner.samplse", "samples"]),
     ],
 )
@@ -670,3 +680,13 @@ def test_noise_has_the_declared_shapes():
     assert isinstance(noise, Noise)
     shapes = {name: tuple(getattr(noise, name).shape) for name in ("normal", "proposal", "elite", "action")}
     assert shapes == {"normal": (2, 2, 5, 4, 2), "proposal": (2, 2, 4, 3, 2), "elite": (2,), "action": (2, 2, 2)}
+
+
+def test_presets_say_all_that_trades_time_for_quality_and_exact_is_the_papers():
+    assert PlannerConfig(**PRESETS["exact"]) == PlannerConfig()
+    assert PRESETS["exact"].keys() == PRESETS["fast"].keys()
+    exact, fast = (
+        sum(c.samples_at(i) + c.keep_elites for i in range(c.iterations)) + c.qt_samples
+        for c in (PlannerConfig(**PRESETS[name]) for name in ("exact", "fast"))
+    )
+    assert exact >= 4 * fast

@@ -1,5 +1,6 @@
 """What every policy promises actors, and what tells the three apart."""
 
+import functools
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from common.weights import Weights
 from planner_service.planner import Planner, PlannerConfig, PlanState, draw_noise
-from planner_service.policy import EpsilonConfig, GreedyPolicy, MPCPolicy, RandomPolicy, until
+from planner_service.policy import EpsilonConfig, GreedyPolicy, MPCPolicy, RandomPolicy, next_power_of_two, until
 from tests.fakes import tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
@@ -205,3 +206,40 @@ def test_epsilon_falls_linearly_to_its_end():
     for progress, want in [(0.0, 1.0), (0.15, 0.505), (0.3, 0.01), (0.7, 0.01), (1.0, 0.01)]:
         assert epsilon.at(progress) == pytest.approx(want)
     assert EpsilonConfig(start=0.5, end=0.1, share=1.0).at(0.5) == pytest.approx(0.3)
+
+
+class TestCompiled:
+    """Captured as on a GPU, and run by torch as it stands: tests/gpu has what is made of it there."""
+
+    def test_the_whole_decision_is_one_graph_for_each_power_of_two_and_the_same_decision(self, monkeypatch):
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=self.backend))
+        self.sizes = []
+        settings = {"horizon": 1, "keep_elites": 2, "noise_exponent": 1.0}
+        plain, compiled = mpc(**settings), mpc(compile=True, **settings)
+        for episodes, exploration in ((1, 0.0), (3, 1.0), (4, 0.0)):
+            seeds, observations = range(episodes), np.resize(OBSERVATIONS, (episodes, 3))
+            got = act(compiled, seeds, exploration, observations)
+            np.testing.assert_allclose(got, act(plain, seeds, exploration, observations), atol=1e-5)
+            np.testing.assert_allclose(compiled.decided.values, plain.decided.values, atol=1e-5)
+        assert self.sizes == [1, 1, 4, 4, 4, 4]
+
+    def backend(self, graph, example_inputs, **_):
+        """Notes how many environments there are, whenever the one graph runs."""
+
+        def run(*inputs):
+            self.sizes.append(
+                max(part.shape[0] for part in inputs if torch.is_tensor(part) and part.dtype == torch.bool)
+            )
+            return graph.forward(*inputs)
+
+        return run
+
+    def test_sizes(self):
+        assert [next_power_of_two(n) for n in (1, 2, 3, 4, 5, 63, 64, 65)] == [1, 2, 4, 4, 8, 64, 64, 128]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_warming_up_changes_nothing(name):
+    warm = POLICIES[name]()
+    warm.warm_up(4)
+    np.testing.assert_array_equal(act(warm), act(POLICIES[name]()))

@@ -1,0 +1,23 @@
+"""The same episode as drive.py's, its actions by client.mjs: Node reads an observation a line and writes an action."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from common.environments.config import EnvConfig
+from common.environments.make import make_env
+from planner_service.client import Client
+
+PORT = 7747
+with Client(port=PORT) as client:
+    info = client.info()
+env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"]))
+command = ["node", Path(__file__).with_name("client.mjs"), str(PORT)]
+with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as node:
+    (observation, _), score, over = env.reset(seed=0), 0.0, False
+    while not over:
+        print(json.dumps(observation.tolist()), file=node.stdin)
+        observation, reward, terminated, truncated, _ = env.step(json.loads(node.stdout.readline()))
+        score, over = score + reward, terminated or truncated
+    node.stdin.close()
+print(f"return {score:.1f}")

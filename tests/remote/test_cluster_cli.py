@@ -1,0 +1,161 @@
+"""`qttdm cluster` on real clusters: what it refuses there, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.metrics import read_metrics
+from deploy.cli import main
+from deploy.cluster import old_seeds
+from tests.remote.live import PATIENCE, check_books, nothing_is_left, objects_stored
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+DEBUG = ["train", "--preset=debug", "--set=cluster.metrics_port=null"]
+"""ends by itself after 10 episodes"""
+
+
+@pytest.fixture
+def here(cluster, tmp_path, monkeypatch) -> Path:
+    """An empty working directory of the process of the tests, which is connected to the session's cluster."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_main(capsys, *words: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `qttdm cluster WORDS`, in this process."""
+    status = main(["cluster", *words])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def one_line(status: int | None, out: str, err: str) -> str:
+    """What a command said that refused."""
+    assert (status, out) == (2, ""), (out, err)
+    assert re.fullmatch(r"qttdm: .*\n", err), err
+    return err
+
+
+def shell(folder: Path, address: str, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """`qttdm cluster WORDS` as a user types it in `folder`; without a token unless the environment has it."""
+    variables = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", "cluster", *words],
+        cwd=folder,
+        env=os.environ | variables | {"PYTHONUNBUFFERED": "1"} | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def ended(child: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr."""
+    out, err = child.communicate(timeout=PATIENCE)
+    return child.returncode, out, err
+
+
+class TestRoom:
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--actors=100"], ["a seed needs 50.5 CPU, the whole cluster has 8", "--actors"]),
+            (["--gpus-per-seed=1"], ["a seed needs 1 GPU, the whole cluster has 0", "--gpus-per-seed"]),
+        ],
+    )
+    def test_too_much_for_ever_names_the_resource(self, here, capsys, words, said):
+        line = one_line(*run_main(capsys, *DEBUG, *words))
+        for word in said:
+            assert word in line
+        assert list(here.iterdir()) == []
+
+    def test_too_much_for_now_is_queued_and_all_seeds_leave_what_one_machine_leaves(self, cluster, here, capsys):
+        objects = objects_stored()[0]
+        status, out, err = run_main(capsys, *DEBUG, "--name=walk", "--seeds=0,1", "--set=cluster.actor_cpus=5")
+        assert (status, err) == (0, "")
+        first, room, *lines = out.splitlines()
+        assert first == f"qt-tdm on dmc/cartpole-swingup, seeds 0, 1: {here}/runs/walk"
+        assert room == "the cluster has room for 1 of 2 seeds now; the others are queued"
+        states = [(int(m[1]), m[2]) for line in lines if (m := re.match(r"seed (\d) \| state (\w+)", line))]
+        assert sorted({seed for seed, state in states if state == "queued"})[-1] == 1
+        assert {seed for seed, state in states if state == "running"} == {0, 1}
+        assert states.index((0, "finished")) < states.index((1, "running"))
+        assert re.search(r"^dmc/cartpole-swingup +qt-tdm\S* +2 +1,6\d\d +episode_return .* to ", out, re.MULTILINE)
+        assert f"curve: {here}/runs/walk/curve.png" in out
+        assert (here / "runs" / "walk" / "curve.png").read_bytes().startswith(b"\x89PNG")
+        for seed in old_seeds(here / "runs" / "walk"):
+            assert seed.state == "finished"
+            path = seed.run_dir.path
+            assert {"config.yaml", "metrics.jsonl", "checkpoints", "curve.png"} <= {
+                file.name for file in path.iterdir()
+            }
+            assert (path / "video.mp4").exists() is ("no video" not in out)
+            assert {line["kind"] for line in read_metrics(seed.run_dir.metrics_path)} == {"train", "update", "eval"}
+            assert check_books(seed).meta["counters"]["env_steps"] >= 1600
+        nothing_is_left(cluster, objects)
+
+
+def test_a_node_that_does_not_see_the_runs(here, capsys):
+    """Under this path every process sees its own working directory: the nodes' are others than this one's."""
+    line = one_line(*run_main(capsys, *DEBUG, "--name=walk", "--runs-dir=/proc/self/cwd/runs"))
+    assert "does not see /proc/self/cwd/runs/walk" in line
+    assert "storage that all nodes share" in line
+    assert not (here / "runs" / "walk").exists()
+
+
+def test_detaching_without_a_job_service(here, capsys):
+    status, _, err = run_main(capsys, *DEBUG, "--name=walk", "--detach")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--include-dashboard=true" in err
+    assert not (here / "runs" / "walk").exists()
+
+
+class TestOtherVersions:
+    """A second node that has something else installed."""
+
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        """Goes first in that node's Python path."""
+        (tmp_path / "other").mkdir()
+        return tmp_path / "other"
+
+    def line(self, cluster, tmp_path, other) -> str:
+        node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": f"{other}:{ROOT}"})
+        try:
+            (tmp_path / "here").mkdir()
+            said = one_line(*ended(shell(tmp_path / "here", cluster.address, *DEBUG, "--name=walk")))
+        finally:
+            cluster.remove_node(node)
+        assert not (tmp_path / "here" / "runs" / "walk").exists()
+        return said
+
+    def test_another_qttdm(self, cluster, tmp_path, folder):
+        for name in ("common", "replay", "planner_service", "actors", "learner", "deploy"):
+            shutil.copytree(ROOT / name, folder / name)
+        with (folder / "learner" / "losses.py").open("a") as file:
+            file.write("# edited\n")
+        line = self.line(cluster, tmp_path, folder)
+        assert re.search(r"has qttdm 0\.1\.0 \(sources \w{8}\), this one 0\.1\.0 \(sources \w{8}\)", line)
+        assert "install the same on every node" in line
+
+    def test_another_torch(self, cluster, tmp_path, folder):
+        (folder / "torch-1.0.0.dist-info").mkdir()
+        (folder / "torch-1.0.0.dist-info" / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n"
+        )
+        line = self.line(cluster, tmp_path, folder)
+        assert re.search(r"has torch 1\.0\.0, this one \d+\.\d+\.\d+; install the same on every node", line)
+
+    def test_one_that_cannot_be_asked(self, cluster, tmp_path, folder):
+        (folder / "deploy").mkdir()
+        (folder / "deploy" / "__init__.py").touch()
+        (folder / "deploy" / "preflight.py").touch()
+        line = self.line(cluster, tmp_path, folder)
+        assert "cannot run qttdm; install it there (pip install -e .): " in line

@@ -19,6 +19,7 @@ from typing import Protocol
 from common.telemetry import Report, Telemetry
 
 REPORT_EVERY = 2.0  # seconds
+TRY_EVERY = 0.2  # seconds, before a process ends
 
 
 class Sender(Protocol):
@@ -42,13 +43,20 @@ class Reporter:
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
-    def flush(self, seconds: float = 2.0) -> None:
-        """Report now, and wait until it has arrived, but no longer than that: for a process about to end."""
-        self.sender.wait(seconds / 2)  # for the one under way
-        self._report()
-        self.sender.wait(seconds / 2)
+    def flush(self, seconds: float = 10.0) -> None:
+        """Report now, and wait until it has arrived, but no longer than that: for a process about to end.
 
-    def close(self, seconds: float = 2.0) -> None:
+        Whoever serves it may be on its way back: until then it is tried again.
+        """
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.sender.wait(left)  # for the one under way
+            if self._report():
+                break
+            time.sleep(TRY_EVERY)
+        self.sender.wait(max(0.0, deadline - time.monotonic()))
+
+    def close(self, seconds: float = 10.0) -> None:
         """A last report, and no more."""
         self._stop.set()
         self.flush(seconds)
@@ -59,8 +67,8 @@ class Reporter:
             if self._stop.wait(self.every):
                 return
 
-    def _report(self) -> None:
-        """Whatever goes wrong is counted and printed once: to measure must not end the component."""
+    def _report(self) -> bool:
+        """Was it sent? Whatever goes wrong is counted and printed once: to measure must not end the component."""
         started = time.thread_time()
         with self._one_at_a_time:
             try:
@@ -70,6 +78,7 @@ class Reporter:
                 sent = False
             self.telemetry.inc("qttdm_reports_total", result="sent" if sent else "dropped")
             self.telemetry.inc("qttdm_reporting_seconds_total", time.thread_time() - started)
+            return sent
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:

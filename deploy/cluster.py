@@ -46,7 +46,7 @@ from replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
 from replay.shard import ShardConfig
 
 RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
-FLUSH_SECONDS = 10.0  # at most, for the processes to tell their last counts, before they are ended
+FLUSH_SECONDS = 15.0  # at most, for the processes to tell their last counts, before they are ended
 ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
 
 

@@ -19,7 +19,6 @@ from common.telemetry import Boot, Identity, Report, Telemetry
 from deploy.cluster_config import NAMESPACE
 from deploy.exporter_actor import NAME
 
-LOOK_EVERY = 5.0  # seconds between two looks for an exporter where there is none
 ANSWER_SECONDS = 10.0  # after which a report that was not taken is forgotten
 
 
@@ -29,15 +28,14 @@ class RaySender:
     def __init__(self) -> None:
         self._exporter: Any = None
         self._answer: ray.ObjectRef | None = None
-        self._asked_at = self._looked_at = float("-inf")
+        self._asked_at = float("-inf")
 
     def send(self, report: Report) -> bool:
         """As Sender: without waiting."""
         now = time.monotonic()
         if not ray.is_initialized() or not self._answered(now):
             return False
-        if self._exporter is None and now - self._looked_at > LOOK_EVERY:
-            self._looked_at = now
+        if self._exporter is None:
             self._exporter = find_exporter()
         if self._exporter is None:
             return False

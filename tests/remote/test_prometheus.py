@@ -187,6 +187,8 @@ def kill_the_exporter(live: Live, prometheus: Prometheus) -> None:
     until(lambda: not Path(f"/proc/{pid}").exists(), "it is gone")
     live.until(lambda: prometheus.number("changes(qttdm_exporter_start_time_seconds[30m])") == 1, "another one serves")
     live.until(lambda: prometheus.number("sum(qttdm_acted_total)") > decisions, "it counts on")
+    silent, served = "max(qttdm_process_heartbeat_age_seconds)", "(time() - max(qttdm_exporter_start_time_seconds))"
+    live.until(lambda: prometheus.number(f"{silent} - {served}") < 0, "everyone has found it")
 
 
 def check_queries(prometheus: Prometheus) -> None:

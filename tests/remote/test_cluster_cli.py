@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import pytest
 from common.metrics import read_metrics
 from deploy.cli import main
 from deploy.cluster import old_seeds
-from tests.remote.live import PATIENCE, check_books, nothing_is_left, objects_stored
+from tests.remote.live import PATIENCE, check_books, nothing_is_left, objects_stored, until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -159,3 +162,55 @@ class TestOtherVersions:
         (folder / "deploy" / "preflight.py").touch()
         line = self.line(cluster, tmp_path, folder)
         assert "cannot run qttdm; install it there (pip install -e .): " in line
+
+
+@contextmanager
+def head(folder: Path, **environment: str) -> Iterator[str]:
+    """The address of another cluster, started as a user does, in its own folder."""
+    with socket.socket() as a, socket.socket() as b:
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        port, dashboard = a.getsockname()[1], b.getsockname()[1]
+    words = [f"--port={port}", "--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={folder}"]
+    words += ["--include-dashboard=true", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
+    folder.mkdir()
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *words],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+    def started() -> re.Match[str] | None:
+        assert process.poll() is None, log.read_text()
+        return re.search(r"ray start --address='([\d.]+:\d+)'", log.read_text())
+
+    try:
+        yield until(started, "the head has started")[1]
+    finally:
+        process.terminate()  # ends what it started, too
+        process.wait(PATIENCE)
+
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+
+
+@pytest.fixture(scope="module")
+def guarded(cluster) -> Iterator[str]:
+    """The address of another cluster, one with a token."""
+    with head(Path(os.environ["RAY_TMPDIR"]) / "guarded", **TOKEN) as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"}],
+    ids=["missing", "wrong"],
+)
+def test_the_clusters_token(guarded, tmp_path, environment):
+    line = one_line(*ended(shell(tmp_path, guarded, *DEBUG, "--name=walk", **environment)))
+    assert f"the Ray cluster at RAY_ADDRESS={guarded} refuses: its token is missing or wrong here" in line
+    assert "RAY_AUTH_TOKEN" in line
+    assert list(tmp_path.iterdir()) == []

@@ -471,7 +471,7 @@ def old_seed(name: str, path: Path) -> SeedRun:
     seed = SeedRun(name, config, run_dir, task_spec(config))
     shards = config.cluster.shards
     had = max(shards, len(list(run_dir.path.glob("replay/shard-*"))))  # at a first start some may not have been made
-    if any(run_dir.checkpoints_dir.glob("*-step-*")):
+    if any(run_dir.checkpoints_dir.glob("[0-9]*-step-*")):
         meta = newest_checkpoint(run_dir, blobs=False).meta
         had = len(meta["cursors"])
         seed.state = "finished" if meta["finished"] else "queued"

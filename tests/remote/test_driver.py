@@ -53,7 +53,8 @@ def wait_for_checkpoints(process: subprocess.Popen, folder: Path, beyond: int = 
 
     def newest() -> int:
         assert process.poll() is None, process.communicate()[0]
-        steps = [int(path.name.rpartition("-")[2]) for path in (folder / "run/seed-0/checkpoints").glob("*-step-*")]
+        whole = (folder / "run/seed-0/checkpoints").glob("[0-9]*-step-*")
+        steps = [int(path.name.rpartition("-")[2]) for path in whole]
         return max((s for s in steps if s > beyond), default=0)
 
     return until(newest, f"a checkpoint beyond {beyond} steps")

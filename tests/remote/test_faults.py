@@ -77,7 +77,7 @@ def test_killed_shard(live):
 
 def test_killed_learner(live):
     run_dir = live.seeds[0].run_dir
-    live.until(lambda: any(run_dir.checkpoints_dir.glob("*-step-*")), "a first checkpoint")
+    live.until(lambda: any(run_dir.checkpoints_dir.glob("[0-9]*-step-*")), "a first checkpoint")
     before = live.ask("learner", "status")
     pid = live.kill("learner", signal.SIGSTOP)  # so that no newer checkpoint comes between this line and the next
     kept = newest_checkpoint(run_dir).meta

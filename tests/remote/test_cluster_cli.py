@@ -1,4 +1,4 @@
-"""`qttdm cluster` on real clusters: what it refuses there, and what it leaves behind."""
+"""`qttdm cluster` on real clusters: what it refuses there, and a run's life as seen from several shells."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from common.metrics import read_metrics
 from deploy.cli import main
-from deploy.cluster import old_seeds
-from tests.remote.live import PATIENCE, check_books, nothing_is_left, objects_stored, until
+from deploy.cluster import NAMESPACE, old_seeds
+from tests.remote.live import PATIENCE, SMALL, check_books, nothing_is_left, objects_stored, until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 DEBUG = ["train", "--preset=debug", "--set=cluster.metrics_port=null"]
 """ends by itself after 10 episodes"""
+ENDLESS = ["train", "--preset=debug", *(f"--set={item}" for item in SMALL)]
 
 
 @pytest.fixture
@@ -164,15 +168,86 @@ class TestOtherVersions:
         assert "cannot run qttdm; install it there (pip install -e .): " in line
 
 
+class Bystander:
+    """Someone else's actor."""
+
+    def greet(self) -> str:
+        return "hello"
+
+
+@pytest.fixture
+def others(cluster) -> Iterator[Any]:
+    """An actor and a placement group on the cluster that are no run's."""
+    group = placement_group([{"CPU": 1}])
+    actor = ray.remote(num_cpus=0.5)(Bystander).options(name="others/board", namespace="others").remote()
+    ray.get([group.ready(), actor.greet.remote()], timeout=PATIENCE)
+    yield actor
+    ray.kill(actor)
+    remove_placement_group(group)
+
+
+def test_a_run_seen_from_other_shells(cluster, here, others, capsys):
+    """Started in one; looked at, refused a second time and stopped from another."""
+    groups = {group["name"] for group in placement_group_table().values() if group["state"] == "CREATED"}
+    run = here / "runs" / "walk"
+
+    def steps() -> int:
+        status, out, err = run_main(capsys, "status", "walk")
+        assert (status, err) == (0, "")
+        assert out.startswith(f"walk: dmc/cartpole-swingup, {run}\nseed 0 | state ")
+        return int(re.search(r"env steps ([\d,]+)", out)[1].replace(",", ""))
+
+    def goes(child: subprocess.Popen[str]) -> bool:
+        assert child.poll() is None, ended(child)
+        return "walk/board" in {a["name"] for a in ray.util.list_named_actors(all_namespaces=True)}
+
+    assert run_main(capsys, "status") == (0, "no run is on this cluster\n", "")
+    line = one_line(*run_main(capsys, "status", "walk"))
+    assert "walk: no such run is on the cluster now; there: none" in line
+    assert "walk: no such run" in one_line(*run_main(capsys, "stop", "walk"))
+
+    training = shell(here, cluster.address, *ENDLESS, "--name=walk", "--seeds=0")
+    until(lambda: goes(training), "it is on the cluster")
+    ray.get(ray.get_actor("walk/board", NAMESPACE).__ray_ready__.remote(), timeout=PATIENCE)
+    until(lambda: steps() > 800, "it trains")
+    assert "state running" in run_main(capsys, "status")[1]
+    line = one_line(*run_main(capsys, *ENDLESS, "--name=walk", "--runs-dir=elsewhere"))
+    assert "walk: is running on the cluster; look at it with: qttdm cluster status walk" in line
+    assert "walk: is running on the cluster" in one_line(*run_main(capsys, "resume", "walk"))
+    assert "tango: no such run is on the cluster now; there: walk" in one_line(*run_main(capsys, "stop", "tango"))
+
+    before = steps()
+    assert run_main(capsys, "stop", "walk") == (
+        0,
+        "stopping walk\nstopped; go on with: qttdm cluster resume walk\n",
+        "",
+    )
+    status, out, err = ended(training)
+    assert (status, err) == (0, "")
+    assert "saved; go on with: qttdm cluster resume walk" in out
+    assert [a["name"] for a in ray.util.list_named_actors(all_namespaces=True)] == ["others/board"]
+    assert ray.get(others.greet.remote(), timeout=PATIENCE) == "hello"
+    assert groups == {group["name"] for group in placement_group_table().values() if group["state"] == "CREATED"}
+    [seed] = old_seeds(run)
+    assert check_books(seed).meta["counters"]["env_steps"] >= before
+
+    config = seed.run_dir.config_path
+    config.write_text(config.read_text().replace("shards: 2", "shards: 1"))
+    line = one_line(*run_main(capsys, "resume", "walk"))
+    assert f"{config}: got cluster.shards=1, but its replay is spread over 2" in line
+
+
 @contextmanager
 def head(folder: Path, **environment: str) -> Iterator[str]:
     """The address of another cluster, started as a user does, in its own folder."""
-    with socket.socket() as a, socket.socket() as b:
-        a.bind(("127.0.0.1", 0))
-        b.bind(("127.0.0.1", 0))
-        port, dashboard = a.getsockname()[1], b.getsockname()[1]
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        port, dashboard, agent = (s.getsockname()[1] for s in sockets)
     words = [f"--port={port}", "--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={folder}"]
     words += ["--include-dashboard=true", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
+    words.append(f"--dashboard-agent-listen-port={agent}")  # two Rays on a machine cannot share the default
     folder.mkdir()
     log = folder / "log"
     with log.open("w") as file:
@@ -214,3 +289,22 @@ def test_the_clusters_token(guarded, tmp_path, environment):
     assert f"the Ray cluster at RAY_ADDRESS={guarded} refuses: its token is missing or wrong here" in line
     assert "RAY_AUTH_TOKEN" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_detached_it_goes_on_without_the_client(guarded, tmp_path):
+    def qttdm(*words: str) -> str:
+        status, out, err = ended(shell(tmp_path, guarded, *words, **TOKEN))
+        assert status == 0, (out, err)
+        return out
+
+    out = qttdm(*ENDLESS, "--name=walk", "--seeds=0", "--detach")
+    assert re.search(r"^detached as Ray job walk-\d{8}-\d{6}$", out, re.MULTILINE)
+    assert "stop: qttdm cluster stop walk" in out
+    metrics = tmp_path / "runs" / "walk" / "seed-0" / "metrics.jsonl"
+    until(lambda: metrics.exists() and len(read_metrics(metrics)) > 3, "it trains")
+    assert "seed 0 | state running" in qttdm("status")
+    assert "stopped; go on with" in qttdm("stop", "walk")
+    assert qttdm("status") == "no run is on this cluster\n"
+    until(lambda: "driver: stopped" in (metrics.parent / "events.log").read_text(), "it has said so")
+    [seed] = old_seeds(tmp_path / "runs" / "walk")
+    check_books(seed)

@@ -23,7 +23,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from common.config import ConfigError
 from deploy.grafana.queries import DASHBOARDS, substituted
@@ -155,6 +155,7 @@ def draw_lines(ax: Axes, source: Source, panel: dict[str, Any]) -> None:
             ax.fill_between(upper.minutes, lower.values, upper.values, alpha=0.15, color="0.4")
     if custom.get("scaleDistribution", {}).get("type") == "log":
         ax.set_yscale("log")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     for step in defaults["thresholds"]["steps"]:
         if step["value"] is not None and found:
             ax.axhline(step["value"], color=COLOURS[step["color"]], linestyle="--", linewidth=0.8)

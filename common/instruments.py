@@ -449,7 +449,7 @@ DECLARED = [
     # --- what goes wrong ---
     counter(
         "qttdm_failures_total",
-        ("driver", "learner", "actor", "evaluator"),
+        ("driver", "learner", "actor", "evaluator", "planner"),
         "failures",
         "environment: one failed and was replaced; hung: this process follows one that hung; timeout: another did "
         "not answer in time; unresponsive: gave no sign of life and was killed; non_finite: a loss was not a "

@@ -47,6 +47,10 @@ class PlannerSettings:
     telemetry: MakeTelemetry = Telemetry.silent
 
 
+BEGIN_ANEW = ("unknown_episode", "wrong_step", "stopping")
+"""refusals of a service that has lost what it knew of the episode"""
+
+
 class PlannerActor:
     """PlannerService for Ray: an async actor, whose methods are that class's with bare arrays for objects."""
 
@@ -154,13 +158,16 @@ class ServicePolicy:
         self._begin()
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """As Policy."""
+        """As Policy. ServiceError if the service cannot plan for these observations."""
         actions: dict[int, np.ndarray] = {}  # by row
         versions = []
         while not self._alone and (open_rows := [i for i in range(len(observations)) if i not in actions]):
             episodes, steps = [self._episodes[i] for i in open_rows], [self._steps[i] for i in open_rows]
             answers = self._ask("act", episodes, steps, observations[open_rows])
-            if answers is None or any(isinstance(a, Refusal) and a.code != "busy" for a in answers):
+            refusals = [answer for answer in answers or [] if isinstance(answer, Refusal) and answer.code != "busy"]
+            if hopeless := [refusal for refusal in refusals if refusal.code not in BEGIN_ANEW]:
+                raise ServiceError(hopeless[0])
+            if answers is None or refusals:
                 actions.clear()  # it restarted, or released the episodes: begun anew there
                 self._begin()
                 continue

@@ -86,16 +86,16 @@ def check_counts(run: LocalRun, samples: Samples) -> None:
     assert samples["qttdm_replay_inserted_decisions_total", "replay"] == saved["decisions"]
 
 
-def report(run: LocalRun) -> None:
+def report(metrics: Alone) -> None:
     """Now, not within two seconds."""
-    for t in (run.learner.telemetry, run._acting.telemetry, run._evaluating.telemetry, run._storing):
-        t.flush()
+    for reporter in metrics._reporters:
+        reporter.flush()
 
 
 def test_it_serves_what_the_files_say_and_the_run_is_the_same(tmp_path, metrics):
     run = measured(start(tmp_path, TRAINING), metrics)
     train(run)
-    report(run)
+    report(metrics)
     samples = scrape(metrics.port)
     check_counts(run, samples)
     assert samples["qttdm_acted_total", "actor"] == 30  # decisions but the random ones
@@ -110,7 +110,7 @@ def test_it_serves_what_the_files_say_and_the_run_is_the_same(tmp_path, metrics)
 def test_every_metric_of_its_parts_is_there(tmp_path, metrics):
     run = measured(start(tmp_path, TRAINING), metrics)
     train(run)
-    report(run)
+    report(metrics)
     there = {
         (name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count"), component)
         for name, component, *_ in scrape(metrics.port)
@@ -124,7 +124,7 @@ def test_a_resumed_run_counts_on(tmp_path, metrics):
     run = measured(start(tmp_path, TRAINING), metrics)
     decisions = iter(range(1000))
     train(run, should_stop=lambda: next(decisions) > 25)
-    report(run)
+    report(metrics)
     before = scrape(metrics.port)
     again = Alone("127.0.0.1", free := free_port())
     try:
@@ -132,7 +132,7 @@ def test_a_resumed_run_counts_on(tmp_path, metrics):
         first = scrape(free)
         assert all(first[key] >= value for key, value in before.items() if key[0] == "qttdm_episodes_total")
         train(resumed)
-        report(resumed)
+        report(again)
         after = scrape(free)
     finally:
         again.close()
@@ -182,5 +182,5 @@ def test_a_service_tells_what_it_answers(tmp_path):
 
 def test_measuring_a_run_leaves_its_files_alone(tmp_path, metrics):
     run = measured(start(tmp_path), metrics)
-    report(run)
+    report(metrics)
     assert not run.run_dir.metrics_path.exists()

@@ -243,7 +243,10 @@ class TestResume:
 
 def made(*words):
     """The options of the command that `make WORDS` would run."""
-    printed = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    plain = {"PATH": os.environ["PATH"]}  # not what the tests themselves were called with, by make
+    printed = subprocess.run(
+        ["make", "-n", *words], cwd=ROOT, env=plain, capture_output=True, text=True, check=True
+    ).stdout
     command = printed.replace("\\\n", " ").strip().splitlines()[-1]
     return _parser().parse_args(shlex.split(command)[1:])
 

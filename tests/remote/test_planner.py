@@ -1,10 +1,14 @@
-"""The planner service as a Ray actor: the local policy's actions with the learner's weights, whoever else asks."""
+"""The planner service as a Ray actor: the local policy's actions, and what its clients do when it is busy or gone."""
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,12 +18,13 @@ import torch
 from common.weights import Weights
 from deploy.cluster import NAMESPACE, RESTARTED
 from learner.remote import Broadcast
+from planner_service.messages import Refusal, ServiceError
 from planner_service.planner import Planner, PlannerConfig
-from planner_service.policy import MPCPolicy
+from planner_service.policy import GreedyPolicy, MPCPolicy
 from planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
 from planner_service.service import AskingConfig, ServiceConfig
 from tests.fakes import tiny_qt, tiny_tdm
-from tests.remote.live import PATIENCE
+from tests.remote.live import PATIENCE, Live, check_books, settings, until
 
 pytestmark = pytest.mark.ray
 
@@ -28,9 +33,23 @@ CPU = torch.device("cpu")
 VERSION = 10**9 + 7
 
 
-def policy(networks: int) -> MPCPolicy:
+class HangingPolicy(MPCPolicy):
+    """Hangs in a decision as long as a file is there; takes the file away, so that it does so once."""
+
+    trap: Path | None = None
+
+    def decide(self, episodes, observations, deadline=None):
+        if self.trap is not None and self.trap.exists():
+            self.trap.unlink()
+            time.sleep(10**6)
+        return super().decide(episodes, observations, deadline)
+
+
+def policy(networks: int, trap: Path | None = None) -> MPCPolicy:
     """With random networks, a function of that number."""
-    return MPCPolicy(Planner(SMALL, 0.95, tiny_tdm(networks), tiny_qt(networks)), CPU)
+    it = HangingPolicy(Planner(SMALL, 0.95, tiny_tdm(networks), tiny_qt(networks)), CPU)
+    it.trap = trap
+    return it
 
 
 class Publisher:
@@ -50,18 +69,20 @@ class Publisher:
 class Service:
     """A planner with other networks than the learner's to begin with, and that learner."""
 
-    def __init__(self, directory: Path, **service) -> None:
+    def __init__(self, directory: Path, published: bool = True, hang_seconds: float = 60.0, **service) -> None:
+        self.trap = directory / "trap"
         own = PlannerSettings(
             run_dir=directory,
             service=ServiceConfig(**service),
-            make_policy=partial(policy, 99),
+            make_policy=partial(policy, 99, self.trap),
             obs_dim=3,
             threads=1,
-            hang_seconds=PATIENCE,
+            hang_seconds=hang_seconds,
         )
         self.learner = self._create("learner", Publisher, [], concurrency_groups={"control": 1})
         self.actor = self._create("planner", PlannerActor, own, "learner")
-        self.publish(0, VERSION)
+        if published:
+            self.publish(0, VERSION)
 
     @staticmethod
     def _create(name, kind, *arguments, **options):
@@ -70,9 +91,12 @@ class Service:
     def publish(self, networks: int, version: int) -> None:
         ray.get(self.learner.publish.remote(networks, version), timeout=PATIENCE)
 
-    def client(self) -> ServicePolicy:
+    def pid(self) -> int:
+        return ray.get(self.actor.alive.remote(), timeout=PATIENCE)
+
+    def client(self, **asking) -> ServicePolicy:
         """An actor's policy, which has the learner's weights as well."""
-        return ServicePolicy(AskingConfig(timeout_seconds=PATIENCE), "planner", local())
+        return ServicePolicy(AskingConfig(**asking), "planner", local())
 
     def close(self) -> None:
         for actor in (self.actor, self.learner):
@@ -159,3 +183,123 @@ def test_new_weights_are_used_from_the_next_decision_on(start):
     ray.get(service.actor.take.remote(old.values, old.version, old.checksum), timeout=PATIENCE)
     client.act(observations(1, 2))
     assert client.weights_version == VERSION + 1
+
+
+def test_before_there_are_weights_nobody_is_served_by_random_networks(start):
+    service = start(published=False)
+    refusal = ray.get(service.actor.begin.remote([0], 0.0), timeout=PATIENCE)
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "busy"
+    assert refusal.retry_ms > 0
+    threading.Timer(1.0, service.publish, (0, VERSION)).start()
+    np.testing.assert_allclose(play(service.client(), [0], 3), play(local(), [0], 3), atol=1e-5)
+
+
+class TestGone:
+    def test_killed_it_is_noticed_the_episode_ends_alone_and_the_next_is_its_own_again(self, start):
+        service = start()
+        client = service.client(timeout_seconds=30.0)
+        play(client, [0], 2)
+        pid = service.pid()
+        os.kill(pid, signal.SIGKILL)
+        alone = [client.act(observations(1, step)) for step in range(2, 5)]
+        assert client.lost == 1
+        # From a cold start with the actor's own weights.
+        np.testing.assert_allclose(alone, play(local(), [0], 3, first=2), atol=1e-5)
+        until(lambda: service.pid() != pid, "it is started again")
+        np.testing.assert_allclose(play(client, [1], 3), play(local(), [1], 3), atol=1e-5)
+        assert client.lost == 1
+        assert client.weights_version == VERSION  # fetched from the learner: nothing was published meanwhile
+        assert ray.get(service.actor.stats.remote(), timeout=PATIENCE).answers == 3
+
+    def test_stopped_it_is_noticed_in_the_stated_time(self, start):
+        service = start()
+        client = service.client(timeout_seconds=2.0)
+        play(client, [0], 2)
+        pid = service.pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            client.act(observations(1, 2))
+            waited = time.monotonic() - began
+            client.act(observations(1, 3))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert 2.0 <= waited < PATIENCE
+        assert client.lost == 1  # once: it is not asked again in this episode
+        play(client, [1], 3)
+        assert client.lost == 1
+        assert client.weights_version == VERSION
+
+    def test_who_is_to_wait_waits_and_goes_on_with_the_one_that_comes(self, start):
+        service = start()
+        client = service.client(when_gone="wait", timeout_seconds=5.0)
+        play(client, [0], 2)
+        os.kill(service.pid(), signal.SIGKILL)
+        after = [client.act(observations(1, step)) for step in range(2, 5)]
+        assert client.lost >= 1
+        np.testing.assert_allclose(after, play(local(), [0], 3, first=2), atol=1e-5)
+        assert ray.get(service.actor.stats.remote(), timeout=PATIENCE).answers == 3
+
+    def test_a_batch_that_hangs_ends_the_process_which_leaves_its_stacks(self, start, tmp_path):
+        service = start(hang_seconds=3.0)
+        client = service.client(timeout_seconds=30.0)
+        play(client, [0], 2)
+        pid = service.pid()
+        service.trap.touch()
+        client.act(observations(1, 2))
+        assert client.lost == 1
+        until(lambda: service.pid() != pid, "it is started again")
+        play(client, [1], 3)
+        assert client.lost == 1
+        (stacks,) = (tmp_path / "hung").glob("planner-0.*.txt")
+        assert "in decide" in stacks.read_text()
+
+    def test_episodes_that_it_no_longer_knows_are_begun_anew(self, start):
+        service = start()
+        client = service.client()
+        play(client, [0], 2)
+        ray.get(service.actor.end.remote(client._episodes), timeout=PATIENCE)
+        after = [client.act(observations(1, step)) for step in range(2, 5)]
+        np.testing.assert_allclose(after, play(local(), [0], 3, first=2), atol=1e-5)
+        assert client.lost == 0
+
+    def test_a_mistake_is_no_failure_of_the_service(self, start):
+        client = start().client()
+        client.begin([0], 0.0)
+        with pytest.raises(ServiceError, match="bad_observation"):
+            client.act(observations(1, 0)[:, :2])
+        assert client.lost == 0
+
+
+class TestBusy:
+    """A queue of one, and two environments that ask at once: the second is refused."""
+
+    QUEUE: ClassVar = {"max_queue": 1, "max_batch": 1}
+
+    def test_who_is_to_wait_asks_again(self, start):
+        client = start(**self.QUEUE).client(when_busy="wait")
+        np.testing.assert_allclose(play(client, [0, 1], 4), play(local(), [0, 1], 4), atol=1e-5)
+
+    def test_or_acts_greedily_this_once(self, start):
+        client = start(**self.QUEUE).client(when_busy="greedy")
+        first, second = play(client, [0, 1], 4).swapaxes(0, 1)
+        np.testing.assert_allclose(first, play(local(), [0, 1], 4)[:, 0], atol=1e-5)
+        greedy = GreedyPolicy(tiny_qt(0), CPU)
+        np.testing.assert_allclose(second, play(greedy, [0, 1], 4)[:, 1], atol=1e-5)
+        assert client.lost == 0
+
+
+def test_a_run_with_several_planners(cluster, tmp_path):
+    service = "cluster={planning: service, planners: 2, actors: 3, planner_cpus: 0.25}"
+    with Live(cluster, tmp_path / "run", [settings(service)]) as live:
+        live.progress()
+        for index in range(2):
+            planner = ray.get_actor(f"{live.seeds[0].name}/planner-{index}", namespace=NAMESPACE)
+            status = ray.get(planner.stats.remote(), timeout=PATIENCE)
+            assert status.answers > 0
+            assert status.refusals.keys() <= {"busy"}
+            assert status.weights_version > 0
+        live.progress()
+    books = check_books(live.seeds[0])
+    assert {episode.actor for episode in books.stored} == {0, 1, 2}

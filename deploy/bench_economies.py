@@ -32,9 +32,9 @@ from planner_service.policy import MPCPolicy
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "2 x 256, 64 proposed": {"iterations": 2, "samples": 256, "qt_samples": 64, "elites": 32, "keep_elites": 4},
-    "3 x 128, 64 proposed": {"iterations": 3, "samples": 128, "qt_samples": 64, "elites": 24, "keep_elites": 4},
-    "2 x 64, 64 proposed": {"iterations": 2, "samples": 64, "qt_samples": 64, "elites": 16, "keep_elites": 4},
+    "fast": PRESETS["fast"],  # 2 x 64, 64 proposed
+    "3 x 128, 64 proposed": PRESETS["fast"] | {"iterations": 3, "samples": 128, "elites": 24},
+    "2 x 256, 64 proposed": PRESETS["fast"] | {"samples": 256, "elites": 32},
     "sample_decay=1.5": {"sample_decay": 1.5},
     "early_stop": {"early_stop": True},
     "noise_exponent=2": {"noise_exponent": 2.0},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -104,14 +105,14 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.dropout = config.dropout
+        self.drop = Dropout(config.dropout)
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
         self.projection = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor, stride: int, cache: KeyValueCache | None, layer: int) -> Tensor:
         """x [B, S, D] -> [B, R, D], the outputs of every `stride`-th token counted back from the last."""
         batch, tokens, dim = x.shape
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.drop.probability if self.training else 0.0
         weight, bias = self.qkv.weight, self.qkv.bias
         if tokens == 1 and cache is None and dropout == 0:
             # A token alone attends to itself alone: its output is its own value.
@@ -125,23 +126,27 @@ class CausalSelfAttention(nn.Module):
         q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, R, d]
         if cache is not None:
             k, v = cache.append(layer, keys_and_values)
-            y = attend(q.reshape(-1, read, q.shape[-1]), k, v, stride).view_as(q)
+            y = attend(q.flatten(0, 1), k, v, stride).view_as(q)
         else:
             k, v = keys_and_values.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, S, d]
-            mask = None if stride == 1 else causal_mask(read, tokens, stride, x.device)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
+            if dropout > 0 and x.device.type == "cpu":  # torch has no fused kernel for this, and draws masks slowly
+                y = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), stride, self.drop).view_as(q)
+            else:
+                mask = None if stride == 1 else causal_mask(read, tokens, stride, x.device)
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
         return self.projection(y.transpose(1, 2).reshape(batch, read, dim))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, stride: int) -> Tensor:
-    """Attention for few queries: q [G, R, d], k and v [G, C, d] -> [G, R, d].
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, stride: int, drop: Callable[[Tensor], Tensor] = lambda weights: weights
+) -> Tensor:
+    """Attention in plain batched products: q [G, R, d], k and v [G, C, d] -> [G, R, d]; drop: of its weights.
 
-    Plain batched products: with a handful of tokens a sequence they take a third of the time that torch's fused kernel
-    takes on a CPU.
+    With a handful of tokens a sequence they take a third of the time that torch's fused kernel takes on a CPU.
     """
     bias = causal_bias(q.shape[1], k.shape[1], stride, q.device, q.dtype)
     scores = torch.baddbmm(bias.expand(q.shape[0], -1, -1), q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-    return torch.bmm(scores.softmax(dim=-1), v)
+    return torch.bmm(drop(scores.softmax(dim=-1)), v)
 
 
 class Block(nn.Module):

@@ -210,14 +210,29 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(trunk(x), first)
 
 
-def test_dropout_reaches_embeddings_attention_and_residual_branches():
-    trunk = make_trunk(num_layers=1, dropout=0.3).train()
-    for silent in trunk.modules():  # leave attention's own
-        if isinstance(silent, Dropout):
-            silent.eval()
-    x = make_input(1)
+@pytest.mark.parametrize("where", ["drop", "blocks.0.drop", "blocks.0.attention.drop"])
+def test_dropout_reaches_embeddings_attention_and_residual_branches(where: str):
+    trunk, x = make_trunk(num_layers=1, dropout=0.3).train(), make_input(1)
+    drops = {name: module for name, module in trunk.named_modules() if isinstance(module, Dropout)}
+    for drop in drops.values():
+        drop.eval()
+    assert torch.equal(trunk(x), trunk(x))
+    drops[where].train()
     assert not torch.equal(trunk(x), trunk(x))
-    assert sum(isinstance(m, Dropout) for m in trunk.modules()) >= 2
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_attention_with_dropout_differs_by_the_dropout_alone(stride: int):
+    """It has products of its own on a CPU: without anything dropped, the same outputs and gradients."""
+    trunk, x = make_trunk(dropout=0.3), make_input(2).requires_grad_()
+    want = trunk.eval()(x, stride)
+    [want_gradient] = torch.autograd.grad(want.square().sum(), x)
+    for module in trunk.train().modules():
+        if isinstance(module, Dropout):
+            module.eval()
+    got = trunk(x, stride)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got.square().sum(), x)[0], want_gradient)
 
 
 def test_a_single_token_in_training_is_dropped_too():

@@ -11,6 +11,7 @@ for the number of its next episode, and goes on. Lost is what was in flight.
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from planner_service.policy import Policy, RandomPolicy
 from replay.client import shard_of
 from replay.codec import encode
 
+LOWEST_PRIORITY = 19  # Linux's; Ray's own for its workers is 15
 ASK_EVERY = 5.0  # seconds after the last word from the learner at which a collector asks whether its weights are old
 
 
@@ -93,6 +95,7 @@ class CollectorActor:
 
     def run(self) -> int:
         """Collect until the learner says that it is done; returns the number of episodes."""
+        give_way()
         self._pull()
         if self.watchdog.found:
             self.telemetry.inc("qttdm_failures_total", kind="hung")
@@ -234,6 +237,14 @@ class CollectorActor:
                 self.events.write(f"has waited {self.settings.timeout_seconds:g} s for the learner or a shard")
 
 
+def give_way() -> None:
+    """Where cores are fewer than processes, the learner goes first: the calling thread takes what the others leave.
+
+    Else actors that outnumber the cores slow the learner, and then all wait for it while cores are idle.
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+
+
 def make_environments(settings: ActorSettings, watchdog: Watchdog) -> list[TaskEnv]:
     """E of them; making them may hang as well."""
     with watchdog:
@@ -256,6 +267,7 @@ class EvaluatorActor:
 
     def evaluate(self, values: np.ndarray, version: int, checksum: int) -> tuple[list[float], float | None, float]:
         """Returns of the episodes, share of successes (None: the task has none), seconds."""
+        give_way()
         started = time.monotonic()
         self.policy.load(Weights(values, version, checksum))
         with self.watchdog:

@@ -33,9 +33,14 @@ from replay.codec import encode
 
 RECEIVERS = (1, 4, 16)
 PUBLISHES = 30
+INTERVAL = 0.5
+"""seconds from one publish to the next: 50 updates of 10 ms. Ray gives an object's memory free within a second; 30 at once
+would each get memory that nobody has touched before, which takes four times as long to write"""
 CALLS = 1000
 ACTORS = (1, 2, 4)
 ENV_STEPS = 20_000  # of cartpole-swingup at action repeat 8
+COMMON = ["--preset", "laptop", "--env-steps", str(ENV_STEPS), "--set", f"training.eval_every={10 * ENV_STEPS}"]
+COMMON += ["--set", "training.log_every=50", "--set", "training.eval_episodes=1"]
 
 
 def paper_networks() -> nn.ModuleDict:
@@ -82,6 +87,7 @@ def weights() -> None:
         broadcast = Broadcast(names)
         delays, costs = [], []
         for version in range(1, PUBLISHES + 1):
+            time.sleep(INTERVAL)
             started = time.time()
             broadcast.send(Weights.of(networks, version))
             costs.append(time.time() - started)
@@ -126,27 +132,34 @@ def parts() -> None:
 
 
 def system() -> None:
-    """Environment steps per second of the laptop preset, once learning has begun: one process, then a cluster."""
-    common = ["--preset", "laptop", "--env-steps", str(ENV_STEPS), "--set", f"training.eval_every={10 * ENV_STEPS}"]
-    common += ["--set", "training.log_every=50", "--set", "training.eval_episodes=1"]
+    """The laptop preset's speed once learning has begun: one process, a cluster, and one process again."""
     print(f"\nwhole system, laptop preset, {os.cpu_count()} cores: environment steps per second while learning")
     print(f"{'':24}{'steps/s':>10}{'ratio':>8}{'learner waits for: decisions':>30}{'batches':>9}")
     with tempfile.TemporaryDirectory() as folder:
-        run(["train", *common, "--run-dir", f"{folder}/local"])
-        alone = steps_per_second(Path(folder) / "local")
-        print(f"{'one process':24}{alone:10.1f}{1:8.2f}", flush=True)
-        for actors in ACTORS:
-            name = f"actors-{actors}"
-            spread = ["--actors", str(actors), "--set", f"cluster.actor_cpus={1 / actors}"]
-            run(["cluster", "train", *common, *spread, "--seeds", "0", "--name", name, "--runs-dir", folder])
-            seed = Path(folder) / name / "seed-0"
-            speed = steps_per_second(seed)
-            waits = last(seed, "update")
-            print(
-                f"{f'cluster, {actors} actors':24}{speed:10.1f}{speed / alone:8.2f}"
-                f"{waits['share_waiting_for_decisions']:30.0%}{waits['share_waiting_for_batches']:9.0%}",
-                flush=True,
-            )
+        speeds = [alone(Path(folder) / "before")]
+        rows = [(actors, spread(Path(folder), actors)) for actors in ACTORS]
+        speeds.append(alone(Path(folder) / "after"))  # the machine may have another speed by now
+    drift = f"({speeds[0]:.1f} before the others, {speeds[1]:.1f} after)"
+    print(f"{'one process':24}{np.mean(speeds):10.1f}{1:8.2f}   {drift}")
+    for actors, lines in rows:
+        speed = steps_per_second(lines)
+        waits = [share(lines, f"share_waiting_for_{what}") for what in ("decisions", "batches")]
+        name = f"cluster, {actors} actor{'s' if actors > 1 else ''}"
+        print(f"{name:24}{speed:10.1f}{speed / np.mean(speeds):8.2f}{waits[0]:30.0%}{waits[1]:9.0%}")
+
+
+def alone(run_dir: Path) -> float:
+    """Environment steps per second of one process."""
+    run(["train", *COMMON, "--run-dir", str(run_dir)])
+    return steps_per_second(while_collecting(run_dir))
+
+
+def spread(runs: Path, actors: int) -> list[dict[str, Any]]:
+    """The lines `while_collecting` of a cluster's run with that many actors, which share one core's worth of CPUs."""
+    name = f"actors-{actors}"
+    cluster = ["--actors", str(actors), "--set", f"cluster.actor_cpus={1 / actors}"]
+    run(["cluster", "train", *COMMON, *cluster, "--seeds", "0", "--name", name, "--runs-dir", str(runs)])
+    return while_collecting(runs / name / "seed-0")
 
 
 def run(words: list[str]) -> None:
@@ -156,21 +169,28 @@ def run(words: list[str]) -> None:
         raise RuntimeError(f"qttdm {' '.join(words)}: {done.stderr}")
 
 
-def steps_per_second(run_dir: Path) -> float:
-    """Between a run's first and last `update` line."""
-    lines = [line for line in read(run_dir) if line["kind"] == "update"]
+def while_collecting(run_dir: Path) -> list[dict[str, Any]]:
+    """The `update` lines from the first one until all environment steps of the run are there.
+
+    What comes after, when the learner makes the updates that are still owed, would be a tenth of so short a run.
+    """
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if line["kind"] == "update"]
+    collected = next(i for i, line in enumerate(updates) if line["env_steps"] == updates[-1]["env_steps"])
+    return updates[: collected + 1]
+
+
+def steps_per_second(lines: list[dict[str, Any]]) -> float:
+    """Environment steps that were learned from: there is one update for each decision."""
     first, final = lines[0], lines[-1]
-    return (final["env_steps"] - first["env_steps"]) / (final["wall_seconds"] - first["wall_seconds"])
+    steps = (final["updates"] - first["updates"]) * final["env_steps"] / final["decisions"]
+    return steps / (final["wall_seconds"] - first["wall_seconds"])
 
 
-def last(run_dir: Path, kind: str) -> dict[str, Any]:
-    """The last line of that kind."""
-    return [line for line in read(run_dir) if line["kind"] == kind][-1]
-
-
-def read(run_dir: Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl."""
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+def share(lines: list[dict[str, Any]], name: str) -> float:
+    """Mean over time of a share that each line tells of the time since the one before."""
+    seconds = np.diff([line["wall_seconds"] for line in lines])
+    return float(np.average([line[name] for line in lines[1:]], weights=seconds))
 
 
 def print_cluster() -> None:

@@ -34,7 +34,7 @@ from replay.limiter import Pace
 from replay.news import MOST_EPISODES, News, StoredEpisode
 
 HEAR_EVERY = 0.2  # seconds between two looks at the news while there is work
-IDLE_SLEEP = 0.005  # seconds between two looks when there is none
+LOOK_EVERY = 0.1  # seconds between two looks when there is none, unless an actor says that it has stored something
 
 
 class ReplaySource(Protocol):
@@ -85,6 +85,15 @@ class Ticket:
     """newest published weights"""
 
 
+@dataclass(frozen=True)
+class Round:
+    """What an actor collected between two tickets."""
+
+    decisions: int
+    updates: int
+    """made by the learner meanwhile"""
+
+
 class LearningLoop:
     """`run()` until the run's end; `ticket()` and `status()` may be called from other threads meanwhile."""
 
@@ -125,7 +134,11 @@ class LearningLoop:
         self._boots: dict[int, str] = {}
         self._unheard: deque[tuple[float, int]] = deque()
         """when an actor told of how many decisions, which the news that were read may not have had yet"""
-        self._stop = threading.Event()
+        self._began: dict[int, int] = {}
+        """the updates when each actor that is collecting was allowed to"""
+        self._rounds: dict[int, Round] = {}
+        """the last that each actor has stored: its next one is expected to be like it"""
+        self._stop, self._told = threading.Event(), threading.Event()
         checkpoint = self.store.load_latest()
         metrics_bytes = self._load(checkpoint) if checkpoint is not None else 0
         self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
@@ -170,6 +183,7 @@ class LearningLoop:
     def stop(self) -> None:
         """Make `run` save and return, after the update under way."""
         self._stop.set()
+        self._told.set()
 
     def ticket(self, actor: int, boot: str, stored: int = 0) -> Ticket:
         """May this actor begin another round of episodes?
@@ -177,16 +191,26 @@ class LearningLoop:
         boot: tells one process of this actor from the next. stored: decisions that it has put into replay since it
         asked last; until the news have them, they count here, or fast actors would run ahead between two looks.
         """
+        began = self._began.pop(actor, self.pace.updates)
         if stored:
             self._unheard.append((time.monotonic(), stored))
+            self._rounds[actor] = Round(stored, self.pace.updates - began)
+            self._told.set()
         if self._boots.setdefault(actor, boot) != boot:
             self._boots[actor] = boot
             self.counters.actor_restarts += 1
             self.events.write(f"actor {actor} is back in a new process")
         if self.collected or self.finished or self._stop.is_set():
             return Ticket("done")
-        if not self.pace.want_insert_after(sum(decisions for _, decisions in list(self._unheard))):
-            return Ticket("wait", retry_seconds=self._until_wanted())
+        last = self._rounds.get(actor, Round(0, 0))
+        excess = self.pace.excess(
+            unheard=sum(decisions for _, decisions in list(self._unheard)),
+            under_way=sum(self._rounds[other].decisions for other in list(self._began) if other in self._rounds),
+            meanwhile=last.updates,
+        )
+        if excess >= 0:
+            return Ticket("wait", retry_seconds=self._seconds_for(excess + 1))
+        self._began[actor] = self.pace.updates
         return Ticket(
             "collect",
             random=self.pace.decisions < self.pace.seed_decisions,
@@ -297,7 +321,8 @@ class LearningLoop:
         """A moment in which there is nothing to do; after a while without progress the reason goes to events.log."""
         started = time.monotonic()
         with self.spent.on("waiting_for_decisions"):
-            time.sleep(IDLE_SLEEP)
+            self._told.wait(LOOK_EVERY)
+        self._told.clear()
         if started - max(self._moved_at, self._complained_at) > self.timeout_seconds:
             self._complained_at = started
             self.events.write(f"{reason}, for {started - self._moved_at:.0f} s")
@@ -427,13 +452,15 @@ class LearningLoop:
         self.telemetry.inc("qttdm_failures_total", kind="timeout")
         self.events.write(str(error))
 
-    def _until_wanted(self) -> float:
-        """Seconds until an actor that has to wait may hope for a ticket, by the speed of the updates."""
-        updates = max(1, self.learner.updates - self._first_updates)
-        excess = self.pace.owed - self.pace.config.lead + 1
+    def _seconds_for(self, updates: float) -> float:
+        """How long so many updates take, by those so far: when an actor that has to wait may hope for a ticket.
+
+        From 0.05, since each question costs the learner's process time, to 1.
+        """
+        made = max(1, self.learner.updates - self._first_updates)
         spent = self.spent.seconds
-        seconds = excess * (spent["waiting_for_batches"] + spent["copying"] + spent["updating"]) / updates
-        return min(1.0, max(0.005, seconds))
+        seconds = updates * (spent["waiting_for_batches"] + spent["copying"] + spent["updating"]) / made
+        return min(1.0, max(0.05, seconds))
 
     def _counts(self) -> dict[str, Any]:
         """The counters that every line begins with."""

@@ -4,16 +4,23 @@
                inserted(T)               sampled()
 
 After the seed decisions, updates follow decisions at `update_ratio`. Whoever is ahead waits: the learner when it has
-made every update that the decisions so far ask for; the actors when more than `lead` updates are still owed. So at any
-moment
+made every update that the decisions so far ask for; an actor while `lead` updates are still owed, or will be when it
+has collected its next episodes. So at any moment
 
     ratio * (D - seed) - lead - ratio * (decisions in flight)  <=  U  <=  ratio * (D - seed)
 
-with D decisions inserted and U updates made. Both sides cannot wait at once: that would need owed < 1 and owed >= lead.
-Plain arithmetic, no clock and no transport: whoever waits does so outside, with a timeout of its own.
+with D decisions inserted and U updates made. Both sides cannot wait at once: while the learner waits (owed < 1) any
+actor may begin, whatever others have begun and perhaps never end.
+
+Choice: an actor looks ahead. Why: actors that are faster than the learner would else all begin in the moment when the
+lead allows one, and then all wait; looking ahead they collect one after the other, with newer weights, and do not all
+want the cores at once. Plain arithmetic, no clock and no transport: whoever waits does so outside, with a timeout of
+its own.
 """
 
 from __future__ import annotations
+
+import math
 
 from pydantic import Field
 
@@ -43,15 +50,22 @@ class Pace:
         """Updates that the decisions so far ask for and that have not been made; 0 before the seed is in."""
         return max(0.0, self.updates_for(self.decisions) - self.updates)
 
-    @property
-    def want_insert(self) -> bool:
-        """May actors begin another episode?"""
-        return self.want_insert_after(0)
+    def want_insert(self, unheard: int = 0, under_way: int = 0, meanwhile: int = 0) -> bool:
+        """May an actor begin another round of episodes?
 
-    def want_insert_after(self, decisions: int) -> bool:
-        """May they, when so many more decisions are counted than so far?"""
-        after = self.decisions + decisions
-        return after < self.seed_decisions or self.updates_for(after) - self.updates < self.config.lead
+        unheard: decisions that are stored and not counted here yet. under_way: those of rounds that others have begun.
+        meanwhile: updates that will be made while this one collects.
+        """
+        return self.excess(unheard, under_way, meanwhile) < 0
+
+    def excess(self, unheard: int = 0, under_way: int = 0, meanwhile: int = 0) -> float:
+        """Updates that have to be made before an actor may begin, if 0 or more; arguments as above."""
+        stored = self.decisions + unheard
+        if stored < self.seed_decisions:
+            return -math.inf
+        lead = self.config.lead
+        allowed = min(lead, max(1.0, lead + meanwhile - self.update_ratio * under_way))
+        return self.updates_for(stored) - self.updates - allowed
 
     @property
     def want_sample(self) -> bool:
@@ -75,9 +89,10 @@ class Pace:
         if not self.want_sample:
             needed = self.seed_decisions + (self.updates + 1) / self.update_ratio - self.decisions
             return f"the learner waits for {needed:.0f} more decisions ({self.decisions} so far)"
-        if not self.want_insert:
-            excess = self.owed - self.config.lead
-            return f"actors wait for more than {excess:.0f} updates ({self.updates} so far, {self.owed:.0f} owed)"
+        if not self.want_insert():
+            return (
+                f"actors wait for more than {self.excess():.0f} updates ({self.updates} so far, {self.owed:.0f} owed)"
+            )
         return "nobody waits"
 
     def save(self) -> dict[str, int]:

@@ -8,4 +8,4 @@ import learner.loop
 @pytest.fixture(autouse=True)
 def _hears_at_once(monkeypatch):
     monkeypatch.setattr(learner.loop, "HEAR_EVERY", 0.0)
-    monkeypatch.setattr(learner.loop, "IDLE_SLEEP", 0.0005)
+    monkeypatch.setattr(learner.loop, "LOOK_EVERY", 0.0005)

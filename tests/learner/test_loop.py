@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import learner.loop
 from common.batch import Batch
 from common.checkpoint import CheckpointStore, load_checkpoint
 from common.config import ConfigError
@@ -281,6 +284,43 @@ class TestPace:
         loop._hear()
         assert loop.pace.owed == stored  # each is counted once
         assert loop.ticket(0, "first").verdict == "wait"
+
+    def test_actors_that_are_faster_than_the_learner_take_turns(self, tmp_path):
+        """Not all begin when the lead allows one, only to wait together when they have collected."""
+        seed = Seed(tmp_path, actors=3)
+        loop = seed.loop()
+        for _ in range(SEED_DECISIONS // LENGTH):
+            seed.insert(0)
+        loop._hear()
+        assert [loop.ticket(actor, "first").verdict for actor in range(3)] == ["collect"] * 3  # the learner waits
+        verdicts = [loop.ticket(actor, "first", stored=LENGTH).verdict for actor in range(3)]
+        assert verdicts == ["collect", "wait", "wait"]  # 5 owed; 10, and 5 to come; LEAD is 12
+        assert loop.pace.owed == 0  # not heard of yet
+        loop.pace.inserted(3 * LENGTH)
+        loop._unheard.clear()
+        loop.pace.sampled(7)
+        assert loop.ticket(1, "first").verdict == "wait"  # 8 owed, 5 to come
+        loop.pace.sampled(2)
+        assert [loop.ticket(actor, "first").verdict for actor in (1, 2)] == ["collect", "wait"]
+        seed.replay.close()
+
+    def test_actors_that_are_slower_than_the_learner_do_not(self, tmp_path):
+        """Whatever they have under way: by when they have collected, the learner will wait again."""
+        seed = Seed(tmp_path, actors=8)
+        loop = seed.loop()
+        for _ in range(SEED_DECISIONS // LENGTH):
+            seed.insert(0)
+        loop._hear()
+        for actor in range(8):
+            assert loop.ticket(actor, "first").verdict == "collect"
+        for actor in [
+            *range(8)
+        ] * 3:  # one after the other has collected, and the learner has learned from those before
+            assert loop.ticket(actor, "first", stored=LENGTH).verdict == "collect"
+            loop._unheard.clear()
+            loop.pace.inserted(LENGTH)
+            loop.pace.sampled(LENGTH)
+        seed.replay.close()
 
 
 class TestLines:
@@ -587,6 +627,24 @@ class TestWaiting:
         lines = seed.events.splitlines()
         assert 1 <= len(lines) <= 3  # once every so often, not at every look
         assert "learner: the learner waits for 11 more decisions (0 so far), for 0 s" in lines[0]
+
+    def test_for_decisions_ends_when_an_actor_tells_of_some(self, seed, monkeypatch):
+        monkeypatch.setattr(learner.loop, "LOOK_EVERY", 1e6)
+        loop, learned = seed.loop(), threading.Event()
+
+        def act() -> None:
+            time.sleep(0.3)  # the loop waits by then
+            for _ in range(SEED_DECISIONS // LENGTH + 1):
+                seed.insert(actor=0)
+                loop.ticket(0, seed.boot, stored=LENGTH)
+            learned.wait(30)
+            loop.stop()
+
+        actor = threading.Thread(target=act)
+        actor.start()
+        loop.run(lambda: learned.set() if loop.learner.updates else None)
+        actor.join()
+        assert learned.is_set()
 
     def test_for_the_last_evaluation_is_complained_about(self, seed):
         seed.timeout_seconds = 0.05

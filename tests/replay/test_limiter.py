@@ -16,7 +16,7 @@ def make(lead: float = 10, ratio: float = 1.0, seed: int = 5) -> Pace:
 
 def test_blocks_and_unblocks_exactly_at_the_bounds() -> None:
     pace = make(lead=10, ratio=1.0, seed=5)
-    assert pace.want_insert
+    assert pace.want_insert()
     assert not pace.want_sample
     pace.inserted(5)
     assert not pace.want_sample, "the seed itself is worth no update"
@@ -24,11 +24,11 @@ def test_blocks_and_unblocks_exactly_at_the_bounds() -> None:
     assert pace.want_sample
     pace.inserted(8)
     assert pace.owed == 9
-    assert pace.want_insert
+    assert pace.want_insert()
     pace.inserted(1)
-    assert not pace.want_insert
+    assert not pace.want_insert()
     pace.sampled()
-    assert pace.want_insert
+    assert pace.want_insert()
     pace.sampled(9)
     assert not pace.want_sample
 
@@ -43,7 +43,7 @@ def test_ratio_holds_over_any_stretch_and_nobody_is_stuck(ratio: float, actors: 
     in_flight = [0] * actors
     slack = pace.config.lead + ratio * episode * actors
     for _ in range(5_000):
-        assert pace.want_insert or pace.want_sample or any(in_flight), pace.waiting_for()
+        assert pace.want_insert() or pace.want_sample or any(in_flight), pace.waiting_for()
         if rng.random() < {"learner": 0.9, "actors": 0.1, "neither": 0.5}[fast]:
             if pace.want_sample:
                 pace.sampled()
@@ -53,7 +53,9 @@ def test_ratio_holds_over_any_stretch_and_nobody_is_stuck(ratio: float, actors: 
                 in_flight[i] -= 1
                 if in_flight[i] == 0:
                     pace.inserted(episode)
-            elif pace.want_insert:
+            elif pace.want_insert(
+                under_way=episode * sum(n > 0 for n in in_flight), meanwhile=rng.choice([0, 10, 500])
+            ):
                 in_flight[i] = rng.randint(1, episode)
         earned = ratio * (pace.decisions - seed)
         assert earned - slack <= pace.updates <= max(0.0, earned)
@@ -61,12 +63,27 @@ def test_ratio_holds_over_any_stretch_and_nobody_is_stuck(ratio: float, actors: 
 
 
 def test_a_dead_actor_holds_nobody_up() -> None:
-    """An episode that was begun and never arrives is not counted anywhere."""
+    """An episode that was begun and never arrives counts only while there is something else to learn from."""
     pace = make(lead=10, seed=5)
     pace.inserted(20)
+    assert not pace.want_insert(under_way=10**6)
     while pace.want_sample:
         pace.sampled()
-    assert pace.want_insert
+    assert pace.want_insert(under_way=10**6)
+
+
+def test_an_actor_looks_ahead() -> None:
+    """To what will be owed when it has collected: what others are collecting, less what is learned meanwhile."""
+    pace = make(lead=10, ratio=2.0, seed=5)
+    pace.inserted(7)
+    assert pace.owed == 4
+    assert pace.want_insert(under_way=2)
+    assert not pace.want_insert(under_way=3)
+    assert pace.want_insert(under_way=3, meanwhile=1)
+    assert not pace.want_insert(unheard=3, meanwhile=1000), "the lead holds whatever will be"
+    assert pace.excess(under_way=3) == 0
+    pace.sampled()
+    assert pace.want_insert(under_way=3)
 
 
 def test_save_and_load_go_on_at_the_same_place() -> None:
@@ -74,7 +91,7 @@ def test_save_and_load_go_on_at_the_same_place() -> None:
     pace.inserted(17)
     pace.sampled(3)
     again.load(pace.save())
-    assert (again.owed, again.want_insert, again.want_sample) == (pace.owed, pace.want_insert, pace.want_sample)
+    assert (again.owed, again.want_insert(), again.want_sample) == (pace.owed, pace.want_insert(), pace.want_sample)
 
 
 def test_decisions_stored_after_the_checkpoint_are_paid_for_after_a_resume() -> None:
@@ -84,7 +101,7 @@ def test_decisions_stored_after_the_checkpoint_are_paid_for_after_a_resume() -> 
     resumed = make(lead=10, seed=5)
     resumed.load(pace.save(), decisions=40)
     assert resumed.owed == 25
-    assert not resumed.want_insert, "no burst of new episodes before the owed updates are made"
+    assert not resumed.want_insert(), "no burst of new episodes before the owed updates are made"
 
 
 def test_says_who_waits_for_what() -> None:

@@ -34,8 +34,8 @@ from replay.codec import encode
 RECEIVERS = (1, 4, 16)
 PUBLISHES = 30
 INTERVAL = 0.5
-"""seconds from one publish to the next: 50 updates of 10 ms. Ray gives an object's memory free within a second; 30 at once
-would each get memory that nobody has touched before, which takes four times as long to write"""
+"""seconds from one publish to the next: 50 updates of 10 ms. (Ray takes up to a second to give an object's memory free.
+At once one after the other, each would get memory that nobody has touched, and take four times as long to write.)"""
 CALLS = 1000
 ACTORS = (1, 2, 4)
 ENV_STEPS = 20_000  # of cartpole-swingup at action repeat 8

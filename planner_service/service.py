@@ -32,6 +32,9 @@ from planner_service.measure import tell_plan
 from planner_service.messages import Answer, Refusal, Request, ServiceError
 from planner_service.policy import Decisions, EpisodeState, GreedyPolicy, MPCPolicy
 
+TELL_AFTER_S = 1e-3
+"""how long after a batch is answered what was measured of it is told: by then the answers are out"""
+
 
 class ServiceConfig(Config):
     """How requests become batches, and how much is taken on."""
@@ -247,9 +250,6 @@ class PlannerService:
             episode.step += 1
             episode.last = outcome
             self._counts["answers"] += 1
-            self.telemetry.inc("qttdm_service_requests_total", outcome="answered_late" if outcome.late else "answered")
-            self.telemetry.observe("qttdm_decision_seconds", 1e-3 * outcome.queue_ms, stage="queue")
-            self.telemetry.observe("qttdm_decision_seconds", time.monotonic() - waiting.arrived, stage="total")
         waiting.outcome.set_result(outcome)
 
     def _refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
@@ -298,8 +298,7 @@ class PlannerService:
 
     async def _decide(self, batch: list[_Waiting]) -> None:
         """Answer a batch."""
-        self.telemetry.observe("qttdm_service_batch_size", len(batch))
-        self.telemetry.observe("qttdm_service_batch_wait_seconds", time.monotonic() - batch[0].arrived)
+        closed = time.monotonic()
         deadline = min(w.deadline for w in batch if w.deadline is not None) if batch[0].timed else None
         states = [w.episode.state for w in batch]
         observations = np.stack([w.request.observation for w in batch])  # [E, M]
@@ -313,9 +312,6 @@ class PlannerService:
         self._plan_seconds = planned.ended - planned.began
         self._counts["batches"] += 1
         d = planned.decisions
-        self.telemetry.observe("qttdm_decision_seconds", self._plan_seconds, stage="plan")
-        self.telemetry.inc("qttdm_acted_total", len(batch))
-        tell_plan(self.telemetry, d)
         for w, action, value, finite in zip(batch, d.actions, d.values, d.finite, strict=True):
             if not finite:
                 self._resolve(w, self._refuse("failed", "the plan for this observation is not finite"))
@@ -330,6 +326,22 @@ class PlannerService:
                 late=w.deadline is not None and planned.ended > w.deadline,
             )
             self._resolve(w, answer)
+        loop.call_later(TELL_AFTER_S, self._tell, batch, closed, planned, time.monotonic())
+
+    def _tell(self, batch: list[_Waiting], closed: float, planned: _Planned, answered: float) -> None:
+        """What was measured of a batch."""
+        t = self.telemetry
+        t.observe("qttdm_service_batch_size", len(batch))
+        t.observe("qttdm_service_batch_wait_seconds", closed - batch[0].arrived)
+        t.observe("qttdm_decision_seconds", planned.ended - planned.began, stage="plan")
+        t.inc("qttdm_acted_total", len(batch))
+        tell_plan(t, planned.decisions)
+        for w in batch:
+            outcome = w.outcome.result()
+            if isinstance(outcome, Answer):
+                t.inc("qttdm_service_requests_total", outcome="answered_late" if outcome.late else "answered")
+                t.observe("qttdm_decision_seconds", 1e-3 * outcome.queue_ms, stage="queue")
+                t.observe("qttdm_decision_seconds", answered - w.arrived, stage="total")
 
     def _plan(self, states: list[EpisodeState], observations: np.ndarray, deadline: float | None) -> _Planned:
         """In the planner's thread: a batch's decisions."""

@@ -23,7 +23,7 @@ from common.batch import Batch
 from common.config import ConfigError, load_config
 from common.environments.task_env import TaskSpec
 from deploy.agent import choose_device, make_learner
-from deploy.bench_economies import print_decision_times, print_run_economies, time_decision
+from deploy.bench_economies import print_decision_times, print_run_economies, time_decision, variants_named
 from deploy.operations import decision_flops, update_flops
 from deploy.run_config import RunConfig, preset_path
 from learner.arithmetic import cpu_threads, product_rate, timings
@@ -141,12 +141,13 @@ def measure(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} {getattr(options, name)}: want at least 1")
     device = choose_device(options.device)
     if options.run:
-        if options.only:
-            raise ConfigError("--run measures those runs alone; it cannot take --only")
         own = {"device": None if options.device == "auto" else options.device, "threads": options.threads}
         given = [f"{key}={value}" for key, value in own.items() if value is not None]
-        print_run_economies(options.run, options.episodes, [*given, *options.set])
+        variants = variants_named(options.only)
+        print_run_economies(options.run, variants, options.episodes, options.start, [*given, *options.set])
         return
+    if options.start is not None:
+        raise ConfigError(f"--start {options.start}: start states are of episodes; want --run RUN too")
     shapes = shapes_named(options.only)
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else device)
     print(
@@ -165,10 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the preset's or run's, else torch's)")
-    parser.add_argument("--only", default="", help="shapes whose name contains this")
+    parser.add_argument("--only", default="", help="shapes, or with --run planners, whose name contains this")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every shape, or the run")
     parser.add_argument("--run", type=Path, nargs="+", help="measure the planner economies with these runs' networks")
     parser.add_argument("--episodes", type=int, default=10, help="with --run: episodes for each return (10)")
+    parser.add_argument(
+        "--start", type=int, metavar="SEED", help="with --run: start states of that seed, not the runs'"
+    )
     options = parser.parse_args(arguments)
     try:
         measure(options)

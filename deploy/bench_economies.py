@@ -8,7 +8,7 @@ trained` whatever a run was trained with. All rows of a run act from the same st
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,25 @@ def print_decision_times(name: str, config: RunConfig, spec: TaskSpec, device: t
     print("early_stop: not here, an untrained planner's std never comes down to its floor; see --run")
 
 
-def print_run_economies(paths: Sequence[Path], episodes: int, overrides: list[str]) -> None:
-    """Trained runs of one task: time and return of each variant, with 95% bootstrap intervals over the episodes."""
+Variants = Mapping[str, dict[str, Any] | None]
+"""planner settings on top of PRESETS["exact"], None for a run's own, by name; `exact` is the first"""
+
+
+def variants_named(part: str) -> Variants:
+    """The exact planner, and those whose name contains `part`. ConfigError if none does."""
+    known: Variants = {"exact": {}, "as trained": None, **VARIANTS}
+    if not any(part in name for name in known):
+        raise ConfigError(f"--only {part}: no such planner; want a part of one of: {', '.join(known)}")
+    return {name: changes for name, changes in known.items() if name == "exact" or part in name}
+
+
+def print_run_economies(
+    paths: Sequence[Path], variants: Variants, episodes: int, start: int | None, overrides: list[str]
+) -> None:
+    """Trained runs of one task: time and return of each variant, with 95% bootstrap intervals over the episodes.
+
+    start: a seed of the episodes' start states; None: the runs' own.
+    """
     configs = [load_config(RunConfig, RunDir.open(path).config_path, overrides=overrides) for path in paths]
     for path, config in zip(paths, configs, strict=True):
         if config.agent == "qt":
@@ -114,14 +131,19 @@ def print_run_economies(paths: Sequence[Path], episodes: int, overrides: list[st
     print(f"{'planner':28}{'ms':>8}{'time':>8}{'return':>9}{'95% interval':>20}{'to exact':>10}{'95% interval':>20}")
     envs = [make_env(task, configs[0].env) for _ in range(episodes)]
     exact: Row | None = None
-    for label, changes in {"exact": {}, "as trained": None, **VARIANTS}.items():
-        row = run_row(label, changes, paths, envs, overrides)
+    for label, changes in variants.items():
+        row = run_row(label, changes, paths, envs, start, overrides)
         exact = exact or row
         print(format_row(row, exact), flush=True)
 
 
 def run_row(
-    label: str, changes: dict[str, Any] | None, paths: Sequence[Path], envs: Sequence[Any], overrides: list[str]
+    label: str,
+    changes: dict[str, Any] | None,
+    paths: Sequence[Path],
+    envs: Sequence[Any],
+    start: int | None,
+    overrides: list[str],
 ) -> Row:
     """Time and play; changes: on top of exact, or None for the run's own planner."""
     planner = [] if changes is None else planner_items(PRESETS["exact"] | changes)
@@ -131,9 +153,10 @@ def run_row(
             agent = TrainedAgent(path, [*overrides, *planner])
             assert isinstance(agent.policy, MPCPolicy)
             timed = TimedPolicy(agent.policy)
-            evaluate(envs[:1], timed, agent.config.seed)
+            seed = agent.config.seed if start is None else start
+            evaluate(envs[:1], timed, seed)
             seconds.append(float(np.median(timed.seconds)))
-            returns += evaluate(envs, timed, agent.config.seed).returns
+            returns += evaluate(envs, timed, seed).returns
     return Row(label, np.array(seconds), np.array(returns))
 
 

@@ -79,7 +79,8 @@ def test_operations_of_an_update(action_dim, override):
         (["--only", "typo"], ["--only typo", *(shape.name for shape in bench.SHAPES)]),
         (["--threads", "0"], ["--threads 0"]),
         (["--run", "nowhere"], ["nowhere", "not a run"]),
-        (["--run", "nowhere", "--only", "laptop"], ["--only"]),
+        (["--run", "nowhere", "--only", "laptop N"], ["--only laptop N", "exact", "as trained", "fast"]),
+        (["--start", "3"], ["--start 3", "--run"]),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, names, capsys):

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +154,8 @@ def stop(options: argparse.Namespace) -> None:
     print(f"stopping {options.name}", flush=True)
     while options.name in named_runs():
         time.sleep(0.5)
+        with suppress(ConfigError):  # a board that was killed meanwhile has forgotten, and is perhaps not back yet
+            ask(options.name, "ask_stop")
     print(f"stopped; go on with: qttdm cluster resume {options.name}")
 
 

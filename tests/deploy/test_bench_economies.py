@@ -39,6 +39,18 @@ def test_a_row_for_each_economy_with_time_return_and_difference_to_exact(runs, c
     assert sorted(path.name for path in runs[0].iterdir()) == before
 
 
+def test_planners_by_name_from_the_start_states_of_another_seed(runs, capsys):
+    def returns(*words: str) -> list[float]:
+        assert bench.main(["--run", str(runs[0]), "--episodes", "2", "--only", "fast", *words, *QUICK]) == 0
+        _, _, *rows = capsys.readouterr().out.splitlines()
+        assert [row[:28].strip() for row in rows] == ["exact", "fast"]
+        return [float(row[28:].split()[2]) for row in rows]
+
+    own = returns()
+    assert returns("--start", "0") == own  # the run's seed
+    assert returns("--start", "1") != own
+
+
 def test_a_difference_is_one_of_pairs():
     returns = np.array([0.0, 100.0, 200.0])
     exact = Row("exact", np.array([0.2, 0.4]), returns)

@@ -18,6 +18,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from common.metrics import read_metrics
+from deploy import cluster_cli
 from deploy.cli import main
 from deploy.cluster import NAMESPACE, old_seeds
 from tests.remote.live import PATIENCE, SMALL, check_books, nothing_is_left, objects_stored, until
@@ -186,8 +187,8 @@ def others(cluster) -> Iterator[Any]:
     remove_placement_group(group)
 
 
-def test_a_run_seen_from_other_shells(cluster, here, others, capsys):
-    """Started in one; looked at, refused a second time and stopped from another."""
+def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch):
+    """Started in one; looked at, refused a second time and stopped from another, though the request is lost once."""
     groups = {group["name"] for group in placement_group_table().values() if group["state"] == "CREATED"}
     run = here / "runs" / "walk"
 
@@ -216,12 +217,23 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys):
     assert "walk: is running on the cluster" in one_line(*run_main(capsys, "resume", "walk"))
     assert "tango: no such run is on the cluster now; there: walk" in one_line(*run_main(capsys, "stop", "tango"))
 
+    ask, lost = cluster_cli.ask, []
+
+    def ask_and_lose(name: str, method: str) -> Any:
+        answer = ask(name, method)
+        if not lost:
+            lost.append(answer)
+            ray.kill(ray.get_actor(f"{name}/board", NAMESPACE), no_restart=False)
+        return answer
+
     before = steps()
+    monkeypatch.setattr(cluster_cli, "ask", ask_and_lose)
     assert run_main(capsys, "stop", "walk") == (
         0,
         "stopping walk\nstopped; go on with: qttdm cluster resume walk\n",
         "",
     )
+    assert lost == [None]
     status, out, err = ended(training)
     assert (status, err) == (0, "")
     assert "saved; go on with: qttdm cluster resume walk" in out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from deploy.cluster import old_seeds
@@ -13,6 +16,11 @@ PUBLISHES = 400  # an hour's worth at 50 updates between two, 5.5 updates a seco
 OBJECTS, MEBIBYTES = 60, 8  # what one snapshot, the batches under way and calls in flight come to, many times over
 
 
+def lowest_priority(pid: int) -> int:
+    """The highest nice value of a process's threads."""
+    return max(os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir())
+
+
 def test_pace_and_object_store(cluster, tmp_path):
     config = settings(
         "cluster={actors: 3, shards: 2, publish_every: 1}",
@@ -21,6 +29,7 @@ def test_pace_and_object_store(cluster, tmp_path):
     directory = tmp_path / "run"
     with Live(cluster, directory, [config]) as live:
         live.progress()
+        assert lowest_priority(live.pid("actor-0")) > lowest_priority(live.pid("learner"))  # the learner goes first
         first, before = live.ask("learner", "status")["version"], objects_stored()
         stores = [before]
 

@@ -43,7 +43,7 @@ smoke: $(VENV)/installed ## the whole system in under a minute
 	$(BIN)/qttdm train --preset debug $(ARGS)
 
 test: $(VENV)/installed ## the test suite: CPU, no GPU, a few minutes
-	$(BIN)/python -m pytest -m 'not learning and not gpu and not ray' $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not learning and not gpu and not ray' $(ARGS)
 
 test-cluster: $(VENV)/installed ## the tests that start Ray
 	$(BIN)/python -m pytest -m ray $(ARGS)

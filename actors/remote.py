@@ -11,7 +11,6 @@ for the number of its next episode, and goes on. Lost is what was in flight.
 from __future__ import annotations
 
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -242,7 +241,7 @@ def give_way() -> None:
 
     Else actors that outnumber the cores slow the learner, and then all wait for it while cores are idle.
     """
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+    os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)  # on Linux of this thread, elsewhere of its process
 
 
 def make_environments(settings: ActorSettings, watchdog: Watchdog) -> list[TaskEnv]:

@@ -169,6 +169,12 @@ class Seed:
         )
         self.replay.insert(episode)
 
+    def sow(self, loop: LearningLoop) -> None:
+        """The seed decisions are stored and heard of."""
+        for _ in range(SEED_DECISIONS // LENGTH):
+            self.insert(0)
+        loop._hear()
+
     def run(self, loop: LearningLoop | None = None, until: object = None, then: object = None) -> str:
         """The loop with its actors, to its end; or until `until(loop)` holds: `then`, Killed by default, is done."""
         loop = loop or self.loop()
@@ -273,9 +279,7 @@ class TestPace:
     def test_decisions_that_were_not_heard_of_yet_count_for_tickets(self, seed):
         """Else actors that are faster than the learner looks would run ahead as far as they like."""
         loop = seed.loop()
-        for _ in range(SEED_DECISIONS // LENGTH):
-            seed.insert(0)
-        loop._hear()
+        seed.sow(loop)
         stored = 0
         while loop.ticket(0, "first", LENGTH if stored else 0).verdict == "collect":
             seed.insert(0)
@@ -289,9 +293,7 @@ class TestPace:
         """Not all begin when the lead allows one, only to wait together when they have collected."""
         seed = Seed(tmp_path, actors=3)
         loop = seed.loop()
-        for _ in range(SEED_DECISIONS // LENGTH):
-            seed.insert(0)
-        loop._hear()
+        seed.sow(loop)
         assert [loop.ticket(actor, "first").verdict for actor in range(3)] == ["collect"] * 3  # the learner waits
         verdicts = [loop.ticket(actor, "first", stored=LENGTH).verdict for actor in range(3)]
         assert verdicts == ["collect", "wait", "wait"]  # 5 owed; 10, and 5 to come; LEAD is 12
@@ -308,9 +310,7 @@ class TestPace:
         """Whatever they have under way: by when they have collected, the learner will wait again."""
         seed = Seed(tmp_path, actors=8)
         loop = seed.loop()
-        for _ in range(SEED_DECISIONS // LENGTH):
-            seed.insert(0)
-        loop._hear()
+        seed.sow(loop)
         for actor in range(8):
             assert loop.ticket(actor, "first").verdict == "collect"
         for actor in [

@@ -25,8 +25,8 @@ from common.environments.make import make_env
 from common.weights import Weights
 from deploy.agent import make_qt, make_tdm
 from deploy.run_config import RunConfig, preset_path
-from learner.loop import Ticket
 from learner.remote import Broadcast
+from learner.tickets import Ticket
 from planner_service.policy import RandomPolicy
 from replay.buffer import Replay
 from replay.codec import encode

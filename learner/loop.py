@@ -14,12 +14,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
-
-import numpy as np
 
 from common.batch import Batch
 from common.checkpoint import Checkpoint, CheckpointStore
@@ -27,8 +24,10 @@ from common.config import ConfigError
 from common.events import EventLog
 from common.run_dir import RunDir
 from common.weights import Weights, updates_of
-from learner.measure import TimeSpent, open_metrics
+from learner.evaluations import EvaluationDesk, Evaluations
+from learner.measure import Rates, TimeSpent, open_metrics
 from learner.schedule import TrainingConfig
+from learner.tickets import Rounds, Ticket
 from learner.update import Learner, NonFiniteLossError
 from replay.limiter import Pace
 from replay.news import MOST_EPISODES, News, StoredEpisode
@@ -47,16 +46,6 @@ class ReplaySource(Protocol):
         """Of each shard, the episodes since its cursor. TimeoutError likewise."""
 
 
-class EvaluationDesk(Protocol):
-    """Whoever evaluates, while learning goes on."""
-
-    def submit(self, key: int, weights: Weights) -> None:
-        """Evaluate these weights; results are told apart by `key`."""
-
-    def results(self) -> list[tuple[int, list[float], float | None, float]]:
-        """(key, returns, success, seconds) of what has ended since the last call."""
-
-
 @dataclass
 class Counters:
     """How far a run is. Evaluations and checkpoints as multiples of their interval passed."""
@@ -69,29 +58,6 @@ class Counters:
     actor_restarts: int = 0
     environment_failures: int = 0
     wall_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """The answer to an actor that would like to collect."""
-
-    verdict: Literal["collect", "wait", "done"]
-    retry_seconds: float = 0.0
-    """wait: ask again after so long"""
-    random: bool = False
-    """collect: the seed episodes, uniformly random"""
-    exploration: float = 1.0
-    version: int = 0
-    """newest published weights"""
-
-
-@dataclass(frozen=True)
-class Round:
-    """What an actor collected between two tickets."""
-
-    decisions: int
-    updates: int
-    """made by the learner meanwhile"""
 
 
 class LearningLoop:
@@ -118,7 +84,8 @@ class LearningLoop:
         """
         self.training, self.learner, self.replay, self.pace, self.run_dir = training, learner, replay, pace, run_dir
         self.publish_every, self._publish_weights = publish_every, publish
-        self.evaluations, self.exploration, self.timeout_seconds = evaluations, exploration, timeout_seconds
+        self.exploration, self.timeout_seconds = exploration, timeout_seconds
+        self.rounds, self.evaluations = Rounds(pace), Evaluations(evaluations)
         self.events = EventLog(run_dir.events_path, "learner")
         self.store = CheckpointStore(run_dir.checkpoints_dir, training.keep_checkpoints)
         self.counters, self.cursors = Counters(), [0] * shards
@@ -128,25 +95,16 @@ class LearningLoop:
         self.finished = False
         self.newest: dict[str, Any] = {}
         """the newest value of everything reported"""
-        self._due: deque[dict[str, Any]] = deque()  # evaluations: counters then, with the updates they ask for
-        self._handed_in: dict[int, tuple[dict[str, Any], Weights]] = {}  # those under way, by environment steps
-        self._evaluated_updates = -1
         self._boots: dict[int, str] = {}
-        self._unheard: deque[tuple[float, int]] = deque()
-        """when an actor told of how many decisions, which the news that were read may not have had yet"""
-        self._began: dict[int, int] = {}
-        """the updates when each actor that is collecting was allowed to"""
-        self._rounds: dict[int, Round] = {}
-        """the last that each actor has stored: its next one is expected to be like it"""
         self._stop, self._told = threading.Event(), threading.Event()
         checkpoint = self.store.load_latest()
         metrics_bytes = self._load(checkpoint) if checkpoint is not None else 0
         self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
-        self._opened = self._moved_at = self._complained_at = self._logged_at = time.monotonic()
+        self._opened = self._moved_at = self._complained_at = time.monotonic()
         self._heard_at = 0.0
         self._started = self._opened - self.counters.wall_seconds
-        self._first_updates = self._logged_updates = learner.updates
-        self._logged_decisions, self._logged_spent = self.counters.decisions, dict(self.spent.seconds)
+        self._first_updates = learner.updates
+        self.rates = Rates(self.spent, learner.updates, self.counters.decisions)
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Literal["finished", "stopped"]:
         """Until `env_steps` are collected and their updates made, or `stop()`. Ends with a checkpoint.
@@ -189,12 +147,10 @@ class LearningLoop:
         """May this actor begin another round of episodes?
 
         boot: tells one process of this actor from the next. stored: decisions that it has put into replay since it
-        asked last; until the news have them, they count here, or fast actors would run ahead between two looks.
+        asked last.
         """
-        began = self._began.pop(actor, self.pace.updates)
+        self.rounds.ended(actor, stored)
         if stored:
-            self._unheard.append((time.monotonic(), stored))
-            self._rounds[actor] = Round(stored, self.pace.updates - began)
             self._told.set()
         if self._boots.setdefault(actor, boot) != boot:
             self._boots[actor] = boot
@@ -202,15 +158,10 @@ class LearningLoop:
             self.events.write(f"actor {actor} is back in a new process")
         if self.collected or self.finished or self._stop.is_set():
             return Ticket("done")
-        last = self._rounds.get(actor, Round(0, 0))
-        excess = self.pace.excess(
-            unheard=sum(decisions for _, decisions in list(self._unheard)),
-            under_way=sum(self._rounds[other].decisions for other in list(self._began) if other in self._rounds),
-            meanwhile=last.updates,
-        )
+        excess = self.rounds.excess(actor)
         if excess >= 0:
             return Ticket("wait", retry_seconds=self._seconds_for(excess + 1))
-        self._began[actor] = self.pace.updates
+        self.rounds.began(actor)
         return Ticket(
             "collect",
             random=self.pace.decisions < self.pace.seed_decisions,
@@ -264,8 +215,7 @@ class LearningLoop:
         if c.decisions > self.pace.decisions:
             self._moved_at = now
             self.pace.inserted(c.decisions - self.pace.decisions)
-        while self._unheard and self._unheard[0][0] < now:  # stored before the shards were asked
-            self._unheard.popleft()
+        self.rounds.heard(now)
 
     def _news(self) -> list[News]:
         """Of each shard, since its cursor; none if the shards did not answer in time, which is then in events.log."""
@@ -296,7 +246,7 @@ class LearningLoop:
         c = self.counters
         if c.env_steps // self.training.eval_every > c.evaluations:
             c.evaluations = c.env_steps // self.training.eval_every
-            self._due.append(self._counts() | {"updates": math.floor(self.pace.updates_for(c.decisions))})
+            self.evaluations.plan(self._counts() | {"updates": math.floor(self.pace.updates_for(c.decisions))})
 
     def _update(self) -> None:
         """Algorithm 1, lines 3-14, once; what is due by the number of updates."""
@@ -336,57 +286,33 @@ class LearningLoop:
 
     def _evaluate(self) -> None:
         """Hand in the evaluations whose time has come, and write down those that have ended."""
-        while self._due and self.learner.updates >= self._due[0]["updates"]:
-            self._evaluated_updates = self.learner.updates
-            self._hand_in(self._due.popleft(), self.learner.weights())
-        self._take_results(self.evaluations.results())
+        self.evaluations.hand_in_due(self.learner)
+        self._take_results()
 
-    def _hand_in(self, counts: dict[str, Any], weights: Weights) -> None:
-        """Have these weights evaluated, as those of that moment."""
-        self._handed_in[counts["env_steps"]] = counts, weights
-        self.evaluations.submit(counts["env_steps"], weights)
-
-    def _take_results(self, results: list[tuple[int, list[float], float | None, float]]) -> None:
-        """`eval` lines, with the counters of when they were handed in."""
-        for env_steps, returns, success, seconds in results:
-            counts, _ = self._handed_in.pop(env_steps)
-            values = {
-                "episode_return": sum(returns) / len(returns),
-                "episode_returns": returns,
-                "success": success,
-                "episodes_evaluated": len(returns),
-                "eval_seconds": seconds,
-            }
+    def _take_results(self) -> None:
+        """`eval` lines, with the counters of when they were planned."""
+        for counts, values in self.evaluations.results():
             self.metrics.write("eval", **(counts | {"wall_seconds": self._wall_seconds()}), **values)
-            if env_steps >= self.newest.get("eval_env_steps", 0):
-                self.newest |= {"eval_return": values["episode_return"], "eval_env_steps": env_steps}
+            if counts["env_steps"] >= self.newest.get("eval_env_steps", 0):
+                self.newest |= {"eval_return": values["episode_return"], "eval_env_steps": counts["env_steps"]}
 
     def _finish(self, on_step: Callable[[], object]) -> None:
         """A last evaluation unless the newest weights have one; all results; the last checkpoint."""
         self._evaluate()
-        if self._evaluated_updates != self.learner.updates:
-            self._evaluated_updates = self.learner.updates
-            self._hand_in(self._counts(), self.learner.weights())
+        if self.evaluations.last_updates != self.learner.updates:
+            self.evaluations.hand_in(self._counts(), self.learner)
         self._moved_at = time.monotonic()
-        while self._handed_in and not self._stop.is_set():
+        while self.evaluations and not self._stop.is_set():
             on_step()
-            self._wait(f"the learner waits for {len(self._handed_in)} evaluations")
-            self._take_results(self.evaluations.results())
-        self.finished = not self._handed_in
+            self._wait(f"the learner waits for {len(self.evaluations)} evaluations")
+            self._take_results()
+        self.finished = not self.evaluations
         self._save()
 
     def _log(self) -> None:
         """An `update` line: the losses since the last one, and where the time went."""
         losses = self.learner.drain()
-        now, spent = time.monotonic(), dict(self.spent.seconds)
-        passed = max(1e-9, now - self._logged_at)
-        rates = {
-            "updates_per_second": (self.learner.updates - self._logged_updates) / passed,
-            "decisions_per_second": (self.counters.decisions - self._logged_decisions) / passed,
-            **{f"share_{what}": (seconds - self._logged_spent[what]) / passed for what, seconds in spent.items()},
-        }
-        self._logged_at, self._logged_updates = now, self.learner.updates
-        self._logged_decisions, self._logged_spent = self.counters.decisions, spent
+        rates = self.rates(self.learner.updates, self.counters.decisions)
         if losses:
             self._report("update", **losses, **self.learner.target_drift(), **self.learner.learning_rates(), **rates)
 
@@ -400,18 +326,15 @@ class LearningLoop:
         c = self.counters
         c.checkpoints = c.env_steps // self.training.checkpoint_every
         c.wall_seconds = self._wall_seconds()
+        evaluations, blobs = self.evaluations.save()
         meta = {
             "counters": asdict(c),
             "pace": self.pace.save(),
             "cursors": self.cursors,
-            "evaluated_updates": self._evaluated_updates,
-            "due": list(self._due),
-            "handed_in": [[counts, w.version, w.checksum] for counts, w in self._handed_in.values()],
+            **evaluations,
             "metrics_bytes": self.metrics.sync(),
             "finished": self.finished,
         }
-        # What is being evaluated goes with it: whoever goes on from here has it evaluated again.
-        blobs = {f"weights-{w.version}": w.values.tobytes() for _, w in self._handed_in.values()}
         self.store.save(c.env_steps, self.learner.state(), meta, blobs)
 
     def _load(self, checkpoint: Checkpoint) -> int:
@@ -426,12 +349,9 @@ class LearningLoop:
             )
         self.cursors = list(meta["cursors"])
         self.pace.load(meta["pace"])
-        self._evaluated_updates, self.finished = meta["evaluated_updates"], meta["finished"]
+        self.finished = meta["finished"]
         self._check_replay()
-        self._due.extend(meta["due"])
-        for counts, version, checksum in meta["handed_in"]:
-            values = np.frombuffer(checkpoint.blobs[f"weights-{version}"], np.float32)
-            self._hand_in(counts, Weights(values, version, checksum))
+        self.evaluations.load(meta, checkpoint.blobs)
         for message in [*checkpoint.skipped, f"goes on from the checkpoint at {self.learner.updates} updates"]:
             self.events.write(message)
         return int(meta["metrics_bytes"])

@@ -78,6 +78,25 @@ class TimeSpent:
                 self.telemetry.observe(name, passed, **label)
 
 
+class Rates:
+    """How fast a run is, and what its learner does, between two calls."""
+
+    def __init__(self, spent: TimeSpent, updates: int, decisions: int) -> None:
+        self.spent = spent
+        self._last = time.monotonic(), updates, decisions, dict(spent.seconds)
+
+    def __call__(self, updates: int, decisions: int) -> dict[str, float]:
+        """Per second, and shares of the time, since the last call, with so many of them now."""
+        then, updates_then, decisions_then, spent_then = self._last
+        self._last = now, _, _, spent = time.monotonic(), updates, decisions, dict(self.spent.seconds)
+        passed = max(1e-9, now - then)
+        return {
+            "updates_per_second": (updates - updates_then) / passed,
+            "decisions_per_second": (decisions - decisions_then) / passed,
+            **{f"share_{what}": (seconds - spent_then[what]) / passed for what, seconds in spent.items()},
+        }
+
+
 def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> MetricsWriter:
     """A MetricsWriter whose lines are told, those that it keeps first."""
     writer = MetricsWriter(path, keep_bytes, sinks=[partial(tell_line, telemetry)])

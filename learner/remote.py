@@ -21,9 +21,10 @@ from common.run_dir import RunDir
 from common.telemetry import MakeTelemetry, Telemetry
 from common.watchdog import Watchdog
 from common.weights import Weights
-from learner.loop import LearningLoop, Ticket
+from learner.loop import LearningLoop
 from learner.measure import watch
 from learner.schedule import TrainingConfig
+from learner.tickets import Ticket
 from learner.update import Learner
 from replay.limiter import Pace
 from replay.remote import RemoteReplay

@@ -22,8 +22,9 @@ from common.run_dir import RunDir
 from common.telemetry import Telemetry
 from common.weights import GENERATION, Weights, updates_of, version_of
 from deploy.agent import make_learner
-from learner.loop import LearningLoop, Ticket
+from learner.loop import LearningLoop
 from learner.schedule import TrainingConfig
+from learner.tickets import Ticket
 from learner.update import NonFiniteLossError
 from replay.buffer import ReplayConfig
 from replay.client import merge, shard_of
@@ -288,39 +289,6 @@ class TestPace:
         loop._hear()
         assert loop.pace.owed == stored  # each is counted once
         assert loop.ticket(0, "first").verdict == "wait"
-
-    def test_actors_that_are_faster_than_the_learner_take_turns(self, tmp_path):
-        """Not all begin when the lead allows one, only to wait together when they have collected."""
-        seed = Seed(tmp_path, actors=3)
-        loop = seed.loop()
-        seed.sow(loop)
-        assert [loop.ticket(actor, "first").verdict for actor in range(3)] == ["collect"] * 3  # the learner waits
-        verdicts = [loop.ticket(actor, "first", stored=LENGTH).verdict for actor in range(3)]
-        assert verdicts == ["collect", "wait", "wait"]  # 5 owed; 10, and 5 to come; LEAD is 12
-        assert loop.pace.owed == 0  # not heard of yet
-        loop.pace.inserted(3 * LENGTH)
-        loop._unheard.clear()
-        loop.pace.sampled(7)
-        assert loop.ticket(1, "first").verdict == "wait"  # 8 owed, 5 to come
-        loop.pace.sampled(2)
-        assert [loop.ticket(actor, "first").verdict for actor in (1, 2)] == ["collect", "wait"]
-        seed.replay.close()
-
-    def test_actors_that_are_slower_than_the_learner_do_not(self, tmp_path):
-        """Whatever they have under way: by when they have collected, the learner will wait again."""
-        seed = Seed(tmp_path, actors=8)
-        loop = seed.loop()
-        seed.sow(loop)
-        for actor in range(8):
-            assert loop.ticket(actor, "first").verdict == "collect"
-        for actor in [
-            *range(8)
-        ] * 3:  # one after the other has collected, and the learner has learned from those before
-            assert loop.ticket(actor, "first", stored=LENGTH).verdict == "collect"
-            loop._unheard.clear()
-            loop.pace.inserted(LENGTH)
-            loop.pace.sampled(LENGTH)
-        seed.replay.close()
 
 
 class TestLines:

@@ -1,0 +1,94 @@
+"""Evaluations by others while learning goes on: planned, handed in when their updates are made, read in any order.
+
+    plan(counts) -- learner has the updates --> hand_in --> desk --> results: (counts, values)
+
+An evaluation belongs to the environment steps it was planned at, and is of the weights with all the updates that these
+steps ask for: so its line says the same whoever was fast. What is planned or under way is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from common.weights import Weights
+from learner.update import Learner
+
+
+class EvaluationDesk(Protocol):
+    """Whoever evaluates, while learning goes on."""
+
+    def submit(self, key: int, weights: Weights) -> None:
+        """Evaluate these weights; results are told apart by `key`."""
+
+    def results(self) -> list[tuple[int, list[float], float | None, float]]:
+        """(key, returns, success, seconds) of what has ended since the last call."""
+
+
+class Evaluations:
+    """Those of one run."""
+
+    def __init__(self, desk: EvaluationDesk) -> None:
+        self.desk = desk
+        self.last_updates = -1
+        """the updates of the newest weights that were handed in"""
+        self._due: deque[dict[str, Any]] = deque()  # counters then, with the updates they ask for
+        self._under_way: dict[int, tuple[dict[str, Any], Weights]] = {}  # by environment steps
+
+    def __len__(self) -> int:
+        """Those handed in whose results are not there yet."""
+        return len(self._under_way)
+
+    def plan(self, counts: dict[str, Any]) -> None:
+        """One is due at these counters, with as many updates as `counts["updates"]`."""
+        self._due.append(counts)
+
+    def hand_in_due(self, learner: Learner) -> None:
+        """Hand in those whose updates are made."""
+        while self._due and learner.updates >= self._due[0]["updates"]:
+            self.hand_in(self._due.popleft(), learner)
+
+    def hand_in(self, counts: dict[str, Any], learner: Learner) -> None:
+        """Have the learner's weights evaluated, as those of these counters."""
+        self.last_updates = learner.updates
+        self._submit(counts, learner.weights())
+
+    def results(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Counters and values of those that have ended since the last call."""
+        for env_steps, returns, success, seconds in self.desk.results():
+            counts, _ = self._under_way.pop(env_steps)
+            yield (
+                counts,
+                {
+                    "episode_return": sum(returns) / len(returns),
+                    "episode_returns": returns,
+                    "success": success,
+                    "episodes_evaluated": len(returns),
+                    "eval_seconds": seconds,
+                },
+            )
+
+    def save(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """For a checkpoint: plain data, and the weights under way as blobs."""
+        under_way = self._under_way.values()
+        meta = {
+            "evaluated_updates": self.last_updates,
+            "due": list(self._due),
+            "handed_in": [[counts, w.version, w.checksum] for counts, w in under_way],
+        }
+        return meta, {f"weights-{w.version}": w.values.tobytes() for _, w in under_way}
+
+    def load(self, meta: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
+        """Undo `save`: what was under way is handed in again."""
+        self.last_updates = meta["evaluated_updates"]
+        self._due.extend(meta["due"])
+        for counts, version, checksum in meta["handed_in"]:
+            values = np.frombuffer(blobs[f"weights-{version}"], np.float32)
+            self._submit(counts, Weights(values, version, checksum))
+
+    def _submit(self, counts: dict[str, Any], weights: Weights) -> None:
+        self._under_way[counts["env_steps"]] = counts, weights
+        self.desk.submit(counts["env_steps"], weights)

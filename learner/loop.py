@@ -149,7 +149,8 @@ class LearningLoop:
         boot: tells one process of this actor from the next. stored: decisions that it has put into replay since it
         asked last.
         """
-        self.rounds.ended(actor, stored)
+        now = time.monotonic()
+        self.rounds.ended(actor, stored, now)
         if stored:
             self._told.set()
         if self._boots.setdefault(actor, boot) != boot:
@@ -158,10 +159,10 @@ class LearningLoop:
             self.events.write(f"actor {actor} is back in a new process")
         if self.collected or self.finished or self._stop.is_set():
             return Ticket("done")
-        excess = self.rounds.excess(actor)
-        if excess >= 0:
-            return Ticket("wait", retry_seconds=self._seconds_for(excess + 1))
-        self.rounds.began(actor)
+        excess = self.rounds.excess(actor, self._update_seconds)
+        if excess >= 0:  # ask again when they may be made, but not too often: a question costs this process its time
+            return Ticket("wait", retry_seconds=min(1.0, max(0.05, (excess + 1) * self._update_seconds)))
+        self.rounds.began(actor, now)
         return Ticket(
             "collect",
             random=self.pace.decisions < self.pace.seed_decisions,
@@ -372,15 +373,11 @@ class LearningLoop:
         self.telemetry.inc("qttdm_failures_total", kind="timeout")
         self.events.write(str(error))
 
-    def _seconds_for(self, updates: float) -> float:
-        """How long so many updates take, by those so far: when an actor that has to wait may hope for a ticket.
-
-        From 0.05, since each question costs the learner's process time, to 1.
-        """
-        made = max(1, self.learner.updates - self._first_updates)
-        spent = self.spent.seconds
-        seconds = updates * (spent["waiting_for_batches"] + spent["copying"] + spent["updating"]) / made
-        return min(1.0, max(0.05, seconds))
+    @property
+    def _update_seconds(self) -> float:
+        """What an update has taken so far, on average since this learner's start."""
+        spent, made = self.spent.seconds, max(1, self.learner.updates - self._first_updates)
+        return max(1e-6, (spent["waiting_for_batches"] + spent["copying"] + spent["updating"]) / made)
 
     def _counts(self) -> dict[str, Any]:
         """The counters that every line begins with."""

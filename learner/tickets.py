@@ -9,7 +9,6 @@ cannot know yet: what was stored since, what is under way, and how far the learn
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Literal
@@ -36,46 +35,53 @@ class Round:
     """What an actor collected between two tickets."""
 
     decisions: int
-    updates: int
-    """made by the learner meanwhile"""
+    seconds: float
 
 
 class Rounds:
-    """The rounds of all actors; `heard` is the learner's thread's, the rest that of whoever answers actors."""
+    """The rounds of all actors; `heard` is for the learner's thread, the rest for those that answer actors.
+
+    Times are in time.monotonic()'s seconds.
+    """
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self._unheard: deque[tuple[float, int]] = deque()
         """when an actor told of how many decisions, which the news that were read may not have had yet"""
-        self._began: dict[int, int] = {}
-        """the updates when each actor that is collecting was allowed to"""
+        self._began: dict[int, float] = {}
+        """when each actor that is collecting was allowed to"""
         self._last: dict[int, Round] = {}
         """of each actor: its next one is expected to be like it"""
 
-    def ended(self, actor: int, stored: int) -> None:
+    def ended(self, actor: int, stored: int, now: float) -> None:
         """An actor asks again, and has put so many decisions into replay since it asked last.
 
         Until the news have them they count here, or fast actors would run ahead between two looks.
         """
-        began = self._began.pop(actor, self.pace.updates)
+        began = self._began.pop(actor, now)
         if stored:
-            self._unheard.append((time.monotonic(), stored))
-            self._last[actor] = Round(stored, self.pace.updates - began)
+            self._unheard.append((now, stored))
+            self._last[actor] = Round(stored, now - began)
 
-    def began(self, actor: int) -> None:
+    def began(self, actor: int, now: float) -> None:
         """An actor got its ticket."""
-        self._began[actor] = self.pace.updates
+        self._began[actor] = now
 
     def heard(self, asked: float) -> None:
-        """The pace has counted all that was stored before that moment of time.monotonic()."""
+        """The pace has counted all that was stored before that moment."""
         while self._unheard and self._unheard[0][0] < asked:
             self._unheard.popleft()
 
-    def excess(self, actor: int) -> float:
-        """Updates that have to be made before this actor may begin, if 0 or more."""
-        last = self._last.get(actor, Round(0, 0))
+    def excess(self, actor: int, update_seconds: float) -> float:
+        """Updates that have to be made before this actor may begin, if 0 or more, at so many seconds for each.
+
+        The learner goes on while it collects; that counts up to a round of all the others, so that an actor which
+        takes for ever, or a learner that stops, cannot make more than that a debt (the bound in replay/limiter.py).
+        """
+        last = self._last.get(actor, Round(0, 0.0))
+        others = sum(round.decisions for other, round in list(self._last.items()) if other != actor)
         return self.pace.excess(
             unheard=sum(decisions for _, decisions in list(self._unheard)),
             under_way=sum(self._last[other].decisions for other in list(self._began) if other in self._last),
-            meanwhile=last.updates,
+            meanwhile=min(last.seconds / update_seconds, self.pace.update_ratio * others),
         )

@@ -4,17 +4,17 @@
                inserted(T)               sampled()
 
 After the seed decisions, updates follow decisions at `update_ratio`. Whoever is ahead waits: the learner when it has
-made every update that the decisions so far ask for; an actor while `lead` updates are still owed, or will be when it
+made every update that the decisions so far ask for; an actor while `lead` updates or more would still be owed when it
 has collected its next episodes. So at any moment
 
-    ratio * (D - seed) - lead - ratio * (decisions in flight)  <=  U  <=  ratio * (D - seed)
+    ratio * (D - seed) - lead - ratio * (decisions of one round of all actors)  <=  U  <=  ratio * (D - seed)
 
 with D decisions inserted and U updates made. Both sides cannot wait at once: while the learner waits (owed < 1) any
 actor may begin, whatever others have begun and perhaps never end.
 
-Choice: an actor looks ahead. Why: actors that are faster than the learner would else all begin in the moment when the
-lead allows one, and then all wait; looking ahead they collect one after the other, with newer weights, and do not all
-want the cores at once. Plain arithmetic, no clock and no transport: whoever waits does so outside, with a timeout of
+Choice: an actor looks ahead. Why: by what is owed now alone, actors faster than the learner all begin in the moment
+when the lead allows one, and then all wait, while slow ones begin too late, when the learner has caught up. By what
+will be owed, fast ones collect one after the other, with newer weights, and slow ones all the time. Plain arithmetic, no clock and no transport: whoever waits does so outside, with a timeout of
 its own.
 """
 
@@ -50,21 +50,21 @@ class Pace:
         """Updates that the decisions so far ask for and that have not been made; 0 before the seed is in."""
         return max(0.0, self.updates_for(self.decisions) - self.updates)
 
-    def want_insert(self, unheard: int = 0, under_way: int = 0, meanwhile: int = 0) -> bool:
+    def want_insert(self, unheard: int = 0, under_way: int = 0, meanwhile: float = 0.0) -> bool:
         """May an actor begin another round of episodes?
 
         unheard: decisions that are stored and not counted here yet. under_way: those of rounds that others have begun.
-        meanwhile: updates that will be made while this one collects.
+        meanwhile: updates that will be made while this one collects; for the bound above at most
+        ratio * (decisions of one round of all others).
         """
         return self.excess(unheard, under_way, meanwhile) < 0
 
-    def excess(self, unheard: int = 0, under_way: int = 0, meanwhile: int = 0) -> float:
+    def excess(self, unheard: int = 0, under_way: int = 0, meanwhile: float = 0.0) -> float:
         """Updates that have to be made before an actor may begin, if 0 or more; arguments as above."""
         stored = self.decisions + unheard
         if stored < self.seed_decisions:
             return -math.inf
-        lead = self.config.lead
-        allowed = min(lead, max(1.0, lead + meanwhile - self.update_ratio * under_way))
+        allowed = max(1.0, self.config.lead + meanwhile - self.update_ratio * under_way)
         return self.updates_for(stored) - self.updates - allowed
 
     @property

@@ -652,7 +652,7 @@ class TestWaiting:
 
 
 def open_desk(loop: LearningLoop) -> None:
-    loop.evaluations.open = True
+    loop.evaluations.desk.open = True
 
 
 class TestNonFiniteLoss:

@@ -11,64 +11,108 @@ from replay.limiter import Pace, PaceConfig
 
 LENGTH = 5  # decisions of a round
 LEAD = 12
+UPDATE = 1.0  # seconds
 
 
 @pytest.fixture
 def rounds() -> Rounds:
     """Actors that may begin: the seed decisions are in."""
-    pace = Pace(PaceConfig(lead=LEAD), update_ratio=1.0, seed_decisions=LENGTH)
-    pace.inserted(LENGTH)
+    return fresh(LENGTH, LEAD)
+
+
+def fresh(length: int, lead: float) -> Rounds:
+    pace = Pace(PaceConfig(lead=lead), update_ratio=1.0, seed_decisions=length)
+    pace.inserted(length)
     return Rounds(pace)
 
 
-def ask(rounds: Rounds, actor: int, stored: int = 0) -> str:
+def ask(rounds: Rounds, actor: int, now: float, stored: int = 0) -> str:
     """As the loop answers an actor."""
-    rounds.ended(actor, stored)
-    if rounds.excess(actor) >= 0:
+    rounds.ended(actor, stored, now)
+    if rounds.excess(actor, UPDATE) >= 0:
         return "wait"
-    rounds.began(actor)
+    rounds.began(actor, now)
     return "collect"
 
 
 def test_actors_that_are_faster_than_the_learner_take_turns(rounds: Rounds) -> None:
     """Not all begin when the lead allows one, only to wait together when they have collected."""
-    assert [ask(rounds, actor) for actor in range(3)] == ["collect"] * 3  # the learner waits
-    verdicts = [ask(rounds, actor, stored=LENGTH) for actor in range(3)]
+    assert [ask(rounds, actor, now=0.0) for actor in range(3)] == ["collect"] * 3  # the learner waits
+    verdicts = [ask(rounds, actor, now=0.1, stored=LENGTH) for actor in range(3)]
     assert verdicts == ["collect", "wait", "wait"]  # 5 owed; 10, and 5 to come; LEAD is 12
     assert rounds.pace.owed == 0  # not heard of yet
     rounds.pace.inserted(3 * LENGTH)
     rounds.heard(math.inf)
     rounds.pace.sampled(7)
-    assert ask(rounds, 1) == "wait"  # 8 owed, 5 to come
+    assert ask(rounds, 1, now=7.0) == "wait"  # 8 owed, 5 to come
     rounds.pace.sampled(2)
-    assert [ask(rounds, actor) for actor in (1, 2)] == ["collect", "wait"]
+    assert [ask(rounds, actor, now=9.0) for actor in (1, 2)] == ["collect", "wait"]
 
 
-def test_actors_that_are_slower_than_the_learner_do_not(rounds: Rounds) -> None:
-    """Whatever they have under way: by when they have collected, the learner will wait again."""
-    assert [ask(rounds, actor) for actor in range(8)] == ["collect"] * 8
-    for actor in [*range(8)] * 3:  # one after the other has collected, and the learner has learned from those before
-        assert ask(rounds, actor, stored=LENGTH) == "collect"
-        rounds.heard(math.inf)
-        rounds.pace.inserted(LENGTH)
-        rounds.pace.sampled(LENGTH)
+def test_slow_actors_begin_before_what_is_owed_is_made(rounds: Rounds) -> None:
+    """By when they have collected it will be: a learner of as many updates as one round of all others asks for."""
+    for actor in range(4):
+        ask(rounds, actor, now=0.0)
+    for actor in range(4):
+        rounds.ended(actor, LENGTH, now=100.0)
+    rounds.heard(math.inf)
+    rounds.pace.inserted(4 * LENGTH)
+    assert rounds.pace.owed == 20 > LEAD
+    assert [ask(rounds, actor, now=100.0) for actor in range(4)] == [
+        "collect",
+        "collect",
+        "wait",
+        "wait",
+    ]  # 30, less 15
+    rounds.pace.sampled(20)
+    assert [ask(rounds, actor, now=120.0) for actor in (2, 3)] == ["collect", "collect"]
 
 
 def test_what_was_stored_after_the_shards_were_asked_still_counts(rounds: Rounds) -> None:
-    rounds.ended(0, LEAD)
-    rounds.heard(0.0)  # asked long before
-    assert ask(rounds, 1) == "wait"
-    rounds.heard(math.inf)  # the pace would count it now, had it been in the news
-    assert ask(rounds, 1) == "collect"
+    rounds.ended(0, LEAD, now=5.0)
+    rounds.heard(5.0)
+    assert ask(rounds, 1, now=6.0) == "wait"
+    rounds.heard(5.1)  # the pace would count it now, had it been in the news
+    assert ask(rounds, 1, now=6.0) == "collect"
 
 
 def test_an_actor_that_died_while_it_collected_counts_once(rounds: Rounds) -> None:
     """It asks again without having stored anything, and its round before is what is expected of the next."""
-    assert ask(rounds, 0) == "collect"
-    rounds.ended(0, LENGTH)
+    ask(rounds, 0, now=0.0)
+    rounds.ended(0, LENGTH, now=0.0)
     rounds.heard(math.inf)
     for _ in range(4):  # begun, and killed
-        assert ask(rounds, 0) == "collect"
+        assert ask(rounds, 0, now=1.0) == "collect"
     rounds.pace.inserted(LENGTH)
-    assert ask(rounds, 1) == "collect"  # 5 owed and 5 to come, under LEAD
-    assert rounds.excess(2) == LENGTH + LENGTH - LEAD
+    assert rounds.excess(1, UPDATE) == LENGTH + LENGTH - LEAD  # owed, and to come
+
+
+@pytest.mark.parametrize("actors", [1, 2, 4, 8])
+@pytest.mark.parametrize("speed", [0.7, 1.3, 3.0])
+@pytest.mark.parametrize("together", [False, True])
+def test_the_learner_is_kept_as_busy_as_the_actors_can(actors: int, speed: float, together: bool) -> None:
+    """Simulated: actors that make `speed` times as many decisions as there are updates when all of them collect.
+
+    together: they share one core, so that one alone is as fast as all. Whoever had to wait for a round that began too
+    late would show here; so would a debt beyond the bound of replay/limiter.py.
+    """
+    length, lead, seconds, step = 50, 50.0, 6000, 1.0
+    rounds = fresh(length, lead)
+    pace = rounds.pace
+    left = [0.0] * actors  # decisions, of the round under way
+    for tick in range(int(seconds / step)):
+        now = tick * step
+        collecting = [actor for actor in range(actors) if left[actor] > 0]
+        for actor in collecting:
+            left[actor] -= step * speed / (len(collecting) if together else actors)
+            if left[actor] <= 0:
+                rounds.ended(actor, length, now)
+                pace.inserted(length)
+                rounds.heard(math.inf)
+        if now % UPDATE == 0 and pace.want_sample:
+            pace.sampled()
+        assert pace.owed <= lead + actors * length
+        for actor in range(actors):
+            if left[actor] <= 0 and ask(rounds, actor, now) == "collect":
+                left[actor] = length
+    assert pace.updates >= 0.9 * min(1.0, speed) * seconds

@@ -27,7 +27,7 @@ from deploy.plot import bootstrap_interval
 from deploy.run_config import RunConfig, planner_items
 from deploy.trained import TrainedAgent
 from learner.arithmetic import cpu_threads, timings
-from planner_service.planner import PRESETS
+from planner_service.planner_config import PRESETS
 from planner_service.policy import MPCPolicy
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -19,8 +19,8 @@ from deploy.auth import choose_mode
 
 if TYPE_CHECKING:
     from common.environments.task_env import TaskSpec
-    from deploy.cluster import SeedRun
     from deploy.run_config import RunConfig
+    from deploy.seed_run import SeedRun
 
 RUNS = Path("runs")
 ANSWER_SECONDS = 30.0  # for a run to say how it goes
@@ -177,8 +177,8 @@ def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
 
 def seed_configs(options: argparse.Namespace) -> list[RunConfig]:
     """One resolved configuration for each seed. ConfigError if they do not fit together or to the task."""
-    from deploy.cluster import task_spec
     from deploy.run_config import RunConfig, preset_path
+    from deploy.seed_run import task_spec
 
     shortcuts = {
         "cluster.actors": options.actors,
@@ -308,7 +308,7 @@ def ask(name: str, method: str) -> Any:
     """A question to a run's board. ConfigError if there is no such run on the cluster."""
     import ray
 
-    from deploy.cluster import NAMESPACE
+    from deploy.cluster_config import NAMESPACE
     from deploy.preflight import named_runs
 
     try:

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.config import ConfigError
 from deploy.auth import WANT_TOKEN
-from deploy.cluster import NAMESPACE
+from deploy.cluster_config import NAMESPACE
 
 Resources = dict[str, float]
 

@@ -17,7 +17,7 @@ from common.tdm import TDMConfig
 from deploy.cluster_config import ClusterConfig
 from learner.schedule import TrainingConfig
 from learner.update import LearnerConfig
-from planner_service.planner import PRESETS, PlannerConfig
+from planner_service.planner_config import PRESETS, PlannerConfig
 from planner_service.policy import EpsilonConfig
 from replay.buffer import ReplayConfig
 

@@ -14,8 +14,8 @@ actor may begin, whatever others have begun and perhaps never end.
 
 Choice: an actor looks ahead. Why: by what is owed now alone, actors faster than the learner all begin in the moment
 when the lead allows one, and then all wait, while slow ones begin too late, when the learner has caught up. By what
-will be owed, fast ones collect one after the other, with newer weights, and slow ones all the time. Plain arithmetic, no clock and no transport: whoever waits does so outside, with a timeout of
-its own.
+will be owed, fast ones collect one after the other, with newer weights, and slow ones all the time. Plain arithmetic,
+no clock and no transport: whoever waits does so outside, with a timeout of its own.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import tests.fakes  # noqa: F401 - registers the toy tasks
 from common.metrics import read_metrics
 from deploy.cli import main
 from deploy.trained import TrainedAgent
-from planner_service.planner import PRESETS
+from planner_service.planner_config import PRESETS
 
 ROOT = Path(__file__).parents[2]
 TINY = [

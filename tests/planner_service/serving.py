@@ -10,7 +10,8 @@ import msgpack
 import torch
 
 from planner_service.client import Client
-from planner_service.planner import Planner, PlannerConfig
+from planner_service.planner import Planner
+from planner_service.planner_config import PlannerConfig
 from planner_service.policy import MPCPolicy
 from planner_service.server import Server, ServerConfig
 from planner_service.service import PlannerService, ServiceConfig

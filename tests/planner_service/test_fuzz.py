@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from planner_service.messages import REFUSALS
-from planner_service.planner import Planner, PlannerConfig
+from planner_service.planner import Planner
+from planner_service.planner_config import PlannerConfig
 from planner_service.policy import MPCPolicy
 from planner_service.wire import ERRORS
 from tests.fakes import tiny_qt, tiny_tdm

@@ -14,7 +14,8 @@ import torch
 
 from common.weights import Weights
 from planner_service.messages import REFUSALS, Answer, Refusal, Request, ServiceError
-from planner_service.planner import Planner, PlannerConfig
+from planner_service.planner import Planner
+from planner_service.planner_config import PlannerConfig
 from planner_service.policy import GreedyPolicy, MPCPolicy
 from planner_service.service import PlannerService, ServiceConfig
 from tests.fakes import FakeDynamics, FakeValue, randomise, tiny_qt, tiny_tdm

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from deploy.cluster import NAMESPACE
+from deploy.cluster_config import NAMESPACE
 
 
 @pytest.fixture(scope="session")

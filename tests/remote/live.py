@@ -29,9 +29,11 @@ from common.checkpoint import CheckpointStore
 from common.config import load_config
 from common.metrics import read_metrics
 from common.weights import GENERATION
-from deploy.cluster import ENDED, NAMESPACE, ClusterRun, SeedRun, new_seeds
+from deploy.cluster import ClusterRun, new_seeds
+from deploy.cluster_config import NAMESPACE
 from deploy.exporter_actor import NAME as EXPORTER
 from deploy.run_config import RunConfig, preset_path
+from deploy.seed_run import ENDED, SeedRun
 from deploy.trained import newest_checkpoint
 from replay.news import StoredEpisode, Totals
 from replay.shard import ReplayShard

@@ -20,7 +20,8 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from common.metrics import read_metrics
 from deploy import cluster_cli
 from deploy.cli import main
-from deploy.cluster import NAMESPACE, old_seeds
+from deploy.cluster import old_seeds
+from deploy.cluster_config import NAMESPACE
 from tests.remote.live import PATIENCE, SMALL, check_books, nothing_is_left, objects_stored, until
 
 pytestmark = pytest.mark.ray

@@ -11,7 +11,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from common.weights import updates_of
-from deploy.cluster import SeedRun, old_seeds
+from deploy.cluster import old_seeds
+from deploy.seed_run import SeedRun
 from deploy.trained import newest_checkpoint
 from tests.remote.live import PATIENCE, SMALL, TASK, check_books, nothing_is_left, objects_stored, until, workers
 

@@ -16,10 +16,12 @@ import ray
 import torch
 
 from common.weights import Weights
-from deploy.cluster import NAMESPACE, RESTARTED
+from deploy.cluster_config import NAMESPACE
+from deploy.seed_run import RESTARTED
 from learner.remote import Broadcast
 from planner_service.messages import Refusal, ServiceError
-from planner_service.planner import Planner, PlannerConfig
+from planner_service.planner import Planner
+from planner_service.planner_config import PlannerConfig
 from planner_service.policy import GreedyPolicy, MPCPolicy
 from planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
 from planner_service.service import AskingConfig, ServiceConfig

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from deploy.cluster import ENDED, NAMESPACE, SeedRun
+from deploy.cluster_config import NAMESPACE
+from deploy.seed_run import ENDED, SeedRun
 from tests.remote.live import Live, check_books, settings, until
 
 pytestmark = pytest.mark.ray

@@ -4,16 +4,20 @@
 
 A client asks again as soon as it is answered, so that as many requests as there are clients are under way at any time.
 One-at-a-time planning is the same policy in a plain loop, measured in the same run. Overhead is what an answer takes
-beyond its batch's planning (queue, two thread changes, msgpack, two trips over loopback), for a client that is alone.
+beyond its batch's planning (queue, two thread changes, msgpack, two trips over loopback), for a client that is alone;
+`bare` is that of a server which does nothing but call the policy in a thread of its own, raw numbers over loopback:
+what the machine takes to wake two processes and two threads. The difference is the service's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -74,11 +78,16 @@ class Measured:
         return len(self.latency) / self.seconds
 
 
-def run_server(case: Case, overrides: list[str], threads: int, port: Connection) -> None:
-    """In a process of its own: serve a fresh agent until the parent ends it."""
+def fresh_policy(case: Case, overrides: list[str], threads: int) -> MPCPolicy | GreedyPolicy:
+    """A fresh agent's, in a process that is a server's."""
     torch.set_num_threads(threads)
     config = load_config(RunConfig, preset_path(case.preset), overrides=overrides)
-    policy = make_policy(config, case.spec, choose_device(config.device))
+    return make_policy(config, case.spec, choose_device(config.device))
+
+
+def run_server(case: Case, overrides: list[str], threads: int, port: Connection) -> None:
+    """In a process of its own: serve a fresh agent until the parent ends it."""
+    policy = fresh_policy(case, overrides, threads)
     policy.warm_up(max(case.clients))
 
     async def serve() -> None:
@@ -90,12 +99,38 @@ def run_server(case: Case, overrides: list[str], threads: int, port: Connection)
     asyncio.run(serve())
 
 
+def run_bare_server(case: Case, overrides: list[str], threads: int, port: Connection) -> None:
+    """Likewise, for one client, with nothing between the socket and the policy but its thread."""
+    policy, planner = fresh_policy(case, overrides, threads), ThreadPoolExecutor(max_workers=1)
+    policy.warm_up(1)
+    policy.begin([0], 0.0)
+
+    def decide(observation: bytes) -> bytes:
+        began = time.perf_counter()
+        action = policy.act(np.frombuffer(observation, np.float32)[None].copy())[0]
+        return np.append(action, time.perf_counter() - began).astype(np.float32).tobytes()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            observation = await reader.readexactly(4 * case.obs_dim)
+            writer.write(await asyncio.get_running_loop().run_in_executor(planner, decide, observation))
+
+    async def serve() -> None:
+        listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port.send(listener.sockets[0].getsockname()[1])
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
 @contextmanager
-def server(case: Case, overrides: list[str], threads: int) -> Iterator[int]:
+def server(
+    case: Case, overrides: list[str], threads: int, run: Callable[[Case, list[str], int, Connection], None] = run_server
+) -> Iterator[int]:
     """Its port."""
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     ours, theirs = context.Pipe()
-    process = context.Process(target=run_server, args=(case, overrides, threads, theirs))
+    process = context.Process(target=run, args=(case, overrides, threads, theirs))
     process.start()
     try:
         theirs.close()  # so that its end is noticed
@@ -141,6 +176,21 @@ def drive(port: int, case: Case, clients: int) -> Measured:
     return Measured(latency, planning, batch, seconds)
 
 
+def bare_overhead(case: Case, overrides: list[str], threads: int) -> float:
+    """Seconds that an answer takes beyond its planning, the median, where nothing is done that need not be."""
+    observations = np.random.default_rng(0).standard_normal((1000, case.obs_dim), dtype=np.float32)
+    beyond: list[float] = []
+    with server(case, overrides, threads, run_bare_server) as port, socket.create_connection(("127.0.0.1", port)) as s:
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        until = time.perf_counter() + case.seconds
+        while len(beyond) < 3 or time.perf_counter() < until:
+            began = time.perf_counter()
+            s.sendall(observations[len(beyond) % 1000].tobytes())
+            answer = s.recv(4 * (case.action_dim + 1), socket.MSG_WAITALL)
+            beyond.append(time.perf_counter() - began - float(np.frombuffer(answer, np.float32)[-1]))
+    return float(np.median(beyond[1:]))
+
+
 def one_at_a_time(policy: MPCPolicy | GreedyPolicy, case: Case) -> float:
     """Decisions per second of the policy itself, for one environment."""
     policy.begin([0], 0.0)
@@ -157,6 +207,7 @@ def print_case(case: Case, overrides: list[str], threads: int | None) -> None:
     """A row for each number of clients. threads: of the preset, or else torch's, if None."""
     config = load_config(RunConfig, preset_path(case.preset), overrides=overrides)
     threads = threads or config.threads or torch.get_num_threads()
+    bare = 1e3 * bare_overhead(case, overrides, threads)
     with cpu_threads(threads), server(case, overrides, threads) as port:
         policy = make_policy(config, case.spec, choose_device(config.device))
         policy.warm_up(1)
@@ -164,7 +215,8 @@ def print_case(case: Case, overrides: list[str], threads: int | None) -> None:
             alone, m = one_at_a_time(policy, case), drive(port, case, clients)
             p50, p95, p99 = 1e3 * np.percentile(m.latency, (50, 95, 99))
             overhead, planning = 1e3 * np.median(m.latency - m.planning), 1e3 * np.median(m.planning)
-            own = f"{overhead:10.2f}{overhead / planning:8.1%}" if clients == 1 else f"{'-':>10}{'-':>8}"
+            alone_here = f"{overhead:10.2f}{bare:7.2f}{overhead / planning:8.1%}"
+            own = alone_here if clients == 1 else f"{'-':>10}{'-':>7}{'-':>8}"
             print(
                 f"{case.name:24}{clients:8}{m.batch:7.1f}{m.rate:13.1f}{m.rate / alone:8.2f}"
                 f"{p50:9.1f}{p95:9.1f}{p99:9.1f}{own}",
@@ -181,7 +233,8 @@ def print_service(device: str, threads: int | None, overrides: list[str]) -> Non
         "\nplanner service: decisions per second against one-at-a-time planning; latency and own overhead (p50) in ms"
     )
     latency = f"{'p50':>9}{'p95':>9}{'p99':>9}"
-    print(f"{'':24}{'clients':>8}{'batch':>7}{'decisions/s':>13}{'ratio':>8}{latency}{'overhead':>10}{'of plan':>8}")
+    own = f"{'overhead':>10}{'bare':>7}{'of plan':>8}"
+    print(f"{'':24}{'clients':>8}{'batch':>7}{'decisions/s':>13}{'ratio':>8}{latency}{own}")
     for case in (LAPTOP, paper):
         print_case(case, settings, threads)
 

@@ -33,8 +33,8 @@ from planner_service.policy import MPCPolicy
 VARIANTS: dict[str, dict[str, Any]] = {
     "exact": {},
     "fast": PRESETS["fast"],  # 2 x 64, 64 proposed
-    "3 x 128, 64 proposed": PRESETS["fast"] | {"iterations": 3, "samples": 128, "elites": 24},
-    "2 x 256, 64 proposed": PRESETS["fast"] | {"samples": 256, "elites": 32},
+    "fast, init_std=2": PRESETS["fast"] | {"init_std": 2.0},
+    "fast, init_std=0.5": PRESETS["fast"] | {"init_std": 0.5},
     "sample_decay=1.5": {"sample_decay": 1.5},
     "early_stop": {"early_stop": True},
     "noise_exponent=2": {"noise_exponent": 2.0},

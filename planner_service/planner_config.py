@@ -80,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "qt_samples": 24,
         "iterations": 6,
         "elites": 64,
+        "init_std": 2.0,
         "terminal_value": "greedy",
         "sample_decay": 1.0,
         "early_stop": False,
@@ -91,6 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "qt_samples": 64,
         "iterations": 2,
         "elites": 16,
+        "init_std": 0.7,
         "terminal_value": "greedy",
         "sample_decay": 1.0,
         "early_stop": False,
@@ -98,5 +100,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "keep_elites": 4,
     },
 }
-"""How much a decision is thought about, by name: as in the paper, 3,096 imagined sequences, and 196, a third of them
-the QT's own. For the settings that trade time for quality; all others stay. What `fast` loses: docs/results.md."""
+"""How much a decision is thought about, by name: as in the paper, 3,096 imagined sequences; or 196, a third of them the
+QT's own, which look over the whole range, so that the Gaussian can begin narrow, around the last decision's plan. For the
+settings that trade time for quality; all others stay. What was tried, and what `fast` loses: docs/results.md."""

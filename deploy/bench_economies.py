@@ -30,11 +30,11 @@ from learner.arithmetic import cpu_threads, timings
 from planner_service.planner_config import PRESETS
 from planner_service.policy import MPCPolicy
 
+LESS = PRESETS["fast"] | {"iterations": 2, "samples": 64, "qt_samples": 64, "elites": 16}
 VARIANTS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "fast": PRESETS["fast"],  # 2 x 64, 64 proposed
-    "fast, init_std=2": PRESETS["fast"] | {"init_std": 2.0},
-    "fast, init_std=0.5": PRESETS["fast"] | {"init_std": 0.5},
+    "fast": PRESETS["fast"],
+    **{f"2 x 64, init_std={std}": LESS | {"init_std": std} for std in (2.0, 1.0, 0.7, 0.5)},
     "sample_decay=1.5": {"sample_decay": 1.5},
     "early_stop": {"early_stop": True},
     "noise_exponent=2": {"noise_exponent": 2.0},

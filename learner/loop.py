@@ -91,17 +91,17 @@ class LearningLoop:
         self.counters, self.cursors = Counters(), [0] * shards
         self.telemetry = learner.telemetry
         self.spent = TimeSpent(self.telemetry)
-        self.version = -1
-        self.finished = False
+        self.version, self.finished = -1, False
         self.newest: dict[str, Any] = {}
         """the newest value of everything reported"""
+        self._asking = threading.Lock()  # actors ask from several threads: one ticket after the other
         self._boots: dict[int, str] = {}
         self._stop, self._told = threading.Event(), threading.Event()
         checkpoint = self.store.load_latest()
         metrics_bytes = self._load(checkpoint) if checkpoint is not None else 0
         self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
         self._opened = self._moved_at = self._complained_at = time.monotonic()
-        self._heard_at = 0.0
+        self._heard_at, self._has_heard = 0.0, False
         self._started = self._opened - self.counters.wall_seconds
         self._first_updates = learner.updates
         self.rates = Rates(self.spent, learner.updates, self.counters.decisions)
@@ -149,6 +149,10 @@ class LearningLoop:
         boot: tells one process of this actor from the next. stored: decisions that it has put into replay since it
         asked last.
         """
+        with self._asking:
+            return self._ticket(actor, boot, stored)
+
+    def _ticket(self, actor: int, boot: str, stored: int) -> Ticket:
         now = time.monotonic()
         self.rounds.ended(actor, stored, now)
         if stored:
@@ -159,9 +163,12 @@ class LearningLoop:
             self.events.write(f"actor {actor} is back in a new process")
         if self.collected or self.finished or self._stop.is_set():
             return Ticket("done")
-        excess = self.rounds.excess(actor, self._update_seconds)
+        if not self._has_heard:  # of what was stored since the checkpoint, which may be owed already
+            return Ticket("wait", retry_seconds=LOOK_EVERY)
+        update_seconds = self.spent.per_update(self.learner.updates - self._first_updates)
+        excess = self.rounds.excess(actor, update_seconds)
         if excess >= 0:  # ask again when they may be made, but not too often: a question costs this process its time
-            return Ticket("wait", retry_seconds=min(1.0, max(0.05, (excess + 1) * self._update_seconds)))
+            return Ticket("wait", retry_seconds=min(1.0, max(0.05, (excess + 1) * update_seconds)))
         self.rounds.began(actor, now)
         return Ticket(
             "collect",
@@ -184,7 +191,6 @@ class LearningLoop:
             "wall_seconds": now - self._started,
             "updates": self.learner.updates,
             "owed": self.pace.owed,
-            "waiting": self.pace.waiting_for(),
             "version": self.version,
             "seconds": now - self._opened,
             "spent": dict(self.spent.seconds),
@@ -217,6 +223,7 @@ class LearningLoop:
             self._moved_at = now
             self.pace.inserted(c.decisions - self.pace.decisions)
         self.rounds.heard(now)
+        self._has_heard = True
 
     def _news(self) -> list[News]:
         """Of each shard, since its cursor; none if the shards did not answer in time, which is then in events.log."""
@@ -372,12 +379,6 @@ class LearningLoop:
         """Someone did not answer in time."""
         self.telemetry.inc("qttdm_failures_total", kind="timeout")
         self.events.write(str(error))
-
-    @property
-    def _update_seconds(self) -> float:
-        """What an update has taken so far, on average since this learner's start."""
-        spent, made = self.spent.seconds, max(1, self.learner.updates - self._first_updates)
-        return max(1e-6, (spent["waiting_for_batches"] + spent["copying"] + spent["updating"]) / made)
 
     def _counts(self) -> dict[str, Any]:
         """The counters that every line begins with."""

@@ -77,6 +77,11 @@ class TimeSpent:
                 name, label = EACH_TIME[activity]
                 self.telemetry.observe(name, passed, **label)
 
+    def per_update(self, updates: int) -> float:
+        """Seconds of an update, on average, if so many were made; > 0."""
+        spent = self.seconds
+        return max(1e-6, (spent["waiting_for_batches"] + spent["copying"] + spent["updating"]) / max(1, updates))
+
 
 class Rates:
     """How fast a run is, and what its learner does, between two calls."""

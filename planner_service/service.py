@@ -107,6 +107,7 @@ class _Waiting:
     episode: _Episode
     arrived: float
     deadline: float | None
+    expiry: asyncio.TimerHandle | None = None
     outcome: Answer | Refusal | None = None
     listeners: list[asyncio.Future[Answer | Refusal]] = field(default_factory=list)
     """one for each call that waits: whoever goes away takes none but its own"""
@@ -182,6 +183,7 @@ class PlannerService:
         """Release them; those that are not there need none."""
         for number in episodes:
             self._episodes.pop(number, None)
+        self._begin_batch()  # those who wait may have waited for these
 
     async def act(self, requests: Sequence[Request]) -> list[Answer | Refusal]:
         """One decision for each request, or why there is none."""
@@ -209,6 +211,7 @@ class PlannerService:
     async def stop(self) -> None:
         """Answer those who wait, and refuse everyone else."""
         self._stopping = True
+        self._begin_batch()
         for listener in [waiting.listen() for waiting in (*self._batch, *self._queue)]:
             await listener
         self._planner.shutdown(wait=False)
@@ -239,7 +242,7 @@ class PlannerService:
         waiting = episode.waiting = _Waiting(request, episode, now, deadline)
         self._queue.append(waiting)
         if deadline is not None:
-            asyncio.get_running_loop().call_at(deadline, self._expire, waiting)
+            waiting.expiry = asyncio.get_running_loop().call_at(deadline, self._expire, waiting)
         return waiting
 
     def _expire(self, waiting: _Waiting) -> None:
@@ -251,6 +254,8 @@ class PlannerService:
     def _resolve(self, waiting: _Waiting, outcome: Answer | Refusal) -> None:
         episode = waiting.episode
         episode.waiting = None
+        if waiting.expiry is not None:
+            waiting.expiry.cancel()
         if isinstance(outcome, Answer):
             episode.step += 1
             episode.last = outcome
@@ -276,14 +281,12 @@ class PlannerService:
             self._company = None
         now = time.monotonic()
         left = self._closing_time() - now
-        if left > 0 and len(self._queue) < min(self.config.max_batch, len(self._episodes)):
+        if left > 0 and not self._stopping and len(self._queue) < min(self.config.max_batch, len(self._episodes)):
             self._company = asyncio.get_running_loop().call_later(left, self._begin_batch)
             return
         batch = self._batch = self._close_batch()
         deadline = min(w.deadline for w in batch if w.deadline is not None) if batch[0].timed else None
-        states = [w.episode.state for w in batch]
-        observations = np.stack([w.request.observation for w in batch])  # [E, M]
-        planning = self._planner.submit(self._plan, states, observations, deadline)
+        planning = self._planner.submit(self._plan, batch, deadline)
         planning.add_done_callback(partial(self._tell_loop, asyncio.get_running_loop(), now))
 
     def _tell_loop(self, loop: asyncio.AbstractEventLoop, closed: float, planning: Future[_Planned]) -> None:
@@ -313,11 +316,12 @@ class PlannerService:
     def _end_batch(self, closed: float, planning: Future[_Planned]) -> None:
         """Answer the batch that has been planned, and begin the next."""
         batch, self._batch = self._batch, []
-        if error := planning.exception():  # whatever it is, out of memory above all, others may fare better
-            for w in batch:
-                self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
-        else:
+        try:
             self._answer(batch, closed, planning.result())
+        except Exception as error:  # whatever it is, out of memory above all, others may fare better
+            for w in batch:
+                if w.outcome is None:
+                    self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
         self._begin_batch()
 
     def _answer(self, batch: list[_Waiting], closed: float, planned: _Planned) -> None:
@@ -355,9 +359,11 @@ class PlannerService:
                 t.observe("qttdm_decision_seconds", 1e-3 * w.outcome.queue_ms, stage="queue")
                 t.observe("qttdm_decision_seconds", answered - w.arrived, stage="total")
 
-    def _plan(self, states: list[EpisodeState], observations: np.ndarray, deadline: float | None) -> _Planned:
+    def _plan(self, batch: list[_Waiting], deadline: float | None) -> _Planned:
         """In the planner's thread: a batch's decisions."""
         began = time.monotonic()
+        states = [w.episode.state for w in batch]
+        observations = np.stack([w.request.observation for w in batch])  # [E, M]
         before = [state.plan for state in states]
         with self.watch:
             decisions = self.policy.decide(states, observations, deadline)

@@ -9,8 +9,9 @@ has collected its next episodes. So at any moment
 
     ratio * (D - seed) - lead - ratio * (decisions of one round of all actors)  <=  U  <=  ratio * (D - seed)
 
-with D decisions inserted and U updates made. Both sides cannot wait at once: while the learner waits (owed < 1) any
-actor may begin, whatever others have begun and perhaps never end.
+with D decisions inserted and U updates made, a round being the longer of an actor's last and its present one. (After a
+kill of the learner U is its checkpoint's, and actors wait until that is made up.) Both sides cannot wait at once: while
+the learner waits (owed < 1) any actor may begin, whatever others have begun and perhaps never end.
 
 Choice: an actor looks ahead. Why: by what is owed now alone, actors faster than the learner all begin in the moment
 when the lead allows one, and then all wait, while slow ones begin too late, when the learner has caught up. By what
@@ -85,15 +86,11 @@ class Pace:
         self.updates += updates
 
     def waiting_for(self) -> str:
-        """Who waits for what now, in words, for timeouts and logs."""
+        """What the learner waits for now, in words, for timeouts and logs."""
         if not self.want_sample:
             needed = self.seed_decisions + (self.updates + 1) / self.update_ratio - self.decisions
             return f"the learner waits for {needed:.0f} more decisions ({self.decisions} so far)"
-        if not self.want_insert():
-            return (
-                f"actors wait for more than {self.excess():.0f} updates ({self.updates} so far, {self.owed:.0f} owed)"
-            )
-        return "nobody waits"
+        return f"the learner does not wait ({self.owed:.0f} updates are owed)"
 
     def save(self) -> dict[str, int]:
         """Counters, for a checkpoint."""

@@ -542,8 +542,23 @@ class TestTickets:
             assert ticket.exploration == 2 * decisions / 100
             assert ticket.version in [w.version for w in seed.published]
 
+    def test_wait_until_the_news_have_been_read(self, seed):
+        """What was stored since the checkpoint may be owed already, and be more than the lead."""
+        loop = seed.loop()
+        for _ in range(4 + SEED_DECISIONS // LENGTH):
+            seed.insert(0)
+        seed.replay.refusals.append("late")
+        loop._hear()
+        assert loop.ticket(0, seed.boot).verdict == "wait"
+        loop._hear()
+        assert loop.pace.owed == 4 * LENGTH
+        assert loop.ticket(0, seed.boot).verdict == "wait"
+        loop.pace.sampled(4 * LENGTH)
+        assert loop.ticket(0, seed.boot).verdict == "collect"
+
     def test_wait_while_too_many_updates_are_owed(self, seed):
         loop = seed.loop()
+        loop._hear()
         waits, owed = [], []
 
         def insert_regardless():
@@ -563,11 +578,13 @@ class TestTickets:
 
     def test_done_at_the_end_and_after_a_stop(self, seed):
         loop = seed.loop()
+        loop._hear()
         assert loop.ticket(0, "a").verdict == "collect"
         loop.stop()
         assert loop.ticket(0, "a").verdict == "done"
         assert loop.run() == "stopped"
         loop = seed.loop()
+        loop._hear()
         assert loop.ticket(0, "a").verdict == "collect"
         seed.run(loop)
         assert loop.ticket(0, "a").verdict == "done"

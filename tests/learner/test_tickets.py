@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -96,23 +97,47 @@ def test_the_learner_is_kept_as_busy_as_the_actors_can(actors: int, speed: float
     together: they share one core, so that one alone is as fast as all. Whoever had to wait for a round that began too
     late would show here; so would a debt beyond the bound of replay/limiter.py.
     """
-    length, lead, seconds, step = 50, 50.0, 6000, 1.0
+    length, lead, seconds = 50, 50.0, 6000
     rounds = fresh(length, lead)
     pace = rounds.pace
     left = [0.0] * actors  # decisions, of the round under way
-    for tick in range(int(seconds / step)):
-        now = tick * step
+    for now in range(seconds):
         collecting = [actor for actor in range(actors) if left[actor] > 0]
         for actor in collecting:
-            left[actor] -= step * speed / (len(collecting) if together else actors)
+            left[actor] -= speed / (len(collecting) if together else actors)
             if left[actor] <= 0:
                 rounds.ended(actor, length, now)
                 pace.inserted(length)
                 rounds.heard(math.inf)
-        if now % UPDATE == 0 and pace.want_sample:
+        if pace.want_sample:  # an update takes one second, as a step does
             pace.sampled()
         assert pace.owed <= lead + actors * length
         for actor in range(actors):
             if left[actor] <= 0 and ask(rounds, actor, now) == "collect":
                 left[actor] = length
     assert pace.updates >= 0.9 * min(1.0, speed) * seconds
+
+
+@pytest.mark.parametrize("actors", [1, 3, 8])
+def test_when_the_learner_stops_no_more_than_the_bound_piles_up(actors: int) -> None:
+    """Rounds of any length: `lead`, and one round of each actor, the longer of its last and its present one."""
+    rng, lead = random.Random(actors), 50.0
+    rounds = fresh(50, lead)
+    pace = rounds.pace
+    last, length, left = [0] * actors, [0] * actors, [0] * actors
+    for now in range(4000):
+        for actor in range(actors):
+            if left[actor] == 1:
+                rounds.ended(actor, length[actor], now)
+                pace.inserted(length[actor])
+                rounds.heard(math.inf)
+                last[actor] = length[actor]
+            left[actor] = max(0, left[actor] - 1)
+        assert pace.owed < lead + sum(map(max, last, length))
+        if now < 2000 and pace.want_sample:
+            pace.sampled()
+        for actor in range(actors):
+            if left[actor] == 0 and ask(rounds, actor, now) == "collect":
+                left[actor] = length[actor] = rng.randint(10, 200)
+    assert pace.owed >= lead, "it has stopped while there was nothing to do"
+    assert left == [0] * actors

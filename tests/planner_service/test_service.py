@@ -235,6 +235,35 @@ class TestBatches:
     def test_waits_for_nobody_when_all_are_there(self):
         assert self.sizes([0, 0.05, 0.05], clients=3, max_wait_ms=60_000) == [3]
 
+    def test_waits_no_longer_when_those_it_waits_for_have_ended(self):
+        async def run():
+            serving = service(max_wait_ms=60_000)
+            episode, *others = await serving.begin([0, 1, 2])
+            waiting = asyncio.create_task(serving.act([Request(episode, 0, observation(0))]))
+            await until(lambda: serving._queue)
+            await serving.end(others)
+            async with asyncio.timeout(20):
+                answered(await waiting)
+
+        asyncio.run(run())
+
+    def test_a_call_that_is_cancelled_takes_no_answer_from_another(self):
+        """Both asked for the same step, as a client does that has lost its connection."""
+
+        async def run():
+            policy = GatedPolicy()
+            serving = service(policy, max_wait_ms=0)
+            (episode,) = await serving.begin([0])
+            gone, stays = (asyncio.create_task(serving.act([Request(episode, 0, observation(0))])) for _ in range(2))
+            await until(lambda: policy.batches)
+            gone.cancel()
+            await asyncio.wait([gone])
+            policy.gate.set()
+            answered(await stays)
+            assert gone.cancelled()
+
+        asyncio.run(run())
+
     def test_what_comes_during_a_batch_is_the_next_one(self):
         async def run():
             policy = GatedPolicy()
@@ -424,6 +453,25 @@ class TestRefusals:
         assert (failed.code, failed.message) == ("failed", "ZeroDivisionError: division by zero")
         assert status.refusals == {"failed": 1}
 
+    def test_a_failed_batch_holds_up_nobody_who_waits_behind_it(self):
+        async def run():
+            policy = GatedPolicy()
+            serving = service(policy, max_batch=1, max_wait_ms=0)
+            first, second = await serving.begin([0, 1])
+            failing = asyncio.create_task(serving.act([Request(first, 0, observation(0))]))
+            await until(lambda: policy.batches)
+            behind = asyncio.create_task(serving.act([Request(second, 0, observation(1))]))
+            await until(lambda: serving._queue)
+            plan, policy.planner.plan = policy.planner.plan, lambda *_: 1 / 0
+            policy.gate.set()
+            (failed,) = await failing
+            policy.planner.plan = plan
+            return failed, await behind
+
+        failed, behind = asyncio.run(run())
+        assert failed.code == "failed"
+        assert isinstance(behind[0], Answer) or behind[0].message == "ZeroDivisionError: division by zero"
+
     def test_what_overflows_gets_no_action_and_spoils_nothing(self):
         """Finite in itself; the networks' outcome is not."""
 
@@ -469,6 +517,32 @@ class TestDeadlines:
         policy = mpc()
         policy.begin([1], 0.0)
         assert np.allclose(answer.action, policy.act(observation(1)[None])[0], atol=1e-5)
+
+    def test_missed_while_it_waits_for_company_it_is_late_too(self):
+        async def run():
+            serving = service(max_wait_ms=60_000)
+            first, _ = await serving.begin([0, 1])
+            serving._plan_seconds = -10.0  # so that it does not give up waiting in time
+            late = await refusal(serving, Request(first, 0, observation(0), deadline_ms=30))
+            serving._plan_seconds = 0.0
+            await serving.end([_])
+            return late, await serving.act([Request(first, 0, observation(0))])
+
+        late, afterwards = asyncio.run(run())
+        assert late.code == "late"
+        answered(afterwards)
+
+    def test_met_it_is_forgotten(self):
+        """A client may ask for one in a year with each request: nothing of that stays."""
+
+        async def run():
+            serving = service()
+            (episode,) = await serving.begin([0])
+            for step in range(3):
+                answered(await serving.act([Request(episode, step, observation(step), deadline_ms=3e10)]))
+            return [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]
+
+        assert all(handle._callback.__name__ != "_expire" for handle in asyncio.run(run()))
 
     def test_missed_while_planning_it_is_answered_and_marked(self):
         async def run():
@@ -557,6 +631,18 @@ class TestStop:
         outcomes, refused = asyncio.run(run())
         assert len(answered(outcomes)) == 2
         assert refused.code == "stopping"
+
+    def test_who_waits_for_company_waits_no_longer(self):
+        async def run():
+            serving = service(max_wait_ms=60_000)
+            first, _ = await serving.begin([0, 1])
+            waiting = asyncio.create_task(serving.act([Request(first, 0, observation(0))]))
+            await until(lambda: serving._queue)
+            async with asyncio.timeout(20):
+                await serving.stop()
+            return await waiting
+
+        answered(asyncio.run(run()))
 
 
 def test_settings_that_contradict_each_other_are_refused():

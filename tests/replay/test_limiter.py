@@ -106,13 +106,11 @@ def test_decisions_stored_after_the_checkpoint_are_paid_for_after_a_resume() -> 
     assert not resumed.want_insert(), "no burst of new episodes before the owed updates are made"
 
 
-def test_says_who_waits_for_what() -> None:
+def test_says_what_the_learner_waits_for() -> None:
     pace = make(lead=10, seed=5)
     assert pace.waiting_for() == "the learner waits for 6 more decisions (0 so far)"
     pace.inserted(30)
-    assert pace.waiting_for() == "actors wait for more than 15 updates (0 so far, 25 owed)"
-    pace.sampled(20)
-    assert pace.waiting_for() == "nobody waits"
+    assert pace.waiting_for() == "the learner does not wait (25 updates are owed)"
 
 
 def test_a_lead_that_could_deadlock_is_refused() -> None:

@@ -111,8 +111,7 @@ def run_bare_server(case: Case, overrides: list[str], threads: int, port: Connec
         return np.append(action, time.perf_counter() - began).astype(np.float32).tobytes()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            observation = await reader.readexactly(4 * case.obs_dim)
+        while observation := await reader.read(4 * case.obs_dim):
             writer.write(await asyncio.get_running_loop().run_in_executor(planner, decide, observation))
 
     async def serve() -> None:

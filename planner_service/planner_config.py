@@ -100,6 +100,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "keep_elites": 4,
     },
 }
-"""How much a decision is thought about, by name: as in the paper, 3,096 imagined sequences; or 328, of which the QT's own
-look over the whole range, so that the Gaussian can begin narrower, around the last decision's plan. For the settings
+"""How much a decision is thought about, by name: as in the paper, 3,096 imagined sequences; or 324, of which the QT's
+own look over the whole range, so that the Gaussian can begin narrower, around the last decision's plan. For settings
 that trade time for quality; all others stay. What was tried, and what `fast` loses: docs/results.md."""

@@ -8,7 +8,7 @@ carries from decision to decision stays here until it ends or its client falls s
 loop; planning has a thread of its own, so that the loop always answers.
 
 Choice: batches are closed and answered in plain callbacks. Why: with a task that waits for requests, a future for each
-and one for the thread, an answer takes seven turns of the loop where four do, a third of a millisecond.
+and one for the thread, an answer takes seven turns of the loop where four do.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fast": PRESETS["fast"],
     **{f"2 x 64, init_std={std}": LESS | {"init_std": std} for std in (2.0, 1.0, 0.7, 0.5)},
     "sample_decay=1.5": {"sample_decay": 1.5},
+    "first_dimension": {"terminal_value": "first_dimension"},
     "early_stop": {"early_stop": True},
     "noise_exponent=2": {"noise_exponent": 2.0},
     "keep_elites=8": {"keep_elites": 8},

@@ -306,18 +306,19 @@ class LocalRun:
             losses = self.learner.drain()
             if losses:
                 speed = (c.updates - first) / (time.monotonic() - started)
-                values = losses | self.learner.target_drift() | self.learner.learning_rates()
+                values = losses | self.learner.learning_rates()
                 self._report(progress, "update", **values, updates_per_second=speed)
             if stop:
                 raise Stopped
 
     def _evaluate(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
-        """The evaluation that is due: mean over `eval_episodes` episodes."""
+        """Mean over `eval_episodes` episodes; not the one that is due while updates are owed, as after an early stop."""
         c, started = self.counters, time.monotonic()
         tell = self._telling(progress, "evaluating", should_stop)
         with self._evaluating.telemetry.timed("qttdm_evaluation_seconds"):
             result = self.evaluate(self.config.training.eval_episodes, tell)
-        c.evaluations = c.env_steps // self.config.training.eval_every
+        if c.owed < 1:
+            c.evaluations = c.env_steps // self.config.training.eval_every
         c.evaluated_updates = c.updates
         self._report(
             progress,

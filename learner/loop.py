@@ -322,7 +322,7 @@ class LearningLoop:
         losses = self.learner.drain()
         rates = self.rates(self.learner.updates, self.counters.decisions)
         if losses:
-            self._report("update", **losses, **self.learner.target_drift(), **self.learner.learning_rates(), **rates)
+            self._report("update", **losses, **self.learner.learning_rates(), **rates)
 
     def _save(self) -> None:
         """An atomic checkpoint. The replay is not in it: shards keep theirs, and the cursors say how much counts."""

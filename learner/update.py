@@ -253,13 +253,13 @@ class QTLearner:
         )
 
     @torch.no_grad()
-    def drift(self) -> float:
-        """Distance of the target from the network, over the network's norm. Waits for the device."""
+    def drift(self) -> Tensor:
+        """Distance of the target from the network, over the network's norm: a scalar on the device."""
         parameters: list[Tensor] = [*self.network.parameters()]
         target: list[Tensor] = [*self.target.parameters()]
         apart = torch._foreach_sub(parameters, target)
         distance, norm = (torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (apart, parameters))
-        return float(distance / norm)
+        return distance / norm
 
     def state(self) -> dict[str, Tensor]:
         """Parameters, target, optimiser and the count that paces the target."""
@@ -330,31 +330,30 @@ class Learner:
         self._pending.append(metrics)
 
     def drain(self) -> dict[str, float]:
-        """Means of all metrics since the last call, in one wait for the device; {} if there was no update.
+        """Means of all metrics since the last call and, with a target, `target_drift` as of now; {} if there was no update.
 
-        Raises NonFiniteLossError at the first loss that is not finite.
+        One wait for the device: all are fetched at once. Raises NonFiniteLossError at the first loss that is not finite.
         """
         if not self._pending:
             return {}
         names = list(self._pending[0])
-        table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._pending]).cpu()
+        rows = [row[name].float() for row in self._pending for name in names]
+        drifts = [part.drift() for part in self.parts if isinstance(part, QTLearner)]
+        values = torch.stack(rows + drifts).cpu()
+        table = values[: len(rows)].view(-1, len(names))  # [updates, metrics]
         first = self.updates - len(self._pending) + 1
         self._pending.clear()
         for row, finite in enumerate(table.isfinite()):
             if not finite.all():
                 bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
                 raise NonFiniteLossError(f"{', '.join(bad)} not finite at update {first + row}")
-        return dict(zip(names, table.mean(dim=0).tolist(), strict=True))
+        means = dict(zip(names, table.mean(dim=0).tolist(), strict=True))
+        return means | {"target_drift": float(drift) for drift in values[len(rows) :]}
 
     def learning_rates(self) -> dict[str, float]:
         """`lr_<part>` of the next update."""
         progress = self.updates / self.total_updates
         return {f"lr_{part.name}": part.optimizer.learning_rate(progress) for part in self.parts}
-
-    def target_drift(self) -> dict[str, float]:
-        """`target_drift`, QTLearner.drift as of now; {} if there is no target."""
-        drifts = [part.drift() for part in self.parts if isinstance(part, QTLearner)]
-        return {"target_drift": drifts[0]} if drifts else {}
 
     def weights(self) -> Weights:
         """What policies need, as of now."""

@@ -145,6 +145,21 @@ class TestAlternation:
         assert [line["updates"] for line in lines(run, "eval")] == [30]
         assert "no video: " in output.text  # a toy draws nothing
 
+    def test_an_evaluation_made_early_is_not_the_one_that_is_due(self, tmp_path):
+        """Time runs out while updates are owed, `finish` evaluates what there is; what is due comes after them."""
+        run = start(tmp_path, "training.eval_every=160")
+        run.train(Output().progress, time_is_up=lambda: run.counters.updates == 23)
+        assert run.counters.owed >= 1
+        run.finish(Output().progress)
+        again = open_run(run.run_dir)
+        train(again)
+        whole = start(tmp_path / "whole", "training.eval_every=160")
+        train(whole)
+        due = [(line["env_steps"], line["updates"], line["episode_return"]) for line in lines(whole, "eval")]
+        got = [(line["env_steps"], line["updates"], line["episode_return"]) for line in lines(again, "eval")]
+        assert [updates for _, updates, _ in got] == [10, 23, 30]
+        assert [got[0], got[2]] == due
+
     def test_a_stop_during_the_last_evaluation_is_obeyed(self, tmp_path):
         run = start(tmp_path)
         train(run)

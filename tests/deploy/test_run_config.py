@@ -71,6 +71,7 @@ class TestPaper:
                 "noise_exponent": 0.0,
                 "keep_elites": 0,
             },
+            "replay": {"sampler": "uniform"},
             "epsilon": {"start": 1.0, "end": 0.01, "share": 0.3},
             "training": {"seed_decisions": 2000, "update_ratio": 1.0, "eval_every": 10_000, "eval_episodes": 10},
         }

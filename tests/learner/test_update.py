@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.batch import Batch
 from common.qt import QT, QTConfig
@@ -293,6 +294,7 @@ def test_drain_gives_means_and_forgets():
         learner.update(batch)
     together = learner.drain()
     assert set(together) == set(metrics[0])
+    assert together.pop("target_drift") == pytest.approx(metrics[-1]["target_drift"], rel=1e-5)  # as of now
     for name, value in together.items():
         assert value == pytest.approx(np.mean([row[name] for row in metrics]), rel=1e-5), name
 
@@ -320,16 +322,50 @@ def test_q_is_compared_with_what_followed():
 
 def test_target_drift_is_the_targets_distance_over_the_networks_norm():
     learner = make_learner(qt=QTLearnerConfig(ema_every=10**6))
-    assert learner.target_drift() == {"target_drift": 0.0}
     for update in range(3):
         learner.update(make_batch(seed=update))
     qt = part(learner, "qt")
     pairs = list(zip(qt.network.parameters(), qt.target.parameters(), strict=True))
     distance = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
     norm = sum(float(a.square().sum()) for a, _ in pairs) ** 0.5
-    assert learner.target_drift()["target_drift"] == pytest.approx(distance / norm, rel=1e-4)
+    assert learner.drain()["target_drift"] == pytest.approx(distance / norm, rel=1e-4)
     assert distance > 0
-    assert Learner(learner.config, [part(learner, "tdm")], CPU, 100, bfloat16=False).target_drift() == {}
+    alone = Learner(learner.config, [part(learner, "tdm")], CPU, 100, bfloat16=False)
+    alone.update(make_batch())
+    assert "target_drift" not in alone.drain()
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which a GPU's host would wait: their result is a number, or decides a shape."""
+
+    WAITING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = func.overloadpacket is torch.ops.aten.index and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        self.count += func.overloadpacket in self.WAITING or by_mask
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("wait", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: bool((x > 0).any())])
+def test_the_watch_sees_a_wait(wait):
+    with Waits() as waits:
+        wait(torch.ones(3))
+    assert waits.count == 1
+
+
+def test_updates_never_wait_for_the_device():
+    learner = make_learner(qt=QTLearnerConfig(ema_every=2, monte_carlo_clamp=True))
+    staged = learner.stage(make_batch())
+    with Waits() as waits:
+        for _ in range(4):
+            learner.update_staged(staged)
+    assert waits.count == 0
 
 
 @pytest.mark.parametrize("drained_at", [None, 2])

@@ -174,7 +174,7 @@ def tasks(options: argparse.Namespace) -> None:
 
     for name in list_tasks():
         print(name)
-    print("gym/<id>: any Gymnasium environment with a bounded, one-dimensional Box action space, such as gym/Pendulum-v1")
+    print("gym/<id>: any Gymnasium environment with a bounded Box of actions in one row, such as gym/Pendulum-v1")
 
 
 class StopWhen:

@@ -56,6 +56,9 @@ def add_parser(commands: Any) -> None:
     p.set_defaults(command=resume)
     p.add_argument("name", metavar="NAME")
     p.add_argument("--runs-dir", metavar="DIR", type=Path, default=RUNS)
+    p.add_argument(
+        "--accept-losses", action="store_true", help="also if the replay lost episodes that the checkpoints count on"
+    )
     p.add_argument("--detach", action="store_true", help="leave it to the cluster (a Ray job) and return")
 
     p = actions.add_parser("status", help="how the runs on the cluster are going")
@@ -103,7 +106,10 @@ def train(options: argparse.Namespace) -> None:
 
 
 def resume(options: argparse.Namespace) -> None:
-    """Go on with every seed that is not finished, from its last checkpoint and with the replay that its shards kept."""
+    """Go on with every seed that is not finished, from its last checkpoint and with the replay that its shards kept.
+
+    A seed whose shards have less than its checkpoint counts on fails, unless `--accept-losses`.
+    """
     choose_mode()
     directory = (options.runs_dir / options.name).absolute()
 
@@ -113,6 +119,7 @@ def resume(options: argparse.Namespace) -> None:
     seeds = old_seeds(directory)
     for seed in seeds:
         check_cluster(seed.config, seed.spec)  # config.yaml may have been edited
+        seed.accept_losses = options.accept_losses
     connect()
     refuse_running(directory.name)
     left = [seed for seed in seeds if seed.state != "finished"]
@@ -122,7 +129,7 @@ def resume(options: argparse.Namespace) -> None:
         print(f"goes on with seeds {', '.join(str(seed.config.seed) for seed in left)}: {directory}")
         print(room)
     if options.detach:
-        detach(directory)
+        detach(directory, *["--accept-losses"] * options.accept_losses)
     else:
         drive(directory, seeds)
 
@@ -220,10 +227,10 @@ def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
             f"replay.capacity={config.replay.capacity} over cluster.shards={c.shards} does not leave a shard one "
             f"episode of {spec.episode_decisions} decisions; want at least {c.shards * spec.episode_decisions}"
         )
-    if config.device != "auto" and config.device.startswith("cuda") != (c.gpus_per_seed > 0):
+    if config.device not in ("auto", *(("cuda", "cuda:0") if c.gpus_per_seed > 0 else ("cpu", "mps"))):
         raise ConfigError(
             f"device={config.device} and cluster.gpus_per_seed={c.gpus_per_seed:g} contradict each other; leave device "
-            f"at auto: the learner then uses the GPU share it is given"
+            f"at auto: each process then uses the one GPU that it is given a share of"
         )
 
 
@@ -277,13 +284,13 @@ class SeedsFailed(RuntimeError):  # noqa: N818 - some seeds of a run failed; the
     """Which, and why, in one line."""
 
 
-def detach(directory: Path) -> None:
-    """Have the cluster go on with a run as a job of its own. ConfigError if it has no job service."""
+def detach(directory: Path, *flags: str) -> None:
+    """Have the cluster go on with a run as a job of its own. flags: of `resume`. ConfigError: it has no job service."""
     import ray
     from ray.job_submission import JobSubmissionClient
 
     name = directory.name
-    words = ["-m", "deploy.cli", "cluster", "resume", name, "--runs-dir", str(directory.parent)]
+    words = ["-m", "deploy.cli", "cluster", "resume", name, "--runs-dir", str(directory.parent), *flags]
     job, command = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}", shlex.join([sys.executable, *words])
     deadline = time.monotonic() + JOB_SERVICE_SECONDS
     while True:

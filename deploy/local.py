@@ -312,7 +312,7 @@ class LocalRun:
                 raise Stopped
 
     def _evaluate(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
-        """Mean over `eval_episodes` episodes; not the one that is due while updates are owed, as after an early stop."""
+        """Mean over `eval_episodes` episodes: the one that is due, unless updates are owed, as after an early stop."""
         c, started = self.counters, time.monotonic()
         tell = self._telling(progress, "evaluating", should_stop)
         with self._evaluating.telemetry.timed("qttdm_evaluation_seconds"):

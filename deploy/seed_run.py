@@ -57,6 +57,8 @@ class SeedRun:
         self.restarts: dict[str, int] = {}
         """processes that were killed here because they did not answer, by name"""
         self.error = ""
+        self.accept_losses = False
+        """go on also if the shards have less than the checkpoint counts on"""
         self.events = EventLog(run_dir.events_path, "driver")
         self.run_name = name
         self.telemetry = Telemetry.silent("driver")
@@ -68,17 +70,25 @@ class SeedRun:
         self._fill: dict[str, float] = {}
         self._answers: dict[str, ray.ObjectRef] = {}
         self._deadline = math.inf
+        self._queued_at = self._said_at = 0.0
 
     def reserve(self) -> None:
         """Queue for a place in the cluster; Ray gives it when there is one, all of it at once."""
         self.telemetry = self._make_telemetry("driver", 0)
         self.telemetry.before_report(self._measure)
         self._group = placement_group(self.config.cluster.bundles(), strategy="PACK", name=self.name)
+        self._queued_at = self._said_at = time.monotonic()
 
-    @property
-    def reserved(self) -> bool:
-        """Has Ray given the place?"""
-        return self._group is not None and self._group.wait(timeout_seconds=0.01)
+    def has_place(self) -> bool:
+        """Has Ray given it? As long as it has not, events.log says now and then what the seed waits for."""
+        if self._group.wait(timeout_seconds=0.01):
+            return True
+        now = time.monotonic()
+        if now - self._said_at >= self.config.cluster.timeout_seconds:
+            self._said_at = now
+            waited = f"has been queued for {now - self._queued_at:.0f} s"
+            self.events.write(f"{waited}: {room(self.config.cluster.bundles())}")
+        return False
 
     def start(self) -> None:
         """Create the actors in their place and set them to work."""
@@ -100,7 +110,8 @@ class SeedRun:
         learner, evaluator = f"{self.name}/learner", f"{self.name}/evaluator"
         collectors = [f"{self.name}/actor-{i}" for i in range(c.actors)]
         planners = [f"{self.name}/planner-{i}" for i in range(c.planners)] if c.planning == "service" else []
-        self._create(EvaluatorActor, "evaluator", 0, c.evaluator_cpus, self._actor_settings(evaluator=True))
+        own = self._actor_settings(evaluator=True)
+        self._create(EvaluatorActor, "evaluator", 0, c.evaluator_cpus, own, gpus=c.planning_gpus)
         self._create(
             LearnerActor,
             "learner",
@@ -114,7 +125,7 @@ class SeedRun:
         )
         for i in range(len(planners)):
             settings = self._planner_settings()
-            self._create(PlannerActor, f"planner-{i}", 0, c.planner_cpus, settings, learner, i, gpus=c.planner_gpus)
+            self._create(PlannerActor, f"planner-{i}", 0, c.planner_cpus, settings, learner, i, gpus=c.planning_gpus)
         for i in range(c.actors):
             own = self._actor_settings(evaluator=False, planner=planners[i % len(planners)] if planners else None)
             self._create(CollectorActor, f"actor-{i}", 1 + i, c.actor_cpus, own, i, learner, names)
@@ -300,7 +311,9 @@ class SeedRun:
             run_dir=self.run_dir.path,
             seed=c.seed,
             make_env=partial(make_env, c.task, c.env),
-            make_policy=partial(acting_policy, c, self.spec, planner),
+            make_policy=partial(evaluating_policy, c, self.spec)
+            if evaluator
+            else partial(acting_policy, c, self.spec, planner),
             envs=c.training.eval_episodes if evaluator else c.cluster.envs_per_actor,
             threads=c.threads or max(1, int(cpus)),
             max_staleness=c.cluster.max_staleness,
@@ -332,6 +345,7 @@ class SeedRun:
             timeout_seconds=c.cluster.timeout_seconds,
             telemetry=self._make_telemetry,
             make_sinks=partial(make_sinks, c.sinks, self.run_dir.path, c.model_dump()),
+            accept_losses=self.accept_losses,
         )
 
 
@@ -365,9 +379,18 @@ def policy_here(config: RunConfig, spec: TaskSpec) -> MPCPolicy | GreedyPolicy:
     return make_policy(config, spec, choose_device(config.device))
 
 
+def evaluating_policy(config: RunConfig, spec: TaskSpec, still_waiting: Callable[[], object]) -> Policy:
+    """The evaluator's, which plans for all its episodes at once; compiled here, where no deadline is."""
+    policy = policy_here(config, spec)
+    policy.warm_up(config.training.eval_episodes)
+    return policy
+
+
 def acting_policy(
     config: RunConfig, spec: TaskSpec, planner: str | None, still_waiting: Callable[[], object]
 ) -> Policy:
     """An actor's: on its CPUs, or asking the planner service of that name. still_waiting: see ServicePolicy."""
     local = make_policy(config, spec, torch.device("cpu"))
-    return local if planner is None else ServicePolicy(config.cluster.asking, planner, local, still_waiting)
+    if planner is None:
+        return local
+    return ServicePolicy(config.cluster.asking, planner, local, config.cluster.max_staleness, still_waiting)

@@ -14,16 +14,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal
 
-from common.batch import Batch
 from common.checkpoint import Checkpoint, CheckpointStore
 from common.config import ConfigError
 from common.events import EventLog
 from common.run_dir import RunDir
 from common.weights import Weights, updates_of
+from learner.counters import Counters
 from learner.evaluations import EvaluationDesk, Evaluations
 from learner.measure import Rates, TimeSpent, open_metrics
 from learner.schedule import TrainingConfig
@@ -31,33 +31,10 @@ from learner.tickets import Rounds, Ticket
 from learner.update import Learner, NonFiniteLossError
 from replay.limiter import Pace
 from replay.news import MOST_EPISODES, News, StoredEpisode
+from replay.source import ReplaySource
 
 HEAR_EVERY = 0.2  # seconds between two looks at the news while there is work
 LOOK_EVERY = 0.1  # seconds between two looks when there is none, unless an actor says that it has stored something
-
-
-class ReplaySource(Protocol):
-    """What the loop needs of the sharded replay."""
-
-    def next(self) -> Batch:
-        """The next batch. TimeoutError, saying who waits for what."""
-
-    def news(self, cursors: Sequence[int]) -> list[News]:
-        """Of each shard, the episodes since its cursor. TimeoutError likewise."""
-
-
-@dataclass
-class Counters:
-    """How far a run is. Evaluations and checkpoints as multiples of their interval passed."""
-
-    env_steps: int = 0
-    decisions: int = 0
-    episodes: int = 0
-    evaluations: int = 0
-    checkpoints: int = 0
-    actor_restarts: int = 0
-    environment_failures: int = 0
-    wall_seconds: float = 0.0
 
 
 class LearningLoop:
@@ -76,11 +53,13 @@ class LearningLoop:
         exploration: Callable[[int], float],
         shards: int,
         timeout_seconds: float,
+        accept_losses: bool = False,
     ) -> None:
         """Goes on from the run directory's newest checkpoint if it has one.
 
         publish_every: updates. exploration: of the environment steps so far. timeout_seconds: how long to wait for
-        anything before saying so in events.log. ConfigError if the replay holds less than the checkpoint counts on.
+        anything before saying so in events.log. ConfigError if the replay holds less than the checkpoint counts on,
+        unless accept_losses.
         """
         self.training, self.learner, self.replay, self.pace, self.run_dir = training, learner, replay, pace, run_dir
         self.publish_every, self._publish_weights = publish_every, publish
@@ -98,7 +77,7 @@ class LearningLoop:
         self._boots: dict[int, str] = {}
         self._stop, self._told = threading.Event(), threading.Event()
         checkpoint = self.store.load_latest()
-        metrics_bytes = self._load(checkpoint) if checkpoint is not None else 0
+        metrics_bytes = self._load(checkpoint, accept_losses) if checkpoint is not None else 0
         self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
         self._opened = self._moved_at = self._complained_at = time.monotonic()
         self._heard_at, self._has_heard = 0.0, False
@@ -109,13 +88,15 @@ class LearningLoop:
     def run(self, on_step: Callable[[], object] = lambda: None) -> Literal["finished", "stopped"]:
         """Until `env_steps` are collected and their updates made, or `stop()`. Ends with a checkpoint.
 
-        on_step: called between any two things it does. Raises NonFiniteLossError, naming the last good checkpoint.
+        on_step: called between any two things it does, each of which waits for others once at most. Raises
+        NonFiniteLossError, naming the last good checkpoint.
         """
         try:
             self._publish()
             while not self._stop.is_set():
                 on_step()
                 self._hear()
+                on_step()
                 if self.pace.want_sample:
                     self._update()
                 elif self.collected:
@@ -125,7 +106,9 @@ class LearningLoop:
                     self._wait(self.pace.waiting_for())
                 self._evaluate()
                 if self.counters.env_steps // self.training.checkpoint_every > self.counters.checkpoints:
+                    on_step()
                     self._save()
+            on_step()
             self._save()
             return "stopped"
         except NonFiniteLossError as error:
@@ -222,6 +205,7 @@ class LearningLoop:
         if c.decisions > self.pace.decisions:
             self._moved_at = now
             self.pace.inserted(c.decisions - self.pace.decisions)
+        self.evaluations.hand_in_due(self.learner)  # of the present weights: before another update
         self.rounds.heard(now)
         self._has_heard = True
 
@@ -254,7 +238,8 @@ class LearningLoop:
         c = self.counters
         if c.env_steps // self.training.eval_every > c.evaluations:
             c.evaluations = c.env_steps // self.training.eval_every
-            self.evaluations.plan(self._counts() | {"updates": math.floor(self.pace.updates_for(c.decisions))})
+            to_come = self.pace.updates_for(c.decisions) - self.pace.updates
+            self.evaluations.plan(self._counts() | {"updates": self.learner.updates + math.floor(to_come)})
 
     def _update(self) -> None:
         """Algorithm 1, lines 3-14, once; what is due by the number of updates."""
@@ -331,6 +316,10 @@ class LearningLoop:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
+        try:
+            self.replay.sync()  # or a power cut could leave a checkpoint that counts on more than the disk has
+        except TimeoutError as error:
+            self._late(error)
         c = self.counters
         c.checkpoints = c.env_steps // self.training.checkpoint_every
         c.wall_seconds = self._wall_seconds()
@@ -345,7 +334,7 @@ class LearningLoop:
         }
         self.store.save(c.env_steps, self.learner.state(), meta, blobs)
 
-    def _load(self, checkpoint: Checkpoint) -> int:
+    def _load(self, checkpoint: Checkpoint, accept_losses: bool) -> int:
         """Undo `_save`; returns how many bytes of metrics belong to it."""
         meta = checkpoint.meta
         self.learner.load_state(checkpoint.tensors)
@@ -358,22 +347,27 @@ class LearningLoop:
         self.cursors = list(meta["cursors"])
         self.pace.load(meta["pace"])
         self.finished = meta["finished"]
-        self._check_replay()
+        self._check_replay(accept_losses)
         self.evaluations.load(meta, checkpoint.blobs)
         for message in [*checkpoint.skipped, f"goes on from the checkpoint at {self.learner.updates} updates"]:
             self.events.write(message)
         return int(meta["metrics_bytes"])
 
-    def _check_replay(self) -> None:
-        """ConfigError unless the shards have what the checkpoint counts on: without it the return collapses."""
+    def _check_replay(self, accept_losses: bool) -> None:
+        """ConfigError unless the shards have what the checkpoint counts on: without it the return may collapse."""
         while not (news := self._news()):  # a large shard takes its time to read itself back from disk
             pass
         held = sum(told.totals.decisions for told in news)
-        if held < self.pace.decisions:
+        if held >= self.pace.decisions:
+            return
+        losses = f"its checkpoint counts on {self.pace.decisions} decisions in replay, its shards have had {held}"
+        if not accept_losses:
             raise ConfigError(
-                f"{self.run_dir.path}: its checkpoint counts on {self.pace.decisions} decisions in replay, its shards "
-                f"have had {held}; bring back the replay/ folder that belongs to it, or train anew"
+                f"{self.run_dir.path}: {losses}; bring back the replay/ folder that belongs to it, or go on with what "
+                f"is left: qttdm cluster resume NAME --accept-losses"
             )
+        self.events.write(f"{losses}; goes on with those, as was asked for")
+        self.pace.lost(self.pace.decisions - held)
 
     def _late(self, error: TimeoutError) -> None:
         """Someone did not answer in time."""

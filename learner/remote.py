@@ -52,6 +52,8 @@ class LearnerSettings:
     telemetry: MakeTelemetry = Telemetry.silent
     make_sinks: Callable[[], list[Sink]] = list
     """who is told of each line of metrics.jsonl too; called in the actor's process"""
+    accept_losses: bool = False
+    """see LearningLoop"""
 
 
 class LearnerActor:
@@ -74,8 +76,7 @@ class LearnerActor:
         """`LearningLoop.run`: "finished" or "stopped"."""
         s = self.settings
         watchdog = Watchdog(s.run_dir, "learner", s.hang_seconds)
-        if watchdog.found:
-            self.telemetry.inc("qttdm_failures_total", kind="hung")
+        watchdog.tell(self.telemetry)
         learner = s.make_learner()
         learner.generation, learner.telemetry = next_generation(s.run_dir), self.telemetry
         replay = s.make_replay(self.shards)
@@ -91,6 +92,7 @@ class LearnerActor:
             exploration=s.exploration,
             shards=len(self.shards),
             timeout_seconds=s.timeout_seconds,
+            accept_losses=s.accept_losses,
         )
         self.loop.metrics.sinks += s.make_sinks()
         watch(self.loop)
@@ -102,7 +104,9 @@ class LearnerActor:
 
     def ticket(self, actor: int, boot: str, stored: int) -> Ticket:
         """`LearningLoop.ticket`; while the learner starts, actors wait."""
-        return self.loop.ticket(actor, boot, stored) if self.loop is not None else Ticket("wait", retry_seconds=0.5)
+        if self.loop is None:
+            return Ticket("wait", retry_seconds=0.5, reason="the learner to start")
+        return self.loop.ticket(actor, boot, stored)
 
     def newest(self) -> tuple[list[ray.ObjectRef], int, int] | None:
         """The newest weights: [values], version, checksum; None before the first. A collector starts with this."""

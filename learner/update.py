@@ -330,17 +330,17 @@ class Learner:
         self._pending.append(metrics)
 
     def drain(self) -> dict[str, float]:
-        """Means of all metrics since the last call and, with a target, `target_drift` as of now; {} if there was no update.
+        """Means of all metrics since the last call; {} if there was no update. With a target, `target_drift` as of now.
 
-        One wait for the device: all are fetched at once. Raises NonFiniteLossError at the first loss that is not finite.
+        One wait for the device, for all of them. Raises NonFiniteLossError at the first loss that is not finite.
         """
         if not self._pending:
             return {}
         names = list(self._pending[0])
-        rows = [row[name].float() for row in self._pending for name in names]
+        told = [row[name].float() for row in self._pending for name in names]
         drifts = [part.drift() for part in self.parts if isinstance(part, QTLearner)]
-        values = torch.stack(rows + drifts).cpu()
-        table = values[: len(rows)].view(-1, len(names))  # [updates, metrics]
+        values = torch.stack(told + drifts).cpu()
+        table = values[: len(told)].view(-1, len(names))  # [updates, metrics]
         first = self.updates - len(self._pending) + 1
         self._pending.clear()
         for row, finite in enumerate(table.isfinite()):
@@ -348,7 +348,9 @@ class Learner:
                 bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
                 raise NonFiniteLossError(f"{', '.join(bad)} not finite at update {first + row}")
         means = dict(zip(names, table.mean(dim=0).tolist(), strict=True))
-        return means | {"target_drift": float(drift) for drift in values[len(rows) :]}
+        if drifts:
+            means["target_drift"] = float(values[-1])
+        return means
 
     def learning_rates(self) -> dict[str, float]:
         """`lr_<part>` of the next update."""

@@ -85,6 +85,11 @@ class Pace:
         """That many updates have been made."""
         self.updates += updates
 
+    def lost(self, decisions: int) -> None:
+        """Replay has lost that many: the updates made for them no longer count, those owed are owed as before."""
+        self.decisions -= decisions
+        self.updates = max(0, self.updates - round(self.update_ratio * decisions))
+
     def waiting_for(self) -> str:
         """What the learner waits for now, in words, for timeouts and logs."""
         if not self.want_sample:

@@ -195,6 +195,11 @@ class RemoteReplay:
             for episodes, cursor, totals in self._get(answers, "the replay shards' news")
         ]
 
+    def sync(self) -> None:
+        """Returns when all that the shards have answered for is on the disk itself."""
+        answers = [shard.sync.options(concurrency_group="insert").remote() for shard in self.shards]
+        self._get(answers, "the replay shards to flush their disks")
+
     def stats(self) -> list[ShardStats]:
         """Where each shard stands."""
         return self._get([s.stats.options(concurrency_group="control").remote() for s in self.shards], "shards' stats")

@@ -223,7 +223,7 @@ class ReplayShard:
         )
 
     def sync(self) -> None:
-        """Flush the log to the disk itself; for a timer, while no inserts come that would do it."""
+        """Flush the log to the disk itself, as before a checkpoint that counts on it."""
         with self._writing:
             self._log.sync()
 

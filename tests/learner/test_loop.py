@@ -54,14 +54,25 @@ class Shards:
             for i in range(shards)
         ]
         self.refusals: list[str] = []  # what the next questions end with instead of an answer
+        self.waits = 0  # for an answer
+        self.synced = 0  # decisions stored when the disks were last flushed
 
     def next(self) -> Batch:
+        self.waits += 1
         self._maybe_refuse()
         return merge([shard.sample(4) for shard in self.shards if shard.stats().decisions])
 
     def news(self, cursors: list[int]) -> list[News]:
+        self.waits += 1
         self._maybe_refuse()
         return [shard.news(cursor) for shard, cursor in zip(self.shards, cursors, strict=True)]
+
+    def sync(self) -> None:
+        self.waits += 1
+        self._maybe_refuse()
+        for shard in self.shards:
+            shard.sync()
+        self.synced = self.decisions
 
     def insert(self, episode: Episode) -> None:
         self.shards[shard_of(episode.actor, episode.number, len(self.shards))].insert(encode(episode))
@@ -122,7 +133,9 @@ class Seed:
         self.boot = "first"
         self.pay = 1.0
 
-    def loop(self, shards: int | None = None, telemetry: Telemetry | None = None) -> LearningLoop:
+    def loop(
+        self, shards: int | None = None, telemetry: Telemetry | None = None, accept_losses: bool = False
+    ) -> LearningLoop:
         """A learner's process starts."""
         self.generation += 1
         torch.manual_seed(0)
@@ -144,6 +157,7 @@ class Seed:
             exploration=lambda env_steps: env_steps / 100,
             shards=shards or self.shards,
             timeout_seconds=self.timeout_seconds,
+            accept_losses=accept_losses,
         )
 
     def collect(self, loop: LearningLoop) -> None:
@@ -353,6 +367,16 @@ class TestEvaluation:
             assert line["episode_returns"] == [float(weights.values.sum()), updates]
             assert line["episode_return"] == pytest.approx(np.mean(line["episode_returns"]))
 
+    def test_is_of_that_snapshot_also_when_more_is_stored_already(self, tmp_path):
+        """Due at the first weights, and heard of together with episodes that ask for updates."""
+        seed = Seed(tmp_path, training={"eval_every": 2 * SEED_DECISIONS})
+        for _ in range(4):
+            seed.insert(0)
+        seed.run()
+        first = seed.lines("eval")[0]
+        assert (first["env_steps"], first["updates"], first["episode_returns"][1]) == (2 * SEED_DECISIONS, 0, 0)
+        seed.replay.close()
+
     @pytest.mark.parametrize("newest_first", [False, True])
     def test_results_are_the_same_whatever_order_they_come_in(self, tmp_path, newest_first):
         at_once, late = Seed(tmp_path / "at-once"), Seed(tmp_path / "late")
@@ -515,8 +539,49 @@ class TestGoingOn:
         with pytest.raises(ConfigError, match=f"counts on {stored} decisions in replay, its shards have had") as error:
             seed.loop()
         assert "bring back the replay/ folder" in str(error.value)
+        assert "--accept-losses" in str(error.value)
         assert "\n" not in str(error.value)
         seed.replay.close()
+
+    def test_what_is_left_of_a_replay_is_gone_on_with_if_asked_for(self, tmp_path):
+        """The updates for what was lost do not count: from there on there is one for each decision, as before."""
+        seed = Seed(tmp_path, training={"env_steps": 200})
+        seed.run(until=lambda loop: loop.learner.updates == 60, then=LearningLoop.stop)
+        before, had = seed.checkpoint(), seed.replay.decisions
+        seed.replay.close()
+        shutil.rmtree(tmp_path / "replay" / "shard-1")
+        seed.replay = Shards(tmp_path / "replay", 2)
+        left = seed.replay.decisions
+        assert SEED_DECISIONS < left < had
+        loop = seed.loop(accept_losses=True)
+        assert f"counts on {had} decisions in replay, its shards have had {left}; goes on with those" in seed.events
+        owed = before["pace"]["decisions"] - SEED_DECISIONS - before["pace"]["updates"]
+        assert loop.pace.owed == owed
+        seed.numbers = [max(shard.next_number(actor) for shard in seed.replay.shards) for actor in range(seed.actors)]
+        assert seed.run(loop) == "finished"
+        stored = seed.replay.decisions
+        assert seed.checkpoint()["counters"]["env_steps"] == 2 * stored
+        assert seed.loop().learner.updates == before["pace"]["updates"] + owed + stored - left
+        late = [line for line in seed.lines("eval") if line["updates"] > before["pace"]["updates"]]
+        assert late
+        for line in late:
+            assert line["episode_returns"][1] == line["updates"]
+        seed.replay.close()
+
+    def test_a_checkpoint_counts_on_nothing_that_a_power_cut_could_take(self, seed):
+        """Else the run could not go on after one: see the test above."""
+        seed.training = {"checkpoint_every": 20}
+        saved = []
+
+        def look(loop):
+            newest = loop.store.newest()
+            if newest is not None and newest not in saved:
+                saved.append(newest)
+                assert loop.pace.decisions <= seed.replay.synced
+
+        seed.run(until=look)
+        assert len(saved) > 2
+        assert seed.checkpoint()["pace"]["decisions"] <= seed.replay.synced
 
     @pytest.mark.parametrize("shards", [1, 3])
     def test_another_number_of_shards_is_refused(self, seed, shards):
@@ -605,6 +670,18 @@ class TestTickets:
 
 
 class TestWaiting:
+    def test_is_for_one_answer_between_two_steps(self, seed):
+        """Longer than one timeout, and a watchdog would take a learner that waits for one that hangs."""
+        seed.training = {"checkpoint_every": 20}
+        waits = []
+
+        def look(loop):
+            waits.append(seed.replay.waits)
+            seed.replay.waits = 0
+
+        seed.run(until=look)
+        assert set(waits[1:]) == {0, 1}  # [0] has the start's
+
     def test_for_decisions_is_complained_about(self, seed):
         seed.timeout_seconds = 0.05
         loop = seed.loop()

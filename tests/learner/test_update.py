@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.batch import Batch
 from common.qt import QT, QTConfig
@@ -326,8 +325,8 @@ def test_target_drift_is_the_targets_distance_over_the_networks_norm():
         learner.update(make_batch(seed=update))
     qt = part(learner, "qt")
     pairs = list(zip(qt.network.parameters(), qt.target.parameters(), strict=True))
-    distance = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
-    norm = sum(float(a.square().sum()) for a, _ in pairs) ** 0.5
+    distance = sum(float((a - b).detach().square().sum()) for a, b in pairs) ** 0.5
+    norm = sum(float(a.detach().square().sum()) for a, _ in pairs) ** 0.5
     assert learner.drain()["target_drift"] == pytest.approx(distance / norm, rel=1e-4)
     assert distance > 0
     alone = Learner(learner.config, [part(learner, "tdm")], CPU, 100, bfloat16=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,27 @@ def test_the_whole_cluster_dies(cluster, tmp_path):
     assert books.meta["counters"]["env_steps"] >= 2400
     assert books.meta["counters"]["episodes"] > counted
     assert "goes on from the checkpoint" in seed.run_dir.events_path.read_text()
+
+
+def test_a_replay_that_is_gone_is_gone_on_without_only_if_asked_for(cluster, tmp_path):
+    objects = objects_stored()[0]
+    driver = train(cluster.address, tmp_path, env_steps=2400)
+    wait_for_checkpoints(driver, tmp_path)
+    driver.kill()
+    driver.communicate()
+    nothing_is_left(cluster, objects)
+    shutil.rmtree(tmp_path / "run/seed-0/replay")
+
+    refused = command(cluster.address, tmp_path, "resume", "run")
+    said, _ = refused.communicate(timeout=3 * PATIENCE)
+    assert refused.returncode == 1, said
+    assert "decisions in replay, its shards have had 0;" in said
+    assert "--accept-losses" in said
+    nothing_is_left(cluster, objects)
+
+    answer(command(cluster.address, tmp_path, "resume", "run", "--accept-losses"))
+    seed = only_seed(tmp_path)
+    assert seed.state == "finished"
+    assert "goes on with those, as was asked for" in seed.run_dir.events_path.read_text()
+    assert newest_checkpoint(seed.run_dir).meta["counters"]["env_steps"] >= 2400
+    nothing_is_left(cluster, objects)

@@ -24,3 +24,24 @@ class EventLog:
                 os.close(file)
         except OSError:
             print(line, end="", flush=True)
+
+
+class Waiting:
+    """A wait without an end to it: after every so many seconds the log says what for. For one thread."""
+
+    def __init__(self, events: EventLog, seconds: float) -> None:
+        self.events, self.seconds = events, seconds
+        self.over()
+
+    def over(self) -> None:
+        """What was waited for has come; a later wait is another one."""
+        self._since: float | None = None
+
+    def still(self, what: str) -> None:
+        """It is waited for that, again or now for the first time."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = self._said = now
+        elif now - self._said >= self.seconds:
+            self._said = now
+            self.events.write(f"has waited {now - self._since:.0f} s for {what}")

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.events import EventLog
+from common.run_dir import RunDir
+from common.telemetry import Telemetry
+
 
 class Watchdog:
     """Ends this process if a step of its work hangs. A context: it watches what is done inside.
@@ -17,6 +21,7 @@ class Watchdog:
     def __init__(self, run_dir: Path, who: str, seconds: float) -> None:
         """Stacks go to `<run_dir>/hung/<who>.txt`."""
         self.seconds = seconds
+        self.events = EventLog(RunDir(run_dir).events_path, who)
         folder = run_dir / "hung"
         self.found: Path | None = None
         """stacks that the last process left when it hung"""
@@ -26,6 +31,12 @@ class Watchdog:
             number = sum(1 for _ in folder.glob(f"{who}.*.txt")) + 1
             self.found = path.rename(folder / f"{who}.{number}.txt")
         self._file = path.open("w")
+
+    def tell(self, telemetry: Telemetry) -> None:
+        """If the last process hung: count it, and say so in events.log."""
+        if self.found:
+            telemetry.inc("qttdm_failures_total", kind="hung")
+            self.events.write(f"hung, was ended and is back in a new process, see {self.found}")
 
     def rearm(self) -> bool:
         """The last step is done, the next one begins. False, so that it can be asked whether to stop."""
@@ -46,3 +57,8 @@ class Watchdog:
             yield
         finally:
             self.rearm()
+
+
+def stacks(run_dir: Path) -> list[Path]:
+    """What processes left there that hung and have been started anew since."""
+    return list((run_dir / "hung").glob("*.*.txt"))

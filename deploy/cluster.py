@@ -15,6 +15,7 @@ import ray
 
 from common.config import ConfigError, dump_config, load_config
 from common.run_dir import RunDir
+from common.watchdog import stacks
 from deploy.cluster_config import NAMESPACE
 from deploy.run_config import RunConfig
 from deploy.seed_run import ENDED, SeedRun, task_spec
@@ -75,7 +76,7 @@ class ClusterRun:
                 for seed in self.seeds:
                     seed.stop()
             for seed in self.seeds:
-                if seed.state == "queued" and seed.reserved:
+                if seed.state == "queued" and seed.has_place():
                     self._start(seed)
                 seed.poll()
             if time.monotonic() - shown >= 1.0:
@@ -104,12 +105,17 @@ class ClusterRun:
                     "seed": seed.config.seed,
                     "state": seed.state,
                     "error": seed.error,
-                    "hung": sum(seed.restarts.values()),
+                    "hung": sum(seed.restarts.values()) + hung(seed.run_dir),
                     **seed.status,
                 }
                 for seed in self.seeds
             ],
         }
+
+
+def hung(run_dir: RunDir) -> int:
+    """Processes that ended themselves because they hung. Actors tell the learner, which counts those."""
+    return sum(not path.name.startswith("actor-") for path in stacks(run_dir.path))
 
 
 def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:

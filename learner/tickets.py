@@ -23,6 +23,8 @@ class Ticket:
     verdict: Literal["collect", "wait", "done"]
     retry_seconds: float = 0.0
     """wait: ask again after so long"""
+    reason: str = "the learner to make its updates"
+    """wait: what for"""
     random: bool = False
     """collect: the seed episodes, uniformly random"""
     exploration: float = 1.0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from common.events import EventLog
+from common.events import EventLog, Waiting
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,3 +44,30 @@ for i in range({count}):
 def test_a_disk_that_refuses_does_not_stop_anyone(tmp_path, capsys):
     EventLog(tmp_path / "gone" / "events.log", "driver").write("starts")
     assert capsys.readouterr().out.endswith("driver: starts\n")
+
+
+def test_a_long_wait_is_told_of_now_and_then(tmp_path):
+    log = EventLog(tmp_path / "events.log", "actor 0")
+    waiting, began = Waiting(log, 0.2), time.monotonic()
+    waiting.still("a ticket")
+    assert not log.path.exists()
+    while not log.path.exists() or len(log.path.read_text().splitlines()) < 3:
+        assert time.monotonic() - began < 60
+        waiting.still("a ticket")
+    lines = log.path.read_text().splitlines()
+    assert len(lines) <= (time.monotonic() - began) / 0.2
+    assert all(re.fullmatch(r"\S+ actor 0: has waited \d+ s for a ticket", line) for line in lines)
+
+
+def test_waits_one_after_the_other_are_not_one_long_wait(tmp_path):
+    log = EventLog(tmp_path / "events.log", "actor 0")
+    waiting = Waiting(log, 0.05)
+    for _ in range(3):
+        waiting.still("a ticket")
+        waiting.over()
+        time.sleep(0.06)
+    assert not log.path.exists()
+    waiting.still("an answer")
+    time.sleep(0.06)
+    waiting.still("an answer")
+    assert log.path.read_text().endswith("actor 0: has waited 0 s for an answer\n")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from common.telemetry import Telemetry
+from common.watchdog import Watchdog, stacks
+
 ROOT = Path(__file__).parents[2]
 BEGIN = """
 import sys, threading, time
@@ -63,6 +66,28 @@ class TestHanging:
         for number in (1, 2):
             assert "a_simulator_that_hangs" in (tmp_path / "hung" / f"actor-0.{number}.txt").read_text()
         assert (tmp_path / "hung" / "actor-0.txt").read_text() == ""
+
+    def test_the_next_process_counts_it_and_says_so(self, tmp_path):
+        run(tmp_path, HANG)
+        done = run(
+            tmp_path,
+            """
+from common.telemetry import Telemetry
+telemetry = Telemetry.silent("actor")
+dog.tell(telemetry)
+print(telemetry.snapshot()["qttdm_failures_total", "hung"])
+""",
+        )
+        assert done.stdout.strip() == "1.0", done.stderr
+        (line,) = (tmp_path / "events.log").read_text().splitlines()
+        assert line.endswith(f"actor-0: hung, was ended and is back in a new process, see {stacks(tmp_path)[0]}")
+
+    def test_after_anything_else_there_is_nothing_to_say(self, tmp_path):
+        telemetry = Telemetry.silent("actor")
+        Watchdog(tmp_path, "actor-0", 1.0).tell(telemetry)
+        assert telemetry.snapshot()["qttdm_failures_total", "hung"] == 0
+        assert not (tmp_path / "events.log").exists()
+        assert stacks(tmp_path) == []
 
     def test_others_are_not_mistaken_for_it(self, tmp_path):
         run(tmp_path, HANG)

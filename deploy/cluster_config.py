@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +14,8 @@ from replay.segments import SegmentConfig
 
 NAMESPACE = "qttdm"
 """Ray's namespace of all our actors' names."""
+UNITS = 10_000
+"""of each resource; Ray cuts off what is smaller, so that 0.05 + 0.35 CPUs are 3,999 units to it"""
 
 
 class ClusterConfig(Config):
@@ -29,7 +32,7 @@ class ClusterConfig(Config):
     shards: int = Field(default=1, gt=0)
     """processes that the replay is spread over; fixed for a run"""
     gpus_per_seed: float = Field(default=0.0, ge=0)
-    """a whole number or 1/n, for the learner, and half of it for the planner service if there is one; 0: all on CPUs"""
+    """a whole number or 1/n, for the learner, the evaluator and the planner service if there is one; 0: all on CPUs"""
     learner_cpus: float = Field(default=1.0, ge=0)
     actor_cpus: float = Field(default=1.0, ge=0)
     """each; also torch's threads there (at least 1), unless `threads` says"""
@@ -67,6 +70,16 @@ class ClusterConfig(Config):
         gpus = self.gpus_per_seed
         if not gpus.is_integer() and (gpus > 1 or abs(round(1 / gpus) - 1 / gpus) > 1e-6):  # Ray hangs on others
             raise ValueError(f"gpus_per_seed={gpus:g}: want a whole number or 1/n, such as 0.5 or 0.25")
+        if gpus > 1 + self.planning_processes:
+            raise ValueError(
+                f"gpus_per_seed={gpus:g} is more than the seed's processes can use, one GPU each; want at most "
+                f"{1 + self.planning_processes}: the learner's, the evaluator's and each planner's"
+            )
+        if gpus > 0 and self.planning_gpus == 0:
+            raise ValueError(
+                f"gpus_per_seed={gpus:g} is too little to share between the learner and {self.planning_processes} "
+                f"others; Ray's smallest share is 1/{UNITS}"
+            )
         if self.max_staleness < self.publish_every:
             raise ValueError(
                 f"max_staleness={self.max_staleness} is less than publish_every={self.publish_every}: actors would "
@@ -86,29 +99,47 @@ class ClusterConfig(Config):
         return self
 
     @property
-    def learner_gpus(self) -> float:
-        """Its share."""
-        return self.gpus_per_seed / 2 if self.planning == "service" else self.gpus_per_seed
+    def planning_processes(self) -> int:
+        """Those that plan where the learner is: the evaluator and the planner service's."""
+        return 1 + (self.planners if self.planning == "service" else 0)
 
     @property
-    def planner_gpus(self) -> float:
-        """Each planner's share."""
-        return self.gpus_per_seed / 2 / self.planners if self.planning == "service" else 0.0
+    def learner_gpus(self) -> float:
+        """Its share: half of one GPU's, or a whole GPU where there are several. It cannot use more."""
+        return amount_of(min(units(self.gpus_per_seed) // 2, UNITS))
+
+    @property
+    def planning_gpus(self) -> float:
+        """The share of each planning process, so that they fill what the learner leaves, each on one GPU."""
+        if self.gpus_per_seed > 1:
+            return amount_of(UNITS // math.ceil(self.planning_processes / (self.gpus_per_seed - 1)))
+        return amount_of(units(self.gpus_per_seed) // 2 // self.planning_processes)
 
     def bundles(self) -> list[dict[str, float]]:
         """What Ray reserves for one seed, resources by name: first the learner's node, then one for each actor.
 
         Shards, evaluator and planner service are where the learner is: it is they that it talks to most.
         """
-        here = self.learner_cpus + self.shards * self.shard_cpus + self.evaluator_cpus
+        here = units(self.learner_cpus) + self.shards * units(self.shard_cpus) + units(self.evaluator_cpus)
         if self.planning == "service":
-            here += self.planners * self.planner_cpus
-        learner = {"CPU": here, "GPU": self.gpus_per_seed}
+            here += self.planners * units(self.planner_cpus)
+        learner = {"CPU": amount_of(here), "GPU": amount_of(units(self.gpus_per_seed))}
         # Ray refuses an empty bundle; a thousandth is a place without a claim.
         return [
             {name: amount for name, amount in wanted.items() if amount > 0} or {"CPU": 0.001}
             for wanted in (learner, *[{"CPU": self.actor_cpus}] * self.actors)
         ]
+
+
+def units(amount: float) -> int:
+    """As Ray counts a resource."""
+    return int(amount * UNITS)
+
+
+def amount_of(units: int) -> float:
+    """That Ray counts as so many: the quotient, or the next number where Ray would count that as one less."""
+    quotient = units / UNITS
+    return quotient if int(quotient * UNITS) == units else math.nextafter(quotient, math.inf)
 
 
 SeedState = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed"]

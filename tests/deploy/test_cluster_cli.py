@@ -76,6 +76,7 @@ def refused(capsys, *arguments):
         (["--shards", "200"], ["cluster.shards=200", "one episode of 20 decisions", "at least 4000"]),
         (["--gpus-per-seed", "1", "--set", "device=cpu"], ["device=cpu", "gpus_per_seed=1", "auto"]),
         (["--set", "device=cuda"], ["device=cuda", "gpus_per_seed=0", "auto"]),
+        (["--gpus-per-seed", "2", "--set", "device=cuda:1"], ["device=cuda:1", "gpus_per_seed=2", "auto"]),
         (["--set", "tdm.window=50"], ["tdm.window=50", "20 decisions"]),
         (["--name", "a/b"], ["--name a/b", "plain name", "walker-1"]),
         (["--name", ""], ["--name", "plain name"]),

@@ -12,6 +12,7 @@ from common.gpu import watch_gpu
 from deploy.agent import make_learner, make_policy
 from deploy.bench import random_batch
 from deploy.run_config import RunConfig, preset_path
+from deploy.seed_run import evaluating_policy
 from planner_service.planner import PlanState, draw_noise
 
 pytestmark = [
@@ -98,6 +99,13 @@ def test_a_compiled_decision_is_the_uncompiled_one_for_every_size_of_batch(preci
         # Fused, products round differently; a sample carried over the edge of a bin is one bin further.
         assert np.mean(np.abs(np.subtract(*actions)) < 0.02) > 0.9
         assert compiled.decided.values == pytest.approx(plain.decided.values, rel=0.02, abs=0.02)
+
+
+def test_an_evaluator_with_a_gpu_plans_on_it():
+    policy = evaluating_policy(config(), SPEC, lambda: None)
+    assert (policy.device.type, policy.bfloat16) == ("cuda", True)
+    assert evaluating_policy(config("precision=float32"), SPEC, lambda: None).bfloat16 is False
+    assert evaluating_policy(config("device=cpu"), SPEC, lambda: None).device.type == "cpu"
 
 
 def test_a_compiled_decision_is_few_launches():

@@ -35,6 +35,8 @@ class Record:
     """of each seed's placement group"""
     gpus: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """(node, GPU) of each seed's learner"""
+    evaluators: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """the same, of its evaluator"""
     others_see: dict[int, str] = field(default_factory=dict)
     """CUDA_VISIBLE_DEVICES of one of each seed's shards"""
 
@@ -76,7 +78,7 @@ def record(cluster, tmp_path_factory):
                 if seed.state == "running" and number not in seen.started:
                     seen.started.append(number)
                     seen.ended_before[number] = sum(other.state in ENDED for other in run.seeds)
-                    for name, question in (("learner", place), ("replay-0", visible)):
+                    for name, question in (("learner", place), ("evaluator", place), ("replay-0", visible)):
                         actor = ray.get_actor(f"{seed.name}/{name}", namespace=NAMESPACE)
                         call = actor.__ray_call__.options(concurrency_group="control")
                         asked[number, name] = call.remote(question)
@@ -89,7 +91,7 @@ def record(cluster, tmp_path_factory):
         run.end()
     for (number, name), answer in asked.items():
         if number != BROKEN:  # which may be gone before it answers
-            where = seen.gpus if name == "learner" else seen.others_see
+            where = {"learner": seen.gpus, "evaluator": seen.evaluators, "replay-0": seen.others_see}[name]
             where[number] = ray.get(answer)
     yield seen
     for node in nodes:
@@ -100,6 +102,7 @@ def test_each_has_half_a_gpu_and_is_whole_on_one_node(record):
     halves = Counter(record.gpus[number] for number in range(PLACES))
     assert all(len(gpus) == 2 for gpus in halves)  # a node, and one of its GPUs
     assert list(halves.values()) == [2, 2, 2, 2]
+    assert record.evaluators == record.gpus
     assert all(len(nodes) == 1 for nodes in record.nodes.values())
     assert set(record.others_see.values()) == {""}  # Ray would let them see every GPU
 

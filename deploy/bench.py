@@ -111,10 +111,14 @@ def print_shape(shape: Shape, device: torch.device, threads: int | None, overrid
     for dtype in precisions(device, threads):
         precision = str(dtype).removeprefix("torch.")
         c = load_config(RunConfig, preset_path(shape.preset), overrides=[f"precision={precision}", *settings])
-        compiled = c.model_copy(update={"planner": c.planner.model_copy(update={"compile": True})})
+        compiled = c.model_copy(
+            update={part: getattr(c, part).model_copy(update={"compile": True}) for part in ("planner", "learner")}
+        )
         decisions = [("decision", c, 1)]
+        updates = [("update", c)]
         if device.type == "cuda":  # where it is worth its minutes
             decisions += [("decision, compiled", compiled, 1), ("16 decisions, compiled", compiled, 16)]
+            updates += [("update, compiled", compiled)]
         rows: list[tuple[str, float, float, float | None]] = []
         with cpu_threads(threads):
             # Before and after: a machine shared with others does not always have the same speed to give.
@@ -124,7 +128,8 @@ def print_shape(shape: Shape, device: torch.device, threads: int | None, overrid
                 reference = shape.decision_reference if environments == 1 else None
                 rows.append((what, seconds, decision_flops(c, m, n, environments), reference))
             flops = update_flops(c, m, n, c.learner.batch_size)
-            rows.append(("update", time_update(c, spec, device, repeats), flops, shape.update_reference))
+            for what, config in updates:
+                rows.append((what, time_update(config, spec, device, repeats), flops, shape.update_reference))
             rate = max(before, product_rate(device, dtype, threads))
         for what, seconds, flops, reference in rows:
             published = f"{1e3 * reference:.0f}" if reference else "-"

@@ -75,7 +75,7 @@ class LearnerConfig(Config):
     batch_size: int = Field(default=512, gt=0)
     """B, windows"""
     compile: bool = False
-    """torch.compile the two losses (needs a C++ compiler, takes a minute at start)"""
+    """torch.compile the two losses (needs a C++ compiler, takes a minute at start); for GPUs, CPUs gain nothing"""
     reward_scale: float = Field(default=1.0, gt=0)
     """rewards times this inside the agent"""
     tdm: TDMLearnerConfig = TDMLearnerConfig()

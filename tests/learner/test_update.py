@@ -1,6 +1,7 @@
 """learner/update.py: one gradient step of everything, again and again, stopped and gone on with."""
 
 import copy
+import functools
 import json
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def make_learner(
     reward_scale: float = 1.0,
     tdm: TDMLearnerConfig | None = None,
     qt: QTLearnerConfig | None = None,
+    compile: bool = False,
 ) -> Learner:
     """Tiny QT-TDM. `awake`: the heads' last layers start away from zero, so that the first update moves everything."""
     torch.manual_seed(seed)
@@ -75,7 +77,10 @@ def make_learner(
             for head in (dynamics.state_head, dynamics.reward_head, dynamics.continuation_head, *values.heads):
                 head[-1].weight.normal_(std=0.3)
     config = LearnerConfig(
-        reward_scale=reward_scale, tdm=tdm or TDMLearnerConfig(), qt=qt or QTLearnerConfig(states_per_window=2)
+        compile=compile,
+        reward_scale=reward_scale,
+        tdm=tdm or TDMLearnerConfig(),
+        qt=qt or QTLearnerConfig(states_per_window=2),
     )
     parts = [TDMLearner(config, dynamics), QTLearner(config, values, discount=0.9)]
     return Learner(config, parts, CPU, total_updates, bfloat16=False)
@@ -332,6 +337,30 @@ def test_target_drift_is_the_targets_distance_over_the_networks_norm():
     alone = Learner(learner.config, [part(learner, "tdm")], CPU, 100, bfloat16=False)
     alone.update(make_batch())
     assert "target_drift" not in alone.drain()
+
+
+def test_compiled_it_learns_the_same(monkeypatch):
+    """Both losses captured whole, forwards and backwards, and run by torch as they stand."""
+    backend = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", backend)
+    plain, compiled = (make_learner(dropout=0.0, awake=True, compile=compile) for compile in (False, True))
+    for update in range(6):
+        for learner in (plain, compiled):
+            learner.update(make_batch(seed=update))
+    want, got = plain.drain(), compiled.drain()
+    assert got == {name: pytest.approx(value, rel=1e-4, abs=1e-6) for name, value in want.items()}
+    for a, b in zip(parameters_of(plain), parameters_of(compiled), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_compiled_it_drops_out_too(monkeypatch):
+    """Masks are drawn inside what is compiled: new ones for each update, none when nothing is to be dropped."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    for dropout, different in ((0.5, 3), (0.0, 1)):
+        whole = make_learner(dropout=dropout, awake=True, compile=True)
+        batch = whole.stage(make_batch())
+        losses = {round(float(part(whole, "tdm").loss(batch).state), 5) for _ in range(3)}
+        assert len(losses) == different
 
 
 class Waits(TorchDispatchMode):

@@ -32,10 +32,18 @@ class Evaluation:
 
 
 def evaluate(
-    envs: Sequence[TaskEnv], policy: Policy, seed: int, should_stop: Callable[[], bool] = lambda: False
+    envs: Sequence[TaskEnv],
+    policy: Policy,
+    seed: int,
+    should_stop: Callable[[], bool] = lambda: False,
+    attempt: int = 0,
 ) -> Evaluation:
-    """One episode in each environment, planned in one batch; the same seed and weights give the same result."""
-    seeds = [derive_seed(seed, "evaluation", i) for i in range(len(envs))]
+    """One episode in each environment, planned in one batch; the same seed and weights give the same result.
+
+    attempt: others than 0 have other start states, for when a simulator fails in those.
+    """
+    again = (attempt,) if attempt else ()
+    seeds = [derive_seed(seed, "evaluation", i, *again) for i in range(len(envs))]
     episodes = run_episodes(envs, policy, seeds, exploration=0.0, should_stop=should_stop)
     successes = [e.success for e in episodes if e.success is not None]
     success = float(np.mean(successes)) if successes else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,14 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
 
+from actors.attempts import MOST_ATTEMPTS, Attempts
 from actors.diagnosis import saturation, tell_evaluation
 from actors.episodes import EnvironmentFailure, run_episodes
 from actors.evaluation import evaluate
 from actors.measured import MeasuredPolicy
 from common.environments.task_env import TaskEnv
 from common.episode import Episode
-from common.events import EventLog
+from common.events import EventLog, Waiting
 from common.run_dir import RunDir
 from common.seeding import derive_seed
 from common.telemetry import Activities, MakeTelemetry, Telemetry
@@ -85,7 +87,8 @@ class CollectorActor:
         self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry, self.time_spent)
         self.envs = make_environments(settings, self.watchdog)
         self.random_policy = RandomPolicy(self.envs[0].task_spec.action_dim)
-        self._offered: Weights | None = None
+        self._offered: deque[Weights] = deque(maxlen=1)
+        """the newest that were sent, until they are loaded: put in by one thread, taken out by another"""
         self._newest_version = 0
         self._heard_at = 0.0
         self._question: ray.ObjectRef | None = None
@@ -98,20 +101,27 @@ class CollectorActor:
         self._pull()
         if self.watchdog.found:
             self.telemetry.inc("qttdm_failures_total", kind="hung")
-            self._ask(self._control("environment_failed").remote(self.index, f"hung, see {self.watchdog.found}"))
-        number = max(self._ask(shard.next_number.remote(self.index)) for shard in self.shards)
+            self._tell_failure(f"hung, see {self.watchdog.found}")
+        number = max(
+            self._ask(shard.next_number.remote(self.index), f"the number of its next episode from shard {i}")
+            for i, shard in enumerate(self.shards)
+        )
         # The episode that this actor's last process hung in must not be the first of this one again.
         attempt = int(time.time()) if ray.get_runtime_context().was_current_actor_reconstructed else 0
         collected = stored = 0
+        refused = self._waiting()
         while True:
-            ticket = self._ask(self._control("ticket").remote(self.index, self.boot, stored))
+            asked = self._control("ticket").remote(self.index, self.boot, stored)
+            ticket = self._ask(asked, "a ticket from the learner")
             stored = 0
             if ticket.verdict == "done":
                 return collected
             if ticket.verdict == "wait":
+                refused.still(ticket.reason)
                 with self.time_spent.on("waiting"):
                     time.sleep(ticket.retry_seconds)
                 continue
+            refused.over()
             self._heard(ticket.version)
             names = range(number, number + len(self.envs))
             number = names.stop
@@ -128,7 +138,7 @@ class CollectorActor:
     @ray.method(concurrency_group="control")
     def take(self, values: np.ndarray, version: int, checksum: int) -> None:
         """New weights, from the learner: float32 [P], read-only and in shared memory."""
-        self._offered = Weights(values, version, checksum)
+        self._offered.append(Weights(values, version, checksum))
         self._heard(version)
 
     def flush(self) -> None:
@@ -149,9 +159,10 @@ class CollectorActor:
     def _before_decision(self) -> bool:
         """Newer weights if there are any; never stops the episode."""
         self.watchdog.rearm()
-        if self._offered is not None and self._offered.version > self.policy.weights_version:
-            self.policy.load(self._offered)
-        self._offered = None
+        if self._offered:
+            offered = self._offered.pop()  # before they are loaded: newer ones may come meanwhile
+            if offered.version > self.policy.weights_version:
+                self.policy.load(offered)
         now = time.monotonic()
         if self._question is None and now - self._heard_at > ASK_EVERY:  # perhaps this process was left out
             self._question = self._control("version").remote()
@@ -175,8 +186,10 @@ class CollectorActor:
 
     def _pull(self) -> None:
         """Fetch the newest weights, waiting until the learner has some."""
+        waiting = self._waiting()
         while True:
-            newest = self._ask(self._control("newest").remote())
+            newest = self._ask(self._control("newest").remote(), "the newest weights from the learner")
+            waiting.still("the learner to publish weights" if newest is None else "the newest weights to arrive")
             if newest is not None:
                 (reference,), version, checksum = newest
                 try:
@@ -191,10 +204,13 @@ class CollectorActor:
 
     def _insert(self, episode: Episode) -> None:
         """Store an episode: on disk when this returns. One at a time, so a slow shard slows its actors."""
-        shard = self.shards[shard_of(episode.actor, episode.number, len(self.shards))]
+        shard = shard_of(episode.actor, episode.number, len(self.shards))
         self._inserting = 1
         with self.time_spent.on("storing"):
-            self._ask(shard.insert.options(concurrency_group="insert").remote(encode(episode)))
+            self._ask(
+                self.shards[shard].insert.options(concurrency_group="insert").remote(encode(episode)),
+                f"shard {shard} to store an episode",
+            )
         self._inserting = 0
 
     def _tell(self, episode: Episode) -> None:
@@ -216,24 +232,32 @@ class CollectorActor:
     def _replace_environments(self, why: str) -> None:
         """All of them: a simulator that failed may have left anything behind."""
         self.telemetry.inc("qttdm_failures_total", kind="environment")
-        self._ask(self._control("environment_failed").remote(self.index, why))
-        with self.watchdog:
-            for env in self.envs:
-                env.close()
+        self._tell_failure(why)
+        close_environments(self.envs, self.watchdog)
         self.envs = make_environments(self.settings, self.watchdog)
+
+    def _tell_failure(self, why: str) -> None:
+        """For the learner to count, and to write into events.log."""
+        told = self._control("environment_failed").remote(self.index, why)
+        self._ask(told, "the learner to hear of a failed environment")
 
     def _control(self, method: str) -> Any:
         """A method of the learner that is answered while it learns."""
         return getattr(self.learner, method).options(concurrency_group="control")
 
-    def _ask(self, answer: ray.ObjectRef) -> Any:
+    def _ask(self, answer: ray.ObjectRef, what: str) -> Any:
         """Wait for an answer however long it takes, but not silently: the other side may be restarting."""
+        waiting = self._waiting()
         while True:
+            waiting.still(what)
             try:
                 return ray.get(answer, timeout=self.settings.timeout_seconds)
             except GetTimeoutError:
                 self.telemetry.inc("qttdm_failures_total", kind="timeout")
-                self.events.write(f"has waited {self.settings.timeout_seconds:g} s for the learner or a shard")
+
+    def _waiting(self) -> Waiting:
+        """For as long as it takes, but not silently."""
+        return Waiting(self.events, self.settings.timeout_seconds)
 
 
 def give_way() -> None:
@@ -250,8 +274,19 @@ def make_environments(settings: ActorSettings, watchdog: Watchdog) -> list[TaskE
         return [settings.make_env() for _ in range(settings.envs)]
 
 
+def close_environments(envs: list[TaskEnv], watchdog: Watchdog) -> None:
+    """Which may hang as well."""
+    with watchdog:
+        for env in envs:
+            env.close()
+
+
 class EvaluatorActor:
-    """Evaluates what the learner sends, one snapshot after the other."""
+    """Evaluates what the learner sends, one snapshot after the other.
+
+    Where a simulator fails or hangs it tries again with other start states, and then gives this evaluation up: one
+    must not end the run, nor, since Ray retries a call whose process ended, go on for ever.
+    """
 
     def __init__(self, settings: ActorSettings) -> None:
         """settings.envs: episodes of an evaluation, run in lockstep."""
@@ -259,18 +294,35 @@ class EvaluatorActor:
         self.settings = settings
         self.telemetry = settings.telemetry("evaluator", 0)
         self.watchdog = Watchdog(settings.run_dir, "evaluator", settings.hang_seconds)
-        if self.watchdog.found:
-            self.telemetry.inc("qttdm_failures_total", kind="hung")
+        self.watchdog.tell(self.telemetry)
+        self.events = EventLog(RunDir(settings.run_dir).events_path, "evaluator")
+        self.attempts = Attempts(settings.run_dir / "evaluating", hung=self.watchdog.found is not None)
         self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry)
-        self.envs = make_environments(settings, self.watchdog)
+        self.envs: list[TaskEnv] = []
+        """made within an attempt, so that a process which hangs has always hung in one"""
 
     def evaluate(self, values: np.ndarray, version: int, checksum: int) -> tuple[list[float], float | None, float]:
-        """Returns of the episodes, share of successes (None: the task has none), seconds."""
+        """Returns of the episodes, share of successes (None: the task has none), seconds. No returns: given up."""
         give_way()
-        started = time.monotonic()
         self.policy.load(Weights(values, version, checksum))
+        which = f"the evaluation after {updates_of(version)} updates"
+        for attempt in self.attempts.of(version):
+            try:
+                return self._evaluate(attempt)
+            except EnvironmentFailure as error:
+                self.telemetry.inc("qttdm_failures_total", kind="environment")
+                self.events.write(f"replaces its environments, which failed in {which}: {error}")
+                close_environments(self.envs, self.watchdog)
+                self.envs = []
+        self.events.write(f"gives up {which}: its environments have failed or hung {MOST_ATTEMPTS} times")
+        return [], None, 0.0
+
+    def _evaluate(self, attempt: int) -> tuple[list[float], float | None, float]:
+        """Each attempt has start states of its own."""
+        self.envs = self.envs or make_environments(self.settings, self.watchdog)
+        started = time.monotonic()
         with self.watchdog:
-            result = evaluate(self.envs, self.policy, self.settings.seed, should_stop=self.watchdog.rearm)
+            result = evaluate(self.envs, self.policy, self.settings.seed, self.watchdog.rearm, attempt)
             seconds = time.monotonic() - started
             tell_evaluation(
                 self.telemetry, self.policy, result.episodes, self.settings.discount, self.settings.reward_scale

@@ -25,7 +25,7 @@ class EvaluationDesk(Protocol):
         """Evaluate these weights; results are told apart by `key`."""
 
     def results(self) -> list[tuple[int, list[float], float | None, float]]:
-        """(key, returns, success, seconds) of what has ended since the last call."""
+        """(key, returns, success, seconds) of what has ended since the last call; no returns: it was given up."""
 
 
 class Evaluations:
@@ -57,9 +57,11 @@ class Evaluations:
         self._submit(counts, learner.weights())
 
     def results(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Counters and values of those that have ended since the last call."""
+        """Counters and values of those that have ended since the last call, but for those given up."""
         for env_steps, returns, success, seconds in self.desk.results():
             counts, _ = self._under_way.pop(env_steps)
+            if not returns:
+                continue
             yield (
                 counts,
                 {

@@ -5,6 +5,7 @@ import pytest
 
 from actors.episodes import Stopped, run_episodes
 from actors.evaluation import Evaluation, evaluate, film
+from common.seeding import derive_seed
 from planner_service.policy import RandomPolicy
 from tests.fakes import point_env
 
@@ -43,6 +44,16 @@ def test_start_states_are_not_those_of_training():
     evaluate([point_env(2) for _ in range(4)], policy, seed=0)
     assert not set(policy.began[0]) & set(range(100))
     assert len(set(policy.began[0])) == 4
+
+
+def test_another_attempt_has_other_start_states():
+    policy, envs = Recorder(2), [point_env(2), point_env(2)]
+    began = []
+    for attempt in range(3):
+        evaluate(envs, policy, seed=0, attempt=attempt)
+        began.append(policy.began[0])
+    assert began[0] == [derive_seed(0, "evaluation", i) for i in range(2)]
+    assert len({seed for seeds in began for seed in seeds}) == 6
 
 
 def test_a_training_episode_is_the_same_with_evaluations_around_it():

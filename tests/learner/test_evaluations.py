@@ -24,13 +24,18 @@ class Desk:
 
     submitted: dict[int, Weights] = field(default_factory=dict)
     ended: list[int] = field(default_factory=list)
+    given_up: list[int] = field(default_factory=list)
 
     def submit(self, key: int, weights: Weights) -> None:
         self.submitted[key] = weights
 
     def results(self) -> list[tuple[int, list[float], float | None, float]]:
         ended, self.ended = self.ended, []
-        return [(key, [float(self.submitted[key].version), 0.0], None, 0.1) for key in ended]
+        given_up, self.given_up = self.given_up, []
+        return [
+            *((key, [float(self.submitted[key].version), 0.0], None, 0.1) for key in ended),
+            *((key, [], None, 0.0) for key in given_up),
+        ]
 
 
 @pytest.fixture
@@ -67,6 +72,19 @@ def test_results_come_with_their_own_counters_in_any_order(learner: Learner) -> 
     assert [(v["episode_return"], v["episodes_evaluated"]) for _, v in told] == [(10.0, 2), (5.0, 2)]
     assert len(evaluations) == 0
     assert list(evaluations.results()) == []
+
+
+def test_one_that_is_given_up_has_no_result_and_is_not_gone_on_with(learner: Learner) -> None:
+    desk, restarted = Desk(), Desk()
+    evaluations, later = Evaluations(desk), Evaluations(restarted)
+    for env_steps in (10, 20):
+        learner.updates = env_steps
+        evaluations.hand_in(counts(env_steps, env_steps), learner)
+    desk.ended, desk.given_up = [20], [10]
+    assert [c for c, _ in evaluations.results()] == [counts(20, 20)]
+    assert len(evaluations) == 0
+    later.load(*evaluations.save())
+    assert restarted.submitted == {}
 
 
 def test_what_was_planned_or_under_way_is_gone_on_with(learner: Learner) -> None:

@@ -1,4 +1,4 @@
-"""How often an evaluation has been tried, on disk: a simulator that fails or hangs in it must not do so for ever."""
+"""How often evaluations have been tried, on disk: a simulator that fails or hangs in one must not do so for ever."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ MOST_ATTEMPTS = 3
 
 
 class Attempts:
-    """Of the evaluation under way, told apart by its weights' version.
+    """Of each evaluation that is under way or had trouble, by its weights' version.
 
     What is tried is in the file before it begins: a process that takes the place of one that was killed goes on with
-    the same attempt, of one that hung with the next.
+    the same attempt, of one that hung with the next. Ray may ask it for the evaluations in another order.
     """
 
     def __init__(self, path: Path, hung: bool) -> None:
         """hung: the last process that wrote to this file hung in what it tried."""
         self.path = path
-        self._version, self._attempt = map(int, path.read_text().split()) if path.exists() else (-1, 0)
-        if hung:
-            self._attempt += 1
+        self._tried: dict[int, int] = {}  # the one under way is the last
+        for line in path.read_text().splitlines() if path.exists() else []:
+            version, attempt = map(int, line.split())
+            self._tried[version] = attempt
+        if hung and self._tried:
+            self._tried[next(reversed(self._tried))] += 1
 
     def of(self, version: int) -> Iterator[int]:
         """Those that are left, from 0; to be asked for the next one when the last has failed."""
-        if version != self._version:
-            self._version, self._attempt = version, 0
-        while self._attempt < MOST_ATTEMPTS:
-            replace_file(self.path, f"{self._version} {self._attempt}\n".encode())
-            yield self._attempt
-            self._attempt += 1
+        attempt = self._tried.pop(version, 0)
+        self._tried = {other: tried for other, tried in self._tried.items() if tried}
+        while attempt < MOST_ATTEMPTS:
+            self._tried[version] = attempt
+            replace_file(self.path, "".join(f"{v} {tried}\n" for v, tried in self._tried.items()).encode())
+            yield attempt
+            attempt += 1
+        self._tried[version] = attempt

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import ray
 
 from tests.fakes import Point
 
@@ -51,6 +52,18 @@ class Faulty(Point):
         return super().step(action)
 
 
+class FaultyEvaluations(Point):
+    """A Point that breaks in evaluations, one fault to come after the other: files `<run's seed>-<number>-<name>`."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        *_, seed, actor = ray.get_runtime_context().get_actor_name().split("/")
+        if actor == "evaluator":
+            for path in sorted(to_come().glob(f"{seed.removeprefix('seed-')}-*"))[:1]:
+                path.unlink()
+                FAULTS[path.name.rpartition("-")[2]]()
+        return super().step(action)
+
+
 class BrokenForActors(Point):
     """A Point that can only be made where the test has allowed it, in the driver's process."""
 
@@ -62,3 +75,4 @@ class BrokenForActors(Point):
 
 gymnasium.register("BrokenForActors-v0", BrokenForActors, max_episode_steps=80)
 gymnasium.register("Faulty-v0", Faulty, max_episode_steps=80)
+gymnasium.register("FaultyEvaluations-v0", FaultyEvaluations, max_episode_steps=80)

@@ -34,6 +34,32 @@ def test_an_environment_that_hangs_or_raises(cluster, tmp_path):
     assert re.search(r"faulty.py.* in hold_the_lock", stacks)
 
 
+def test_an_environment_that_hangs_or_raises_in_evaluations(cluster, tmp_path):
+    """Of one seed in all tries of its evaluation, of the other in all but the last."""
+    configs = [
+        settings(
+            "cluster={actors: 1, shards: 1, hang_seconds: 10, timeout_seconds: 9}",
+            "training={env_steps: 800, eval_every: 800}",
+            task="gym/tests.remote.faulty:FaultyEvaluations-v0",
+            seed=seed,
+        )
+        for seed in range(2)
+    ]
+    to_come().mkdir(exist_ok=True)
+    for name in ("0-1-fail", "0-2-hold_the_lock", "0-3-sleep", "1-1-sleep", "1-2-fail"):
+        (to_come() / name).touch()
+    with Live(cluster, tmp_path / "run", configs) as live:
+        live.end()
+        told = live.run.notice()["seeds"]
+    assert [(seed["state"], seed["hung"]) for seed in told] == [("finished", 2), ("finished", 1)]
+    assert [len(check_books(seed).evals) for seed in live.seeds] == [0, 1]
+    for seed, hung, given_up in ((0, 2, 1), (1, 1, 0)):
+        events = live.seeds[seed].run_dir.events_path.read_text()
+        assert len(re.findall("evaluator: replaces its environments, .* has become unstable", events)) == 1
+        assert len(re.findall(r"evaluator: hung, .* see .*/hung/evaluator\.\d\.txt", events)) == hung
+        assert len(re.findall("evaluator: gives up the evaluation after", events)) == given_up
+
+
 @pytest.fixture(scope="module")
 def live(cluster, tmp_path_factory):
     """One run, in which one process after the other hangs."""

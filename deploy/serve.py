@@ -121,7 +121,7 @@ async def follow(agent: TrainedAgent, service: PlannerService, every_s: float) -
             weights = await asyncio.to_thread(agent.newer_weights)
             if weights is not None:
                 await service.load(weights)
-                print(f"weights {weights.version}", flush=True)
+                print(f"weights {service.policy.weights_version}", flush=True)
         except (CheckpointError, ValueError) as error:
             print(f"kept the weights in use: {error}", file=sys.stderr, flush=True)
 

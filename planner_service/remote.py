@@ -23,12 +23,12 @@ from ray.exceptions import RayError, RayTaskError
 
 from common.telemetry import MakeTelemetry, Telemetry
 from common.watchdog import Watchdog
-from common.weights import Weights
+from common.weights import GENERATION, Weights
 from planner_service.messages import Answer, Refusal, Request, ServiceError
 from planner_service.policy import Decisions, GreedyPolicy, MPCPolicy
 from planner_service.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
 
-RETRY_MS = 200.0  # after which to ask again a planner that has no weights yet
+RETRY_MS = 200.0  # after which to ask again a planner that waits for weights
 
 
 @dataclass(frozen=True)
@@ -60,23 +60,30 @@ class PlannerActor:
         self.learner = ray.get_actor(learner)
         torch.set_num_threads(settings.threads)
         watchdog = Watchdog(settings.run_dir, f"planner-{index}", settings.hang_seconds)
-        if watchdog.found:
-            self.telemetry.inc("qttdm_failures_total", kind="hung")
+        watchdog.tell(self.telemetry)
         policy = settings.make_policy()
         policy.warm_up(settings.service.max_batch)
         self.service = PlannerService(settings.service, policy, settings.obs_dim, self.telemetry, watchdog)
+        self._fetching = asyncio.Lock()
 
     async def begin(self, seeds: list[int], exploration: float) -> list[int] | Refusal:
         """Numbers of the episodes begun. `busy` until there are weights: nobody acts on a fresh network."""
         try:
-            if self.service.policy.weights_version == 0 and not await self._pull():
+            if not await self._has(1):
                 return Refusal("busy", "no weights yet", RETRY_MS)
             return await self.service.begin(seeds, exploration)
         except ServiceError as error:
             return error.refusal
 
-    async def act(self, episodes: list[int], steps: list[int], observations: np.ndarray) -> list[Answer | Refusal]:
-        """One decision for each episode; observations float32 [E, M]."""
+    async def act(
+        self, episodes: list[int], steps: list[int], observations: np.ndarray, oldest: int
+    ) -> list[Answer | Refusal]:
+        """One decision for each episode, by weights of version `oldest` or newer; observations float32 [E, M].
+
+        `busy` while it has none such.
+        """
+        if not await self._has(oldest):
+            return [Refusal("busy", f"no weights of version {oldest} yet", RETRY_MS) for _ in episodes]
         requests = zip(episodes, steps, np.array(observations), strict=True)  # a copy: Ray's view pins its store
         return await self.service.act([Request(episode, step, row) for episode, step, row in requests])
 
@@ -89,18 +96,26 @@ class PlannerActor:
         if version > self.service.policy.weights_version:
             await self.service.load(Weights(values, version, checksum))
 
-    async def _pull(self) -> bool:
-        """Fetch the newest weights; False if the learner has none now."""
+    async def _has(self, oldest: int) -> bool:
+        """Are its weights of that version or newer? If not, it first asks the learner: it may have been left out."""
+        policy = self.service.policy
+        if policy.weights_version < oldest:
+            async with self._fetching:  # once for all who come with the same question
+                if policy.weights_version < oldest:
+                    await self._pull()
+        return policy.weights_version >= oldest
+
+    async def _pull(self) -> None:
+        """Fetch the newest weights, if the learner has any now."""
         try:
             newest = await self.learner.newest.options(concurrency_group="control").remote()
             if newest is None:
-                return False
+                return
             (reference,), version, checksum = newest
             values = await reference
         except RayError:  # the learner is starting, or has newer ones by now
-            return False
+            return
         await self.take(values, version, checksum)
-        return True
 
     async def stats(self) -> ServiceStatus:
         """How it is doing."""
@@ -116,7 +131,11 @@ class PlannerActor:
 
 
 class ServicePolicy:
-    """A Policy whose decisions come from a PlannerActor, with a policy of its own for when that is gone."""
+    """A Policy whose decisions come from a PlannerActor, with a policy of its own for when that is gone.
+
+    No decision is by weights more than `max_staleness` updates behind the newest that were loaded here: a planner whose
+    own are older than that fetches newer ones first. It is busy until it has them.
+    """
 
     decided: Decisions | None = None
 
@@ -125,13 +144,15 @@ class ServicePolicy:
         config: AskingConfig,
         planner: str,
         local: MPCPolicy | GreedyPolicy,
+        max_staleness: int,
         still_waiting: Callable[[], object] = lambda: None,
     ) -> None:
-        """planner: the actor's name. local: takes the same weights, and plans if need be.
+        """planner: the actor's name. local: takes the same weights, and plans if need be. max_staleness: in updates.
 
         still_waiting: called before every question, for whoever would take waiting for the service for hanging.
         """
         self.config, self.name, self.local, self.still_waiting = config, planner, local, still_waiting
+        self.max_staleness = max_staleness
         self.greedy: GreedyPolicy | None = None
         if isinstance(local, MPCPolicy) and local.planner.value_function is not None:
             self.greedy = GreedyPolicy(local.planner.value_function, local.device)
@@ -144,7 +165,7 @@ class ServicePolicy:
         self._alone = False
 
     def load(self, weights: Weights) -> None:
-        """For planning alone; the service gets its own from the learner."""
+        """For planning alone, and the measure of how old the service's may be, which it gets from the learner."""
         self.local.load(weights)
         if self._alone or self.weights_version == 0:
             self.weights_version = weights.version
@@ -163,7 +184,7 @@ class ServicePolicy:
         versions = []
         while not self._alone and (open_rows := [i for i in range(len(observations)) if i not in actions]):
             episodes, steps = [self._episodes[i] for i in open_rows], [self._steps[i] for i in open_rows]
-            answers = self._ask("act", episodes, steps, observations[open_rows])
+            answers = self._ask("act", episodes, steps, observations[open_rows], self._oldest())
             refusals = [answer for answer in answers or [] if isinstance(answer, Refusal) and answer.code != "busy"]
             if hopeless := [refusal for refusal in refusals if refusal.code not in BEGIN_ANEW]:
                 raise ServiceError(hopeless[0])
@@ -188,6 +209,11 @@ class ServicePolicy:
             return self.local.act(observations)
         self.weights_version = min(versions)
         return np.stack([actions[i] for i in range(len(observations))])
+
+    def _oldest(self) -> int:
+        """Version of the oldest weights that may act; never of an earlier start of the learner than the newest."""
+        newest = self.local.weights_version
+        return max(newest - self.max_staleness, newest - newest % GENERATION)
 
     def _begin(self) -> None:
         """The episodes at the service, from whatever step they are at: it plans from a cold start. Or alone."""

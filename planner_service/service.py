@@ -193,7 +193,7 @@ class PlannerService:
         return [await a if isinstance(a, asyncio.Future) else a for a in awaited]
 
     async def load(self, weights: Weights) -> None:
-        """New network weights for the batches to come. ValueError if they do not fit; the old ones stay."""
+        """New network weights for the batches to come; older ones are left. ValueError if they do not fit."""
         await asyncio.get_running_loop().run_in_executor(self._planner, self._load, weights)
 
     async def status(self) -> ServiceStatus:
@@ -373,7 +373,9 @@ class PlannerService:
         return _Planned(decisions, self.policy.weights_version, began, time.monotonic())
 
     def _load(self, weights: Weights) -> None:
-        """In the planner's thread."""
+        """In the planner's thread, where no others are under way that may be newer."""
+        if weights.version < self.policy.weights_version:
+            return
         with self.telemetry.timed("qttdm_weights_apply_seconds"):
             self.policy.load(weights)
 

@@ -321,6 +321,24 @@ class TestWeights:
             assert np.array_equal(answer.action, decided.actions[0])
             assert answer.value == pytest.approx(decided.values[0], abs=1e-4)
 
+    def test_older_ones_that_come_late_are_left(self):
+        """Two who bring weights each find the ones in use older; which of them is first in the queue is chance."""
+
+        async def run():
+            policy = GatedPolicy()
+            serving = service(policy)
+            (episode,) = await serving.begin([3])
+            asking = asyncio.create_task(serving.act([Request(episode, 0, observation(0))]))
+            await until(lambda: policy.batches)
+            loads = [asyncio.create_task(serving.load(Weights.of(policy.networks, version))) for version in (5, 4)]
+            await asyncio.sleep(0.01)
+            policy.gate.set()
+            await asyncio.gather(asking, *loads)
+            (answer,) = answered(await serving.act([Request(episode, 1, observation(1))]))
+            return answer.weights_version
+
+        assert asyncio.run(run()) == 5
+
     def test_damaged_ones_are_refused_and_the_old_ones_stay(self):
         async def run():
             serving = service()

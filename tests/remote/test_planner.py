@@ -96,9 +96,9 @@ class Service:
     def pid(self) -> int:
         return ray.get(self.actor.alive.remote(), timeout=PATIENCE)
 
-    def client(self, **asking) -> ServicePolicy:
+    def client(self, max_staleness: int = 1000, **asking) -> ServicePolicy:
         """An actor's policy, which has the learner's weights as well."""
-        return ServicePolicy(AskingConfig(**asking), "planner", local())
+        return ServicePolicy(AskingConfig(**asking), "planner", local(), max_staleness)
 
     def close(self) -> None:
         for actor in (self.actor, self.learner):
@@ -195,6 +195,59 @@ def test_before_there_are_weights_nobody_is_served_by_random_networks(start):
     assert refusal.retry_ms > 0
     threading.Timer(1.0, service.publish, (0, VERSION)).start()
     np.testing.assert_allclose(play(service.client(), [0], 3), play(local(), [0], 3), atol=1e-5)
+
+
+class TestStale:
+    """A planner that what the learner published did not reach."""
+
+    NEW = VERSION + 10
+
+    def client(self, service: Service, version: int = NEW, **more) -> ServicePolicy:
+        """In an episode planned by the old weights, when newer ones have reached the actor."""
+        client = service.client(**more)
+        play(client, [0], 1)
+        assert client.weights_version == VERSION
+        client.load(Weights.of(policy(5).networks, version))
+        return client
+
+    def test_it_fetches_newer_weights_before_it_plans_for_an_actor_that_needs_them(self, start):
+        service = start()
+        within, beyond = self.client(service, max_staleness=10), self.client(service, max_staleness=9)
+        service.publish(5, self.NEW)
+        within.act(observations(1, 1))
+        assert within.weights_version == VERSION
+        got = beyond.act(observations(1, 1))
+        assert beyond.weights_version == self.NEW
+        within.act(observations(1, 2))
+        assert within.weights_version == self.NEW
+        local = policy(0)
+        play(local, [0], 1)
+        local.load(Weights.of(policy(5).networks, self.NEW))
+        np.testing.assert_allclose(got, local.act(observations(1, 1)), atol=1e-5)  # warm: it is the same episode
+
+    def test_until_it_has_them_the_actor_waits(self, start):
+        service = start()
+        client = self.client(service, max_staleness=9, timeout_seconds=30.0)
+        threading.Timer(1.0, service.publish, (5, self.NEW)).start()
+        started = time.monotonic()
+        client.act(observations(1, 1))
+        assert time.monotonic() - started >= 0.9
+        assert client.weights_version == self.NEW
+        assert client.lost == 0
+
+    def test_or_acts_greedily_by_its_own(self, start):
+        client = self.client(start(), max_staleness=9, when_busy="greedy")
+        got = client.act(observations(1, 1))
+        np.testing.assert_allclose(got, play(GreedyPolicy(tiny_qt(5), CPU), [0], 1, first=1)[0], atol=1e-5)
+        assert client.weights_version == self.NEW
+
+    def test_weights_of_a_learner_that_is_no_more_are_too_old_whatever_the_count(self, start):
+        service = start()
+        again = 2 * 10**9 + 1  # it goes on from a checkpoint before VERSION
+        client = self.client(service, again, max_staleness=10**10)
+        service.publish(5, again)
+        client.act(observations(1, 1))
+        assert client.weights_version == again
 
 
 class TestGone:

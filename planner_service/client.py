@@ -43,7 +43,11 @@ class Client:
         except OSError as error:
             raise ServiceLost(f"{self.where}: {error}") from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.call("hello", protocol=PROTOCOL, **({} if token is None else {"token": token}))
+        try:
+            self.call("hello", protocol=PROTOCOL, **({} if token is None else {"token": token}))
+        except ServiceError:
+            self.close()
+            raise
 
     def call(self, name: str, **fields: Any) -> dict[str, Any]:
         """Any call of the protocol; returns its result. Raises ServiceError if it is refused, ServiceLost."""

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import Field
 
 from common.config import Config, ConfigError
-from planner_service.messages import Refusal, ServiceError
+from planner_service.messages import ServiceError
 from planner_service.service import PlannerService
 from planner_service.wire import (
     HEADER,
@@ -57,6 +57,7 @@ class ServerConfig(Config):
     port: int = Field(default=PORT, ge=0, le=65535)
     """0: any that is free"""
     max_connections: int = Field(default=64, gt=0)
+    """from the moment they are accepted; as many more may be waiting to hear that there are too many, no others"""
     max_episodes: int = Field(default=256, gt=0)
     """episodes of one connection"""
     max_frame_bytes: int = Field(default=1 << 18, ge=1 << 10)
@@ -94,14 +95,7 @@ class Server:
         """Listen; returns the port. ConfigError if it cannot."""
         c = self.config
         try:
-            self._listener = await asyncio.start_server(
-                self._connected,
-                c.host,
-                c.port,
-                ssl=self.tls,
-                ssl_handshake_timeout=c.frame_timeout_s if self.tls else None,
-                ssl_shutdown_timeout=c.frame_timeout_s if self.tls else None,
-            )
+            self._listener = await asyncio.start_server(self._connected, c.host, c.port)
         except OSError as error:
             raise ConfigError(f"cannot listen on {c.host} port {c.port} ({error.strerror or error})") from None
         return int(self._listener.sockets[0].getsockname()[1])
@@ -127,22 +121,30 @@ class Server:
         return not unanswered
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection from beginning to end; asyncio runs it as a task of its own."""
+        """One connection from beginning to end; asyncio runs it as a task of its own.
+
+        Choice: TLS begins here, not in asyncio's accepting. Why: a handshake counts as a connection, so that those who
+        never end theirs take nobody's file descriptors. Before it nothing may be awaited: the loop would read its
+        first bytes as ours.
+        """
         task = asyncio.current_task()
         assert task is not None
-        writer.transport.set_write_buffer_limits(high=0)  # so that what is drained is out
-        connection = _Connection(self, reader, writer)
+        most, refused = self.config.max_connections, sum(c.one_too_many for c in self._connections.values())
+        full = len(self._connections) - refused >= most
+        if self.stopping or (full and refused >= most):
+            writer.transport.abort()
+            return
+        connection = self._connections[task] = _Connection(self, reader, writer, one_too_many=full)
         try:
-            if len(self._connections) >= self.config.max_connections:
-                many = f"there are {len(self._connections)} connections"
-                await connection.write({"error": write_refusal(Refusal("too_many_connections", many))})
-                return
-            self._connections[task] = connection
+            writer.transport.set_write_buffer_limits(high=0)  # so that what is drained is out
+            if self.tls is not None:
+                await writer.start_tls(self.tls, ssl_handshake_timeout=self.config.frame_timeout_s)
+                writer.transport.set_write_buffer_limits(high=1)  # at 0 asyncio's TLS takes an empty one for full
             await connection.serve()
         except (OSError, EOFError, TimeoutError, asyncio.CancelledError):
             pass  # the client has gone, takes no answer, or the server stops; asyncio would print the last one
         finally:
-            self._connections.pop(task, None)
+            del self._connections[task]
             writer.transport.abort()
             await self.service.end(list(connection.episodes))
 
@@ -150,15 +152,20 @@ class Server:
 class _Connection:
     """What one client may do, and what it has begun."""
 
-    def __init__(self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, one_too_many: bool
+    ) -> None:
+        """one_too_many: to be told so, and nothing else."""
         self.server, self.config, self.service = server, server.config, server.service
-        self.reader, self.writer = reader, writer
+        self.reader, self.writer, self.one_too_many = reader, writer, one_too_many
         self.episodes: set[int] = set()
         self.answering = False
 
     async def serve(self) -> None:
         """Greet, then answer call after call. OSError, EOFError or TimeoutError when the client has gone."""
         try:
+            if self.one_too_many:
+                raise ProtocolError("too_many_connections", f"there are {self.config.max_connections} already")
             await self.write(self._welcome(await self._read(self.config.frame_timeout_s)))
             while not self.server.stopping:
                 payload = await self._read(self.config.idle_timeout_s)
@@ -167,6 +174,8 @@ class _Connection:
                 self.answering = False
         except ProtocolError as error:
             await self.write({"error": write_refusal(error.refusal)})
+            if self.writer.can_write_eof():
+                self.writer.write_eof()
             with suppress(TimeoutError):  # hanging up with bytes unread would take the answer back
                 async with asyncio.timeout(LINGER_S):
                     while await self.reader.read(1 << 16):

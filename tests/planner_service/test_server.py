@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 
 from common.config import ConfigError
+from planner_service import server
 from planner_service.client import Client
 from planner_service.messages import ServiceError, ServiceLost
 from planner_service.server import Server, ServerConfig, is_loopback
 from planner_service.service import PlannerService, ServiceConfig
+from planner_service.wire import frame
 from tests.planner_service.serving import INFO, Raw, serving, tiny_policy
 from tests.planner_service.test_service import GatedPolicy, observation
 
@@ -178,13 +180,41 @@ def test_a_flood_of_connections_is_turned_away_and_room_is_made_again():
             raw = it.raw()
             assert raw.error() == "too_many_connections"
             assert raw.closed()
-        with pytest.raises((ServiceError, ServiceLost)):
-            it.client()
+            raw.socket.close()
+            check_turned_away(it)
         episode.act(observation(0))
         others.pop().close()
         wait_for(lambda: len(it.server._connections) == 2)
         with it.client() as again:
             assert again.info()["obs_dim"] == 3
+
+
+def check_turned_away(it, **more):
+    """A client is told why it is not served."""
+    with pytest.raises(ServiceError) as error:
+        it.client(**more)
+    assert error.value.refusal.code == "too_many_connections"
+
+
+def test_what_a_client_that_is_turned_away_still_says_does_not_take_the_answer_back(monkeypatch):
+    monkeypatch.setattr(server, "LINGER_S", 3.0)
+    with serving(server={"max_connections": 1}) as it, it.client():
+        raw = it.raw()
+        wait_for(lambda: len(it.server._connections) == 2)
+        for _ in range(3):  # on a connection that is gone the first would be answered with a reset, the next fail
+            raw.send(b"hello")
+            time.sleep(0.05)
+        assert raw.error() == "too_many_connections"
+        wait_for(lambda: len(it.server._connections) == 1)  # it does not hang up, and is not waited for for ever
+
+
+def test_those_who_are_turned_away_are_limited_as_well(monkeypatch):
+    monkeypatch.setattr(server, "LINGER_S", 20.0)
+    with serving(server={"max_connections": 2}) as it, it.client(), it.client():
+        told = [it.raw() for _ in range(2)]
+        wait_for(lambda: len(it.server._connections) == 4)
+        assert it.raw().receive() is None
+        assert [raw.error() for raw in told] == 2 * ["too_many_connections"]
 
 
 def test_a_client_that_takes_no_answers_is_dropped():
@@ -249,14 +279,24 @@ def certificate(tmp_path_factory):
 
 class TestTLS:
     @pytest.fixture
-    def encrypted(self, certificate):
+    def context(self, certificate):
+        """The server's."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
+        return context
+
+    @pytest.fixture
+    def encrypted(self, context):
         with serving(tls=context, server=QUICK) as it:
             yield it
 
-    def test_who_trusts_the_certificate_is_served(self, encrypted, certificate):
-        with encrypted.client(tls=ssl.create_default_context(cafile=certificate[0])) as client:
+    @pytest.fixture
+    def trusting(self, certificate):
+        """A client's."""
+        return ssl.create_default_context(cafile=certificate[0])
+
+    def test_who_trusts_the_certificate_is_served(self, encrypted, trusting):
+        with encrypted.client(tls=trusting) as client:
             episode = client.episode(seed=7)
             policy = tiny_policy()
             policy.begin([7], 0.0)
@@ -266,17 +306,45 @@ class TestTLS:
             with pytest.raises(ServiceError, match="bad_message"):
                 client.call("fly")
 
+    def test_what_comes_right_behind_the_handshake_is_read(self, encrypted, trusting):
+        for _ in range(20):
+            with trusting.wrap_socket(Raw(encrypted.port).socket, server_hostname="127.0.0.1") as tls:
+                tls.sendall(frame({"call": "hello", "protocol": 1}) + frame({"call": "info"}))
+                received = b""
+                while b"obs_dim" not in received and (piece := tls.recv(1000)):
+                    received += piece
+                assert b"obs_dim" in received
+
     def test_who_does_not_is_not(self, encrypted):
         with pytest.raises(ServiceLost, match="certificate verify failed"):
             encrypted.client(tls=ssl.create_default_context())
 
-    def test_plain_text_is_not_understood(self, encrypted, certificate):
+    def test_plain_text_is_not_understood(self, encrypted, trusting):
         with pytest.raises(ServiceLost):
             encrypted.client()
         raw = Raw(encrypted.port)  # says nothing: no handshake is waited for for ever
         assert raw.closed()
-        with encrypted.client(tls=ssl.create_default_context(cafile=certificate[0])) as client:
+        with encrypted.client(tls=trusting) as client:
             assert client.info()["obs_dim"] == 3
+
+    def test_handshakes_that_do_not_end_are_limited_like_connections(self, context, trusting):
+        with serving(tls=context, server={"max_connections": 2, "frame_timeout_s": 60.0}) as it:
+            half_open = [it.raw() for _ in range(2)]
+            check_turned_away(it, tls=trusting)
+            half_open += [it.raw() for _ in range(2)]
+            assert it.raw().closed()  # at once, or this fails
+            for raw in half_open:
+                raw.socket.close()
+            wait_for(lambda: not it.server._connections)
+            with it.client(tls=trusting) as client:
+                assert client.info()["obs_dim"] == 3
+
+    def test_handshakes_that_do_not_end_hold_up_no_stop(self, context):
+        with serving(tls=context, server={"frame_timeout_s": 60.0}) as it:
+            raw = it.raw()
+            wait_for(lambda: it.server._connections)
+            assert it.run(it.server.stop())
+            assert raw.closed()
 
 
 class TestStop:

@@ -166,6 +166,8 @@ class ServicePolicy:
 
     def load(self, weights: Weights) -> None:
         """For planning alone, and the measure of how old the service's may be, which it gets from the learner."""
+        if weights.version < self.local.weights_version:  # the caller compares with those that act: the service's
+            return
         self.local.load(weights)
         if self._alone or self.weights_version == 0:
             self.weights_version = weights.version

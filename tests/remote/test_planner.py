@@ -213,6 +213,7 @@ class TestStale:
     def test_it_fetches_newer_weights_before_it_plans_for_an_actor_that_needs_them(self, start):
         service = start()
         within, beyond = self.client(service, max_staleness=10), self.client(service, max_staleness=9)
+        beyond.load(Weights.of(policy(0).networks, VERSION + 1))  # sent before those that it has
         service.publish(5, self.NEW)
         within.act(observations(1, 1))
         assert within.weights_version == VERSION
@@ -350,9 +351,9 @@ def test_a_run_with_several_planners(cluster, tmp_path):
     with Live(cluster, tmp_path / "run", [settings(service)]) as live:
         live.progress()
         for index in range(2):
-            planner = ray.get_actor(f"{live.seeds[0].name}/planner-{index}", namespace=NAMESPACE)
-            status = ray.get(planner.stats.remote(), timeout=PATIENCE)
-            assert status.answers > 0
+            name = f"planner-{index}"
+            live.until(lambda name=name: live.ask(name, "stats").answers > 0, f"{name} plans: its actors have turns")
+            status = live.ask(name, "stats")
             assert status.refusals.keys() <= {"busy"}
             assert status.weights_version > 0
         live.progress()

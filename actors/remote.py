@@ -89,7 +89,7 @@ class CollectorActor:
         self.random_policy = RandomPolicy(self.envs[0].task_spec.action_dim)
         self._offered: deque[Weights] = deque(maxlen=1)
         """the newest that were sent, until they are loaded: put in by one thread, taken out by another"""
-        self._newest_version = 0
+        self._loaded_version = self._newest_version = 0
         self._heard_at = 0.0
         self._question: ray.ObjectRef | None = None
         self._inserting = 0
@@ -160,9 +160,7 @@ class CollectorActor:
         """Newer weights if there are any; never stops the episode."""
         self.watchdog.rearm()
         if self._offered:
-            offered = self._offered.pop()  # before they are loaded: newer ones may come meanwhile
-            if offered.version > self.policy.weights_version:
-                self.policy.load(offered)
+            self._load(self._offered.pop())  # out before they are loaded: newer ones may come meanwhile
         now = time.monotonic()
         if self._question is None and now - self._heard_at > ASK_EVERY:  # perhaps this process was left out
             self._question = self._control("version").remote()
@@ -196,11 +194,16 @@ class CollectorActor:
                     weights = Weights(ray.get(reference, timeout=self.settings.timeout_seconds), version, checksum)
                 except RayError:  # replaced by newer ones, or lost with the learner's process
                     continue
-                if version > self.policy.weights_version:
-                    self.policy.load(weights)
+                self._load(weights)
                 self._heard(version)
                 return
             time.sleep(0.1)
+
+    def _load(self, weights: Weights) -> None:
+        """Unless newer ones are loaded here. (The version acted on may be a planner's.)"""
+        if weights.version > self._loaded_version:
+            self.policy.load(weights)
+            self._loaded_version = weights.version
 
     def _insert(self, episode: Episode) -> None:
         """Store an episode: on disk when this returns. One at a time, so a slow shard slows its actors."""

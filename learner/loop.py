@@ -147,7 +147,7 @@ class LearningLoop:
         if self.collected or self.finished or self._stop.is_set():
             return Ticket("done")
         if not self._has_heard:  # of what was stored since the checkpoint, which may be owed already
-            return Ticket("wait", retry_seconds=LOOK_EVERY)
+            return Ticket("wait", retry_seconds=LOOK_EVERY, reason="the learner to read what was stored")
         update_seconds = self.spent.per_update(self.learner.updates - self._first_updates)
         excess = self.rounds.excess(actor, update_seconds)
         if excess >= 0:  # ask again when they may be made, but not too often: a question costs this process its time

@@ -359,7 +359,7 @@ def test_compiled_it_drops_out_too(monkeypatch):
     for dropout, different in ((0.5, 3), (0.0, 1)):
         whole = make_learner(dropout=dropout, awake=True, compile=True)
         batch = whole.stage(make_batch())
-        losses = {round(float(part(whole, "tdm").loss(batch).state), 5) for _ in range(3)}
+        losses = {round(part(whole, "tdm").loss(batch).state.item(), 5) for _ in range(3)}
         assert len(losses) == different
 
 

@@ -211,9 +211,12 @@ def may_be_empty(query: Query) -> bool:
 
 
 def check_cost(prometheus: Prometheus) -> None:
-    """Taking and sending reports, of the time that a process has had; the calls themselves: deploy/bench_metrics.py."""
+    """Taking and sending reports, of the time that a process has had; `make bench` has it and the calls themselves.
+
+    By the clock, of processes some of which are seconds old and all of which share the cores: it is far below this.
+    """
     shares = "qttdm_reporting_seconds_total / (time() - qttdm_process_start_time_seconds)"
-    assert 0 < prometheus.number(f"max({shares})") < 0.01
+    assert 0 < prometheus.number(f"max({shares})") < 0.05
 
 
 def check_complete(prometheus: Prometheus) -> None:

@@ -80,10 +80,13 @@ class Rounds:
         The learner goes on while it collects; that counts up to a round of all the others, so that an actor which
         takes for ever, or a learner that stops, cannot make more than that a debt (the bound in replay/limiter.py).
         """
-        last = self._last.get(actor, Round(0, 0.0))
-        others = sum(round.decisions for other, round in list(self._last.items()) if other != actor)
+        rounds = dict(self._last)
+        last, others = rounds.pop(actor, None), list(rounds.values())
+        # One that came later is expected to be like the others, who would leave it no turn otherwise.
+        alike = [last] if last is not None else others
+        seconds = sum(round.seconds for round in alike) / max(1, len(alike))
         return self.pace.excess(
             unheard=sum(decisions for _, decisions in list(self._unheard)),
             under_way=sum(self._last[other].decisions for other in list(self._began) if other in self._last),
-            meanwhile=min(last.seconds / update_seconds, self.pace.update_ratio * others),
+            meanwhile=min(seconds / update_seconds, self.pace.update_ratio * sum(round.decisions for round in others)),
         )

@@ -10,7 +10,8 @@ The learner is a composition: QT-TDM has both parts, the ablations one each.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -88,6 +89,9 @@ class NonFiniteLossError(RuntimeError):
 
 Tensors = Mapping[str, Tensor]
 
+CACHE_BYTES = 4 * 2**20
+"""what the widest activations of an update may take of a CPU's caches, for each thread"""
+
 
 class Part(Protocol):
     """One network's training: what Learner composes."""
@@ -118,13 +122,15 @@ class AdamStep:
             fused=True,
         )
 
-    def step(self, loss: Tensor, progress: float) -> Tensor:
-        """Descend; progress in [0, 1] is the share of training done. Returns the gradient norm before clipping."""
+    def step(self, progress: float) -> Tensor:
+        """Descend along the gradients there are, and clear them; progress in [0, 1] is the share of training done.
+
+        Returns their norm before clipping.
+        """
         self.adam.param_groups[0]["lr"] = self.learning_rate(progress)
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
         return norm
 
     def learning_rate(self, progress: float) -> float:
@@ -172,14 +178,31 @@ class TDMLearner:
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """One step on a batch of windows; metrics stay on the device."""
-        loss = self.loss(batch)
-        norm = self.optimizer.step(loss.total, progress)
-        return {
-            "loss_state": loss.state.detach(),
-            "loss_reward": loss.reward.detach(),
-            "loss_continuation": loss.continuation.detach(),
-            "grad_norm_tdm": norm,
+        steps = batch["mask"].sum()
+        terms = torch.zeros(3, device=steps.device)
+        for part in self._parts(batch):
+            share = part["mask"].sum() / steps  # each loss is a mean over its own steps
+            loss = self.loss(part)
+            (share * loss.total).backward()
+            terms += share * torch.stack([loss.state, loss.reward, loss.continuation]).detach()
+        norm = self.optimizer.step(progress)
+        return dict(zip(("loss_state", "loss_reward", "loss_continuation"), terms, strict=True)) | {
+            "grad_norm_tdm": norm
         }
+
+    def _parts(self, batch: Tensors) -> Iterator[Tensors]:
+        """The batch; on a CPU in parts whose activations stay in its caches. Their gradients are added up.
+
+        What stands between the matrix products waits for memory otherwise (docs/results.md has the times).
+        """
+        count, length, action_dim = batch["actions"].shape
+        parts = 1
+        if batch["actions"].device.type == "cpu":
+            widest = 4 * count * length * (action_dim + 1) * 4 * self.network.config.embed_dim  # bytes, inside the MLPs
+            parts = min(count, math.ceil(widest / (torch.get_num_threads() * CACHE_BYTES)))
+        for i in range(parts):
+            rows = slice(i * count // parts, (i + 1) * count // parts)
+            yield {name: tensor[rows] for name, tensor in batch.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and optimiser."""
@@ -239,7 +262,8 @@ class QTLearner:
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """One step on the leading states of a batch of windows; metrics stay on the device."""
         loss, values = self.loss(batch)
-        norm = self.optimizer.step(loss, progress)
+        loss.backward()
+        norm = self.optimizer.step(progress)
         self.updates += 1
         if self.updates % self.config.ema_every == 0:
             self._follow()

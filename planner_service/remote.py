@@ -213,9 +213,13 @@ class ServicePolicy:
         return np.stack([actions[i] for i in range(len(observations))])
 
     def _oldest(self) -> int:
-        """Version of the oldest weights that may act; never of an earlier start of the learner than the newest."""
+        """Version of the oldest weights that may act.
+
+        Never of an earlier start of the learner than the newest, nor older than those that have acted: a planner that
+        was away may have been left behind by what was planned alone meanwhile.
+        """
         newest = self.local.weights_version
-        return max(newest - self.max_staleness, newest - newest % GENERATION)
+        return max(newest - self.max_staleness, newest - newest % GENERATION, self.weights_version)
 
     def _begin(self) -> None:
         """The episodes at the service, from whatever step they are at: it plans from a cold start. Or alone."""

@@ -98,7 +98,7 @@ def test_flush_tries_until_it_is_taken_but_not_for_ever(monkeypatch):
     t, desk = actor(), Desk(takes=False)
     reporter = Reporter(t, desk, every=1000)
     until(desk.came.is_set)
-    reporter.flush(seconds=0.2)
+    reporter.flush(seconds=1.0)
     assert len(desk.reports) > 2
     threading.Timer(0.2, lambda: setattr(desk, "takes", True)).start()
     reporter.flush(seconds=30.0)

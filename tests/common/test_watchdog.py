@@ -99,7 +99,8 @@ class TestWorking:
     @pytest.mark.parametrize(
         "body",
         [
-            "with dog:\n    for _ in range(12):\n        time.sleep(0.1)\n        assert dog.rearm() is False",
+            "dog.seconds = 2.5\nwith dog:\n"
+            "    for _ in range(6):\n        time.sleep(0.5)\n        assert dog.rearm() is False",
             "with dog:\n    pass\ntime.sleep(1.2)",
             "with dog:\n    with dog.off():\n        time.sleep(1.2)",
             "time.sleep(1.2)",

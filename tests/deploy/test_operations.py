@@ -241,7 +241,10 @@ STAND_INS = {
         case "$*" in
             *get_node_ip_address*) echo 10.0.0.1 ;;
             *token_hex*) echo 5ec2e7 ;;
-            "-m deploy.wait_for_nodes "*) sleep 0.3; echo "joined $3" >> calls ;;
+            "-m deploy.wait_for_nodes "*)
+                # They join when they have been asked to: the head first, then all others at once.
+                until [[ $(grep -c "ray start" calls) -ge $((($3 > 1) + 1)) ]]; do sleep 0.05; done
+                echo "joined $3" >> calls ;;
         esac
         """,
     "qttdm": """

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common import checkpoint
 from common.run_dir import RunDir
 from deploy.cli import main
 from deploy.local import new_run
@@ -42,6 +43,15 @@ def save(run, updates):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     return pendulum_run(tmp_path_factory.mktemp("runs") / "run").run_dir.path
+
+
+@contextmanager
+def broken(monkeypatch, name):
+    """Checkpoints that are saved meanwhile have nothing in the file of that name, from the moment they are there."""
+    write = checkpoint._write
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write", lambda path, data: write(path, b"" if path.name == name else data))
+        yield
 
 
 @contextmanager
@@ -94,7 +104,7 @@ def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, age
             got = np.stack([episode.act(observation(step)).action for step in range(4)])
             seconds, out, err = end(child)
             assert (child.returncode, out, err) == (0, "", "")
-            assert seconds < 5
+            assert seconds < 20
             with pytest.raises(ServiceLost):
                 client.info()
     assert np.allclose(got, local_actions(run.run_dir.path, 3, range(4)), atol=1e-5)
@@ -108,16 +118,17 @@ def test_one_checkpoint_by_name(tmp_path):
         assert client.info()["weights_version"] == 1
 
 
-def test_follows_a_run_that_is_training_without_dropping_a_connection(tmp_path):
+def test_follows_a_run_that_is_training_without_dropping_a_connection(tmp_path, monkeypatch):
     run = pendulum_run(tmp_path / "run")
     with serving(run.run_dir.path, "--watch", "--set", "watch_every_s=0.05") as child:
         with Client(port=child.port) as client:
             episode, step, seen = client.episode(seed=3), 0, []
             for updates in (2, 3, 4):
-                save(run, updates)
-                if updates == 3:  # broken: passed over
-                    (run.store.newest() / "tensors.safetensors").write_bytes(b"")
+                if updates == 3:  # passed over
+                    with broken(monkeypatch, "tensors.safetensors"):
+                        save(run, updates)
                     continue
+                save(run, updates)
                 deadline = time.monotonic() + 30
                 while not seen or seen[-1] != updates:
                     assert time.monotonic() < deadline, seen
@@ -132,18 +143,18 @@ def test_follows_a_run_that_is_training_without_dropping_a_connection(tmp_path):
     assert np.allclose(got, local_actions(run.run_dir.path, 5, range(3)), atol=1e-5)
 
 
-def test_newer_weights_that_cannot_be_used_are_reported_and_the_old_ones_stay(tmp_path):
+def test_newer_weights_that_cannot_be_used_are_reported_and_the_old_ones_stay(tmp_path, monkeypatch):
     run = pendulum_run(tmp_path / "run")
     with serving(run.run_dir.path, "--watch", "--set", "watch_every_s=0.05") as child:
-        save(run, updates=2)
-        for folder in run.run_dir.checkpoints_dir.iterdir():
-            (folder / "SHA256SUMS").write_text("")
+        (run.store.newest() / "SHA256SUMS").write_text("")  # there is none to fall back to
+        with broken(monkeypatch, "SHA256SUMS"):
+            save(run, updates=2)
         line = child.stderr.readline()
         if line == "":
             pytest.fail("the service has gone")
         assert line.startswith("kept the weights in use: ")
         with Client(port=child.port) as client:
-            assert client.info()["weights_version"] in (1, 2)
+            assert client.info()["weights_version"] == 1
             client.episode(seed=0).act(observation(0))
 
 
@@ -164,21 +175,21 @@ def test_told_to_stop_in_the_middle_of_a_long_plan_it_exits_in_the_stated_time(t
     long = ["planner.samples=5000", "planner.iterations=60", "server.stop_timeout_s=0.2", "service.max_wait_ms=0"]
     settings = [part for item in long for part in ("--set", item)]
     with serving(trained, *settings) as child, Client(port=child.port) as client:
-        outcome = []
+        outcome, episode = [], client.episode(0)
 
         def ask():
             try:
-                outcome.append(client.episode(0).act(observation(0)))
+                outcome.append(episode.act(observation(0)))
             except ServiceLost as error:
                 outcome.append(error)
 
         asking = threading.Thread(target=ask)
         asking.start()
-        time.sleep(0.2)
+        time.sleep(0.5)
         seconds, _, err = end(child)
         asking.join()
     assert isinstance(outcome[0], ServiceLost)
-    assert 0.2 <= seconds < 5
+    assert 0.2 <= seconds < 20
     assert err == "gave up on unanswered calls after 0.2 s\n"
     assert child.returncode == 1
 

@@ -141,3 +141,24 @@ def test_when_the_learner_stops_no_more_than_the_bound_piles_up(actors: int) -> 
                 left[actor] = length[actor] = rng.randint(10, 200)
     assert pace.owed >= lead, "it has stopped while there was nothing to do"
     assert left == [0] * actors
+
+
+@pytest.mark.parametrize("seconds", [5, 10, 15, 25, 50])
+def test_an_actor_that_comes_late_has_its_turns(seconds: int) -> None:
+    """Rounds of so many updates' time, where two actors were there before it and are enough for the learner."""
+    rng, length, done, left = random.Random(0), 20, [0] * 3, [0] * 3
+    rounds = fresh(length, lead=20.0)
+    for now in range(6000):
+        for actor in range(3):
+            if left[actor] == 1:
+                done[actor] += 1
+                rounds.ended(actor, length, now)
+                rounds.pace.inserted(length)
+                rounds.heard(math.inf)
+            left[actor] = max(0, left[actor] - 1)
+        if rounds.pace.want_sample:
+            rounds.pace.sampled()
+        for actor in rng.sample(range(3), 3) if now > 300 else range(2):
+            if left[actor] == 0 and ask(rounds, actor, now) == "collect":
+                left[actor] = seconds
+    assert done[2] > 0.5 * sum(done) / 3, done

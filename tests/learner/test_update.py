@@ -231,11 +231,13 @@ def test_linear_schedule():
     step, layer = make_step(schedule="linear")
     assert [step.learning_rate(p) for p in (0.0, 0.25, 0.5, 1.0, 1.5)] == pytest.approx([0.1, 0.075, 0.05, 0.0, 0.0])
     before = layer.weight.clone()
-    step.step(layer(torch.ones(3)).sum(), progress=0.75)
+    layer(torch.ones(3)).sum().backward()
+    step.step(progress=0.75)
     # Adam's first step is the learning rate for every parameter that has a gradient (less eps / |gradient|)
     torch.testing.assert_close(before - layer.weight, torch.full((2, 3), 0.025), rtol=1e-3, atol=0)
     before = layer.weight.clone()
-    step.step(layer(torch.ones(3)).sum(), progress=1.0)
+    layer(torch.ones(3)).sum().backward()
+    step.step(progress=1.0)
     assert torch.equal(layer.weight, before)
 
 
@@ -269,7 +271,8 @@ def test_the_norm_is_reported_before_clipping_and_the_step_is_of_the_clipped_gra
     x = torch.tensor([1.0, -2.0, 3.0])
     before = [p.detach().clone() for p in layer.parameters()]
     gradients = [g.detach() for g in torch.autograd.grad(scale * layer(x).square().sum(), list(layer.parameters()))]
-    norm = step.step(scale * layer(x).square().sum(), progress=0.0)
+    (scale * layer(x).square().sum()).backward()
+    norm = step.step(progress=0.0)
     want = sum(g.square().sum().item() for g in gradients) ** 0.5
     assert norm.item() == pytest.approx(want, rel=1e-5)
     assert (want > limit) == (scale > 1e-6)
@@ -283,6 +286,35 @@ def test_every_parameter_that_is_used_moves():
     learner.update(make_batch())
     still = {name for name, p in learner.networks.named_parameters() if torch.equal(p, before[name])}
     assert still == set()
+
+
+@pytest.mark.parametrize("in_parts", [2, 3, 8])
+def test_in_parts_that_fit_the_caches_it_learns_what_it_learns_at_once(monkeypatch, in_parts: int):
+    whole, cut = (make_learner(dropout=0.0, awake=True) for _ in range(2))
+    batch = make_batch()  # windows of different lengths: the parts do not weigh the same
+    forwards = []
+    part(cut, "tdm").network.register_forward_hook(lambda *_: forwards.append(1))
+    for _ in range(3):
+        whole.update(batch)
+    monkeypatch.setattr("learner.update.CACHE_BYTES", 4 * 4 * 16 * 8 * L * (N + 1) / torch.get_num_threads() / in_parts)
+    for _ in range(3):
+        cut.update(batch)
+    assert len(forwards) == 3 * in_parts
+    assert cut.drain() == pytest.approx(whole.drain(), rel=1e-4)
+    for a, b in zip(parameters_of(cut), parameters_of(whole), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("windows", "parts"), [(1, 1), (64, 9), (512, 70)])
+def test_the_parts_of_walker_s_batch_on_one_thread(monkeypatch, windows: int, parts: int):
+    """140 tokens a window, 1024 numbers a token inside the MLPs: 7 windows in 4 MiB."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    learner = TDMLearner(LearnerConfig(), TDM(TDMConfig(num_layers=1), 24, 6, can_terminate=False))
+    batch = {name: torch.from_numpy(array) for name, array in vars(make_batch(windows, 20, 24, 6)).items()}
+    found = list(learner._parts(batch))
+    assert len(found) == parts
+    assert max(len(p["mask"]) for p in found) <= 8
+    assert all(torch.equal(torch.cat([p[name] for p in found]), whole) for name, whole in batch.items())
 
 
 def test_drain_gives_means_and_forgets():

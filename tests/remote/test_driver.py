@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from common.weights import updates_of
 from deploy.cluster import old_seeds
 from deploy.seed_run import SeedRun
 from deploy.trained import newest_checkpoint
 from tests.remote.live import PATIENCE, SMALL, TASK, check_books, nothing_is_left, objects_stored, until, workers
+from tests.remote.nodes import Nodes
 
 pytestmark = pytest.mark.ray
 
@@ -106,7 +106,7 @@ def test_a_run_that_is_killed_stopped_and_resumed_until_it_is_finished(cluster, 
 
 def test_the_whole_cluster_dies(cluster, tmp_path):
     objects = objects_stored()[0]
-    doomed = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 80 * 2**20})
+    doomed = Nodes(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 80 * 2**20})
     driver = train(doomed.address, tmp_path, env_steps=2400)
     wait_for_checkpoints(driver, tmp_path)
     processes = list(workers(doomed))

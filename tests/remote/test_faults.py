@@ -22,8 +22,9 @@ pytestmark = pytest.mark.ray
 def live(cluster, tmp_path_factory):
     """The run, with whatever the tests before did to it: starting it is most of what a test costs."""
     port = free_port()
-    ensure_exporter("127.0.0.1", port)
-    config = settings(f"cluster.metrics_port={port}")
+    assert ensure_exporter("127.0.0.1", port).startswith("metrics: ")
+    # Longer than a process is stopped here: tests/remote/test_hangs.py is about that.
+    config = settings(f"cluster={{metrics_port: {port}, heartbeat_seconds: 3600}}")
     with Live(cluster, tmp_path_factory.mktemp("faults") / "run", [config]) as run:
         try:
             run.progress()
@@ -34,6 +35,7 @@ def live(cluster, tmp_path_factory):
 
 
 def test_killed_collector(live):
+    live.until(lambda: any(e.actor == 0 for e in live.stored()), "the collector has collected")
     restarts = live.ask("learner", "status")["actor_restarts"]
     published = live.ask("learner", "version")
     pid = live.kill("actor-0")
@@ -41,15 +43,16 @@ def test_killed_collector(live):
     number = max(live.ask(f"replay-{i}", "next_number", 0) for i in range(2))
     live.replaced("actor-0", pid)
     live.progress()
-    live.until(lambda: live.ask("learner", "status")["actor_restarts"] == restarts + 1, "it is counted")
-    assert "learner: actor 0 is back in a new process" in live.events()
+    live.until(lambda: "learner: actor 0 is back in a new process" in live.events(), "its restart is told")
+    assert live.ask("learner", "status")["actor_restarts"] == restarts + 1
 
     def own():
         return {e.number: e for e in live.stored() if e.actor == 0}
 
-    live.until(lambda: max(own()) > number, "the new process has collected")
-    # Lost was the episode in flight and no other, whose number is then the next one's.
-    episodes = own()
+    last = live.until(lambda: (newest := max(own())) > number and newest, "the new process has collected")
+    # Lost was the episode in flight and no other, whose number is then the next one's. (Shards are asked one after the
+    # other: of what is stored between two of these questions only a part would be heard of.)
+    episodes = {n: e for n, e in own().items() if n <= last}
     assert sorted(episodes) == list(range(len(episodes)))
     assert all(e.oldest_weights >= published > GENERATION for e in episodes.values() if e.number > number)
 
@@ -65,8 +68,13 @@ def test_killed_shard(live):
     # Nothing piles up meanwhile, in the other shard or on the way: what the pace allows, and one for each collector.
     cluster = live.seeds[0].config.cluster
     assert inserted() - there <= math.ceil(cluster.pace.lead / 20) + cluster.actors
-    gauges = {key: value for key, value in scrape(cluster.metrics_port).items() if key[0] == "qttdm_calls_in_flight"}
-    assert all(gauges["qttdm_calls_in_flight", "0", "actor", str(i), "inserts"] <= 1 for i in range(2))
+
+    def in_flight():
+        served = scrape(cluster.metrics_port)
+        return [served.get(("qttdm_calls_in_flight", "0", "actor", str(i), "inserts")) for i in range(2)]
+
+    gauges = live.until(lambda: None not in (now := in_flight()) and now, "both collectors tell of their calls")
+    assert max(gauges) <= 1
     before = live.ask("learner", "status")
     os.kill(pid, signal.SIGKILL)
     live.replaced("replay-1", pid)
@@ -124,16 +132,15 @@ def test_killed_exporter(live):
     def stored() -> int:
         return sum(e.actor == 1 for e in live.stored())
 
-    live.until(lambda: counters().get(episodes), "the collector's episodes are served")
-    before = counters()
+    before = live.until(lambda: (now := counters()).get(episodes) and now, "the collector's episodes are served")
     pid = exporter_pid()
     os.kill(pid, signal.SIGKILL)
     gone(pid, "the exporter")
     live.progress()  # does not need it
     there = stored()
     live.until(lambda: counters().get(episodes, 0) >= there, "it serves all that happened meanwhile")
-    assert counters()[episodes] <= stored()
-    after = counters()
+    after = live.until(counters, "it answers")
+    assert after[episodes] <= stored()
     assert {key: value for key, value in before.items() if after[key] < value} == {}
     assert exporter_pid() != pid
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 def test_an_environment_that_hangs_or_raises(cluster, tmp_path):
     config = settings(
-        "cluster={actors: 1, shards: 1, hang_seconds: 10, timeout_seconds: 9}",
+        "cluster={actors: 1, shards: 1, hang_seconds: 20, timeout_seconds: 19}",
         "training.eval_every=1000000",
         task="gym/tests.remote.faulty:Faulty-v0",
     )
@@ -38,7 +38,7 @@ def test_an_environment_that_hangs_or_raises_in_evaluations(cluster, tmp_path):
     """Of one seed in all tries of its evaluation, of the other in all but the last."""
     configs = [
         settings(
-            "cluster={actors: 1, shards: 1, hang_seconds: 10, timeout_seconds: 9}",
+            "cluster={actors: 1, shards: 1, hang_seconds: 20, timeout_seconds: 19}",
             "training={env_steps: 800, eval_every: 800}",
             task="gym/tests.remote.faulty:FaultyEvaluations-v0",
             seed=seed,

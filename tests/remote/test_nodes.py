@@ -34,7 +34,7 @@ def test_killed_nodes(cluster, tmp_path):
         assert live.versions == sorted(live.versions)
 
     first = node()
-    config = settings("cluster={actors: 1, shards: 1, gpus_per_seed: 1, timeout_seconds: 5}")
+    config = settings("cluster={actors: 1, shards: 1, gpus_per_seed: 1, timeout_seconds: 20}")
     with Live(cluster, tmp_path / "run", [config]) as live:
         live.progress()
         second = node()

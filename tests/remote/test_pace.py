@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ OBJECTS, MEBIBYTES = 60, 8  # what one snapshot, the batches under way and calls
 
 def lowest_priority(pid: int) -> int:
     """The highest nice value of a process's threads."""
-    return max(os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir())
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):  # it ended just now
+            found.append(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
+    return max(found)
 
 
 def test_pace_and_object_store(cluster, tmp_path):
@@ -29,7 +34,8 @@ def test_pace_and_object_store(cluster, tmp_path):
     directory = tmp_path / "run"
     with Live(cluster, directory, [config]) as live:
         live.progress()
-        assert lowest_priority(live.pid("actor-0")) > lowest_priority(live.pid("learner"))  # the learner goes first
+        actor, learner = live.pid("actor-0"), live.pid("learner")
+        live.until(lambda: lowest_priority(actor) > lowest_priority(learner), "the learner goes first")
         first, before = live.ask("learner", "status")["version"], objects_stored()
         stores = [before]
 

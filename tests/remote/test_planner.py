@@ -83,6 +83,7 @@ class Service:
         )
         self.learner = self._create("learner", Publisher, [], concurrency_groups={"control": 1})
         self.actor = self._create("planner", PlannerActor, own, "learner")
+        self.pid()  # it has started: how long clients wait for an answer does not include that
         if published:
             self.publish(0, VERSION)
 
@@ -229,10 +230,10 @@ class TestStale:
     def test_until_it_has_them_the_actor_waits(self, start):
         service = start()
         client = self.client(service, max_staleness=9, timeout_seconds=30.0)
-        threading.Timer(1.0, service.publish, (5, self.NEW)).start()
         started = time.monotonic()
+        threading.Timer(1.0, service.publish, (5, self.NEW)).start()
         client.act(observations(1, 1))
-        assert time.monotonic() - started >= 0.9
+        assert time.monotonic() - started >= 1.0
         assert client.weights_version == self.NEW
         assert client.lost == 0
 
@@ -251,13 +252,19 @@ class TestStale:
         assert client.weights_version == again
 
 
+def kill_soon(pid: int) -> None:
+    """So that it is asked first: Ray keeps calls of one that it knows to be dead for the next."""
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(1.0, os.kill, (pid, signal.SIGKILL)).start()
+
+
 class TestGone:
     def test_killed_it_is_noticed_the_episode_ends_alone_and_the_next_is_its_own_again(self, start):
         service = start()
         client = service.client(timeout_seconds=30.0)
         play(client, [0], 2)
         pid = service.pid()
-        os.kill(pid, signal.SIGKILL)
+        kill_soon(pid)
         alone = [client.act(observations(1, step)) for step in range(2, 5)]
         assert client.lost == 1
         # From a cold start with the actor's own weights.
@@ -270,7 +277,7 @@ class TestGone:
 
     def test_stopped_it_is_noticed_in_the_stated_time(self, start):
         service = start()
-        client = service.client(timeout_seconds=2.0)
+        client = service.client(timeout_seconds=5.0)
         play(client, [0], 2)
         pid = service.pid()
         os.kill(pid, signal.SIGSTOP)
@@ -281,7 +288,7 @@ class TestGone:
             client.act(observations(1, 3))
         finally:
             os.kill(pid, signal.SIGCONT)
-        assert 2.0 <= waited < PATIENCE
+        assert 5.0 <= waited < PATIENCE
         assert client.lost == 1  # once: it is not asked again in this episode
         play(client, [1], 3)
         assert client.lost == 1
@@ -291,7 +298,7 @@ class TestGone:
         service = start()
         client = service.client(when_gone="wait", timeout_seconds=5.0)
         play(client, [0], 2)
-        os.kill(service.pid(), signal.SIGKILL)
+        kill_soon(service.pid())
         after = [client.act(observations(1, step)) for step in range(2, 5)]
         assert client.lost >= 1
         np.testing.assert_allclose(after, play(local(), [0], 3, first=2), atol=1e-5)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 def served(when_gone: str):
     return settings(
-        "cluster={planning: service, actors: 1, shards: 1, hang_seconds: 10, timeout_seconds: 5}",
+        "cluster={planning: service, actors: 1, shards: 1, hang_seconds: 20, timeout_seconds: 15}",
         f"cluster.asking={{when_gone: {when_gone}, timeout_seconds: 2}}",
     )
 
@@ -37,7 +37,7 @@ def check_untouched(live: Live) -> None:
 def test_actors_plan_by_themselves_while_it_is_gone(cluster, tmp_path):
     with Live(cluster, tmp_path / "run", [served("local")]) as live:
         live.progress()
-        assert live.ask("planner-0", "stats").answers > 0
+        live.until(lambda: live.ask("planner-0", "stats").answers > 0, "it is asked")
         pid = live.kill("planner-0", signal.SIGSTOP)
         live.progress()
         os.kill(pid, signal.SIGKILL)

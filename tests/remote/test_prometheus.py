@@ -65,7 +65,10 @@ class Prometheus:
     def start(self, target: int) -> None:
         """Scrape that port, and Ray."""
         config = yaml.safe_load(CONFIG.read_text())
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "5s"}
+        config["global"] = {
+            "scrape_interval": "3s",
+            "evaluation_interval": "5s",
+        }  # also the most that a scrape may take
         config["rule_files"] = [str(CONFIG.parent / name) for name in config["rule_files"]]
         ours, rays = config["scrape_configs"]
         ours["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
@@ -113,6 +116,11 @@ class Prometheus:
         answer = self.ask(query)
         assert len(answer) <= 1, answer
         return answer[0][1] if answer else math.nan
+
+    def known(self, query: str) -> float:
+        """The number, as soon as there is one: a scrape that came too late leaves nothing until the next."""
+        found: list[float] = until(lambda: [n] if not math.isnan(n := self.number(query)) else [], query)
+        return found[0]
 
     def stop(self) -> None:
         self.process.terminate()
@@ -173,17 +181,18 @@ def all_under_way(prometheus: Prometheus) -> bool:
 
 def kill_an_actor(live: Live, prometheus: Prometheus) -> None:
     """It is seen to be another process, and counts on."""
-    name, before = f"qttdm_acted_episodes_total{KILLED}", prometheus.number(f"qttdm_acted_episodes_total{KILLED}")
+    name = f"qttdm_acted_episodes_total{KILLED}"
     pid = live.kill("actor-0")
     live.replaced("actor-0", pid)
     live.until(lambda: prometheus.number(f"qttdm_process_restarts_total{KILLED}") == 1, "the restart is told")
+    before = prometheus.known(name)  # all that the killed one ever told is in it
     live.until(lambda: prometheus.number(name) > before, "it counts on")
-    assert prometheus.number("sum(qttdm_process_restarts_total)") == 1
+    assert prometheus.known("sum(qttdm_process_restarts_total)") == 1
 
 
 def kill_the_exporter(live: Live, prometheus: Prometheus) -> None:
     """It comes back at the same address, with what it had."""
-    decisions = prometheus.number("sum(qttdm_acted_total)")
+    decisions = prometheus.known("sum(qttdm_acted_total)")
     pid = exporter_pid()
     os.kill(pid, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{pid}").exists(), "it is gone")
@@ -197,13 +206,15 @@ def check_queries(prometheus: Prometheus) -> None:
     """Every query that is shipped is understood, and all answer but those that cannot."""
     queries = all_queries(RUN, rate_interval="15m", time_range="30m")
     assert len(queries) > 100
-    answers = {query: prometheus.ask(query.text) for query in queries}
-    nothing = {
-        query.where: query.text
-        for query, answer in answers.items()
-        if all(math.isnan(value) for _, value in answer) and not may_be_empty(query)
-    }
-    assert nothing == {}
+    for query in queries:
+        prometheus.ask(query.text)
+        if not may_be_empty(query):
+            until(lambda text=query.text: answered(prometheus, text), f"{query.where} answers: {query.text}")
+
+
+def answered(prometheus: Prometheus, text: str) -> bool:
+    """Is there a number in the answer?"""
+    return any(not math.isnan(value) for _, value in prometheus.ask(text))
 
 
 def may_be_empty(query: Query) -> bool:
@@ -216,20 +227,23 @@ def check_cost(prometheus: Prometheus) -> None:
     By the clock, of processes some of which are seconds old and all of which share the cores: it is far below this.
     """
     shares = "qttdm_reporting_seconds_total / (time() - qttdm_process_start_time_seconds)"
-    assert 0 < prometheus.number(f"max({shares})") < 0.05
+    assert 0 < prometheus.known(f"max({shares})") < 0.05
 
 
 def check_complete(prometheus: Prometheus) -> None:
     """Each metric that is declared is there, for each component that reports it; and no others are."""
-    samples = prometheus.ask('count by (__name__, component) ({__name__=~"qttdm_.+"})')
-    there = {(family(labels["__name__"]), labels.get("component", "exporter")) for labels, _ in samples}
     declared = {(i.name, component) for i in INSTRUMENTS.values() for component in i.components}
-    assert there - declared == set()
-    assert {name for name, _ in declared - there} == set(EMPTY)
+
+    def there() -> set[tuple[str, str]]:
+        samples = prometheus.ask('count by (__name__, component) ({__name__=~"qttdm_.+"})')
+        return {(family(labels["__name__"]), labels.get("component", "exporter")) for labels, _ in samples}
+
+    until(lambda: {name for name, _ in declared - there()} == set(EMPTY), "all that is declared is there")
+    assert there() - declared == set()
     for instrument in INSTRUMENTS.values():
         series = {"counter": instrument.name, "histogram": f"{instrument.name}_count"}.get(instrument.kind)
         if series is not None and instrument.name not in NEVER:
-            assert prometheus.number(f"sum({series})") > 0, series
+            assert prometheus.known(f"sum({series})") > 0, series
 
 
 def family(name: str) -> str:
@@ -274,7 +288,7 @@ def differences(prometheus: Prometheus, books: list[Books]) -> str:
 def check_actors(prometheus: Prometheus, books: list[Books]) -> None:
     """Episodes that actors say they stored, against those that are: what the killed one had not told is missing."""
     killed, other = (
-        (prometheus.number(f'qttdm_acted_episodes_total{{component="actor",seed="{seed}"}}'), own)
+        (prometheus.known(f'qttdm_acted_episodes_total{{component="actor",seed="{seed}"}}'), own)
         for seed, own in enumerate(books)
     )
     assert killed[0] <= killed[1].totals.episodes
@@ -285,5 +299,5 @@ def check_counted_once(prometheus: Prometheus) -> None:
     """No counter fell, at any scrape, whatever was killed; but the exporter's own, which Prometheus can tell."""
     names = [i.name for i in INSTRUMENTS.values() if i.kind == "counter" and i.components != ("exporter",)]
     names += [f"{i.name}_{what}" for i in INSTRUMENTS.values() if i.kind == "histogram" for what in ("bucket", "count")]
-    assert {name: prometheus.number(f"sum(resets({name}[30m]))") for name in names} == dict.fromkeys(names, 0.0)
+    assert {name: prometheus.known(f"sum(resets({name}[30m]))") for name in names} == dict.fromkeys(names, 0.0)
     until(lambda: not prometheus.ask("qttdm_process_up"), "nothing is missed of a run that has ended in good order")

@@ -12,7 +12,7 @@ import ray
 
 from deploy.cluster_config import NAMESPACE
 from deploy.seed_run import ENDED, SeedRun
-from tests.remote.live import Live, check_books, settings, until
+from tests.remote.live import PATIENCE, Live, check_books, settings, until
 
 pytestmark = pytest.mark.ray
 
@@ -87,7 +87,7 @@ def record(cluster, tmp_path_factory):
                     seen.nodes[number] = set(group["bundles_to_node_id"].values())
             return all(seed.state in ENDED for seed in run.seeds)
 
-        until(look, "all have ended", seconds=600)
+        until(look, "all have ended", seconds=4 * PATIENCE)
         run.end()
     for (number, name), answer in asked.items():
         if number != BROKEN:  # which may be gone before it answers

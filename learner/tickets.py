@@ -53,7 +53,7 @@ class Rounds:
         self._began: dict[int, float] = {}
         """when each actor that is collecting was allowed to"""
         self._last: dict[int, Round] = {}
-        """of each actor: its next one is expected to be like it"""
+        """of each actor: the next one is expected to be as large, and to take as long as they all do on average"""
 
     def ended(self, actor: int, stored: int, now: float) -> None:
         """An actor asks again, and has put so many decisions into replay since it asked last.
@@ -81,12 +81,12 @@ class Rounds:
         takes for ever, or a learner that stops, cannot make more than that a debt (the bound in replay/limiter.py).
         """
         rounds = dict(self._last)
-        last, others = rounds.pop(actor, None), list(rounds.values())
-        # One that came later is expected to be like the others, who would leave it no turn otherwise.
-        alike = [last] if last is not None else others
-        seconds = sum(round.seconds for round in alike) / max(1, len(alike))
+        # Not by its own last round: after a short one (of random actions, say) the others would leave it no turn, and
+        # it would not get another one to correct that.
+        seconds = sum(round.seconds for round in rounds.values()) / max(1, len(rounds))
+        others = sum(round.decisions for other, round in rounds.items() if other != actor)
         return self.pace.excess(
             unheard=sum(decisions for _, decisions in list(self._unheard)),
             under_way=sum(self._last[other].decisions for other in list(self._began) if other in self._last),
-            meanwhile=min(seconds / update_seconds, self.pace.update_ratio * sum(round.decisions for round in others)),
+            meanwhile=min(seconds / update_seconds, self.pace.update_ratio * others),
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -25,18 +25,9 @@ from common.tdm import TDM
 from common.telemetry import Telemetry
 from common.weights import Weights, version_of
 from learner.losses import dynamics_loss, masked_mean, q_loss
+from learner.optimizer import AdamStep, OptimizerConfig
 from learner.stopwatch import Stopwatch
 from learner.targets import bellman_targets, n_step_returns
-
-
-class OptimizerConfig(Config):
-    """Adam and its schedule."""
-
-    learning_rate: float = Field(gt=0)
-    schedule: Literal["constant", "linear"] = "constant"
-    """linear: decays to 0 at the end of the training"""
-    weight_decay: float = Field(default=1e-6, ge=0)
-    max_grad_norm: float = Field(gt=0)
 
 
 class TDMLearnerConfig(OptimizerConfig):
@@ -107,51 +98,6 @@ class Part(Protocol):
     def load_state(self, state: Tensors) -> None: ...
 
 
-class AdamStep:
-    """Adam with the paper's betas, a learning-rate schedule and gradient clipping, for one network."""
-
-    def __init__(self, config: OptimizerConfig, network: nn.Module) -> None:
-        self.config = config
-        self.parameters = list(network.parameters())
-        self.adam = torch.optim.Adam(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=(0.9, 0.99),
-            eps=1e-5,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-
-    def step(self, progress: float) -> Tensor:
-        """Descend along the gradients there are, and clear them; progress in [0, 1] is the share of training done.
-
-        Returns their norm before clipping.
-        """
-        self.adam.param_groups[0]["lr"] = self.learning_rate(progress)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        return norm
-
-    def learning_rate(self, progress: float) -> float:
-        """The schedule's rate at that share of training."""
-        decay = 1.0 - min(progress, 1.0) if self.config.schedule == "linear" else 1.0
-        return self.config.learning_rate * decay
-
-    def state(self) -> dict[str, Tensor]:
-        """Moments and step counts by parameter number; empty before the first step."""
-        state = self.adam.state_dict()["state"]
-        return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-
-    def load_state(self, tensors: Tensors) -> None:
-        """Undo `state`."""
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            index, key = name.split(".")
-            entries.setdefault(int(index), {})[key] = value.clone()  # Adam keeps and changes what it is given
-        self.adam.load_state_dict({"state": entries, "param_groups": self.adam.state_dict()["param_groups"]})
-
-
 class TDMLearner:
     """Algorithm 1, lines 5-9."""
 
@@ -178,6 +124,7 @@ class TDMLearner:
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """One step on a batch of windows; metrics stay on the device."""
+        self.optimizer.clear()
         steps = batch["mask"].sum()
         terms = torch.zeros(3, device=steps.device)
         for part in self._parts(batch):
@@ -261,6 +208,7 @@ class QTLearner:
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """One step on the leading states of a batch of windows; metrics stay on the device."""
+        self.optimizer.clear()
         loss, values = self.loss(batch)
         loss.backward()
         norm = self.optimizer.step(progress)

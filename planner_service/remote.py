@@ -215,7 +215,7 @@ class ServicePolicy:
     def _oldest(self) -> int:
         """Version of the oldest weights that may act.
 
-        Never of an earlier start of the learner than the newest, nor older than those that have acted: a planner that
+        Never of an earlier start of the learner than the newest, nor older than those that acted last: a planner that
         was away may have been left behind by what was planned alone meanwhile.
         """
         newest = self.local.weights_version

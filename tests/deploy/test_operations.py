@@ -244,6 +244,7 @@ STAND_INS = {
             "-m deploy.wait_for_nodes "*)
                 # They join when they have been asked to: the head first, then all others at once.
                 until [[ $(grep -c "ray start" calls) -ge $((($3 > 1) + 1)) ]]; do sleep 0.05; done
+                sleep 0.3  # a step that fails has done so by then
                 echo "joined $3" >> calls ;;
         esac
         """,

@@ -162,3 +162,25 @@ def test_an_actor_that_comes_late_has_its_turns(seconds: int) -> None:
             if left[actor] == 0 and ask(rounds, actor, now) == "collect":
                 left[actor] = seconds
     assert done[2] > 0.5 * sum(done) / 3, done
+
+
+@pytest.mark.parametrize("actors", [2, 3, 4])
+@pytest.mark.parametrize("seconds", [50, 150])
+def test_short_rounds_at_first_are_not_held_against_an_actor(actors: int, seconds: int) -> None:
+    """Seed episodes are random and take no time to plan: who waits after one would wait for ever."""
+    rng, length, done, left = random.Random(0), 250, [0] * actors, [0] * actors
+    rounds = Rounds(Pace(PaceConfig(lead=500.0), update_ratio=1.0, seed_decisions=5 * length))
+    for now in range(20_000):
+        for actor in range(actors):
+            if left[actor] == 1:
+                done[actor] += 1
+                rounds.ended(actor, length, now)
+                rounds.pace.inserted(length)
+                rounds.heard(math.inf)
+            left[actor] = max(0, left[actor] - 1)
+        if rounds.pace.want_sample:
+            rounds.pace.sampled()
+        for actor in rng.sample(range(actors), actors):
+            if left[actor] == 0 and ask(rounds, actor, now) == "collect":
+                left[actor] = 3 if rounds.pace.decisions < rounds.pace.seed_decisions else seconds
+    assert min(done) > 0.4 * sum(done) / actors, done

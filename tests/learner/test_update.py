@@ -14,12 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.batch import Batch
 from common.qt import QT, QTConfig
 from common.tdm import TDM, TDMConfig
+from learner.optimizer import AdamStep, OptimizerConfig
 from learner.update import (
-    AdamStep,
     Learner,
     LearnerConfig,
     NonFiniteLossError,
-    OptimizerConfig,
     QTLearner,
     QTLearnerConfig,
     TDMLearner,
@@ -236,6 +235,7 @@ def test_linear_schedule():
     # Adam's first step is the learning rate for every parameter that has a gradient (less eps / |gradient|)
     torch.testing.assert_close(before - layer.weight, torch.full((2, 3), 0.025), rtol=1e-3, atol=0)
     before = layer.weight.clone()
+    step.clear()
     layer(torch.ones(3)).sum().backward()
     step.step(progress=1.0)
     assert torch.equal(layer.weight, before)
@@ -290,13 +290,14 @@ def test_every_parameter_that_is_used_moves():
 
 @pytest.mark.parametrize("in_parts", [2, 3, 8])
 def test_in_parts_that_fit_the_caches_it_learns_what_it_learns_at_once(monkeypatch, in_parts: int):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     whole, cut = (make_learner(dropout=0.0, awake=True) for _ in range(2))
     batch = make_batch()  # windows of different lengths: the parts do not weigh the same
     forwards = []
     part(cut, "tdm").network.register_forward_hook(lambda *_: forwards.append(1))
     for _ in range(3):
         whole.update(batch)
-    monkeypatch.setattr("learner.update.CACHE_BYTES", 4 * 4 * 16 * 8 * L * (N + 1) / torch.get_num_threads() / in_parts)
+    monkeypatch.setattr("learner.update.CACHE_BYTES", 4 * 4 * 16 * 8 * L * (N + 1) / in_parts)
     for _ in range(3):
         cut.update(batch)
     assert len(forwards) == 3 * in_parts

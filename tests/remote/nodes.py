@@ -26,4 +26,7 @@ class Nodes(Cluster):
     def remove_node(self, node: Any, allow_graceful: bool = True) -> None:
         """Returns when the others know."""
         super().remove_node(node, allow_graceful)
-        until(lambda: sum(n["Alive"] for n in ray.nodes()) == 1 + len(self.worker_nodes), "Ray knows that it is gone")
+        if ray.is_initialized():  # else all end
+            until(
+                lambda: sum(n["Alive"] for n in ray.nodes()) == 1 + len(self.worker_nodes), "Ray knows that it is gone"
+            )

@@ -243,6 +243,20 @@ class TestStale:
         np.testing.assert_allclose(got, play(GreedyPolicy(tiny_qt(5), CPU), [0], 1, first=1)[0], atol=1e-5)
         assert client.weights_version == self.NEW
 
+    def test_what_acted_last_is_not_gone_back_behind_however_old_weights_may_be(self, start):
+        service = start()
+        client = self.client(service, max_staleness=9, when_busy="greedy")
+        client.act(observations(1, 1))  # greedily, by the new ones
+        assert client.weights_version == self.NEW
+        client.max_staleness = 1000
+        client.act(observations(1, 2))
+        assert client.weights_version == self.NEW
+        service.publish(5, self.NEW)
+        before = ray.get(service.actor.stats.remote(), timeout=PATIENCE).answers
+        client.act(observations(1, 3))
+        assert client.weights_version == self.NEW
+        assert ray.get(service.actor.stats.remote(), timeout=PATIENCE).answers == before + 1
+
     def test_weights_of_a_learner_that_is_no_more_are_too_old_whatever_the_count(self, start):
         service = start()
         again = 2 * 10**9 + 1  # it goes on from a checkpoint before VERSION

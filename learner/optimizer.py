@@ -1,0 +1,70 @@
+"""One network's optimiser: Adam, its learning-rate schedule, gradient clipping (paper, Table IV)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from common.config import Config
+
+
+class OptimizerConfig(Config):
+    """Adam and its schedule."""
+
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    """linear: decays to 0 at the end of the training"""
+    weight_decay: float = Field(default=1e-6, ge=0)
+    max_grad_norm: float = Field(gt=0)
+
+
+class AdamStep:
+    """Adam with the paper's betas, a learning-rate schedule and gradient clipping, for one network."""
+
+    def __init__(self, config: OptimizerConfig, network: nn.Module) -> None:
+        self.config = config
+        self.parameters = list(network.parameters())
+        self.adam = torch.optim.Adam(
+            self.parameters,
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            eps=1e-5,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def clear(self) -> None:
+        """Forget all gradients: `backward` adds to those that are there."""
+        self.adam.zero_grad(set_to_none=True)
+
+    def step(self, progress: float) -> Tensor:
+        """Descend along the gradients there are; progress in [0, 1] is the share of training done.
+
+        Returns their norm before clipping.
+        """
+        self.adam.param_groups[0]["lr"] = self.learning_rate(progress)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.adam.step()
+        return norm
+
+    def learning_rate(self, progress: float) -> float:
+        """The schedule's rate at that share of training."""
+        decay = 1.0 - min(progress, 1.0) if self.config.schedule == "linear" else 1.0
+        return self.config.learning_rate * decay
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts by parameter number; empty before the first step."""
+        state = self.adam.state_dict()["state"]
+        return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Undo `state`."""
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            index, key = name.split(".")
+            entries.setdefault(int(index), {})[key] = value.clone()  # Adam keeps and changes what it is given
+        self.adam.load_state_dict({"state": entries, "param_groups": self.adam.state_dict()["param_groups"]})

@@ -140,7 +140,7 @@ class TDMLearner:
     def _parts(self, batch: Tensors) -> Iterator[Tensors]:
         """The batch; on a CPU in parts whose activations stay in its caches. Their gradients are added up.
 
-        What stands between the matrix products waits for memory otherwise (docs/results.md has the times).
+        What stands between the matrix products waits for memory otherwise (docs/results.md says what is gained).
         """
         count, length, action_dim = batch["actions"].shape
         parts = 1

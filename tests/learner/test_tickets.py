@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -143,24 +144,35 @@ def test_when_the_learner_stops_no_more_than_the_bound_piles_up(actors: int) -> 
     assert left == [0] * actors
 
 
-@pytest.mark.parametrize("seconds", [5, 10, 15, 25, 50])
-def test_an_actor_that_comes_late_has_its_turns(seconds: int) -> None:
-    """Rounds of so many updates' time, where two actors were there before it and are enough for the learner."""
-    rng, length, done, left = random.Random(0), 20, [0] * 3, [0] * 3
-    rounds = fresh(length, lead=20.0)
-    for now in range(6000):
-        for actor in range(3):
+def turns(
+    rounds: Rounds, actors: int, length: int, steps: int, come: Callable[[int], int], lasts: Callable[[Pace], int]
+) -> list[int]:
+    """Rounds of `length` decisions that each actor made, simulated: an update takes one step.
+
+    come: when an actor comes. lasts: steps of a round that begins now.
+    """
+    rng, done, left, pace = random.Random(0), [0] * actors, [0] * actors, rounds.pace
+    for now in range(steps):
+        for actor in range(actors):
             if left[actor] == 1:
                 done[actor] += 1
                 rounds.ended(actor, length, now)
-                rounds.pace.inserted(length)
+                pace.inserted(length)
                 rounds.heard(math.inf)
             left[actor] = max(0, left[actor] - 1)
-        if rounds.pace.want_sample:
-            rounds.pace.sampled()
-        for actor in rng.sample(range(3), 3) if now > 300 else range(2):
-            if left[actor] == 0 and ask(rounds, actor, now) == "collect":
-                left[actor] = seconds
+        if pace.want_sample:
+            pace.sampled()
+        for actor in rng.sample(range(actors), actors):
+            if now >= come(actor) and left[actor] == 0 and ask(rounds, actor, now) == "collect":
+                left[actor] = lasts(pace)
+    return done
+
+
+@pytest.mark.parametrize("seconds", [5, 10, 15, 25, 50])
+def test_an_actor_that_comes_late_has_its_turns(seconds: int) -> None:
+    """Where two actors were there before it and are enough for the learner."""
+    rounds = fresh(20, lead=20.0)
+    done = turns(rounds, 3, 20, 6000, come=lambda actor: 300 if actor == 2 else 0, lasts=lambda pace: seconds)
     assert done[2] > 0.5 * sum(done) / 3, done
 
 
@@ -168,19 +180,10 @@ def test_an_actor_that_comes_late_has_its_turns(seconds: int) -> None:
 @pytest.mark.parametrize("seconds", [50, 150])
 def test_short_rounds_at_first_are_not_held_against_an_actor(actors: int, seconds: int) -> None:
     """Seed episodes are random and take no time to plan: who waits after one would wait for ever."""
-    rng, length, done, left = random.Random(0), 250, [0] * actors, [0] * actors
-    rounds = Rounds(Pace(PaceConfig(lead=500.0), update_ratio=1.0, seed_decisions=5 * length))
-    for now in range(20_000):
-        for actor in range(actors):
-            if left[actor] == 1:
-                done[actor] += 1
-                rounds.ended(actor, length, now)
-                rounds.pace.inserted(length)
-                rounds.heard(math.inf)
-            left[actor] = max(0, left[actor] - 1)
-        if rounds.pace.want_sample:
-            rounds.pace.sampled()
-        for actor in rng.sample(range(actors), actors):
-            if left[actor] == 0 and ask(rounds, actor, now) == "collect":
-                left[actor] = 3 if rounds.pace.decisions < rounds.pace.seed_decisions else seconds
+    rounds = Rounds(Pace(PaceConfig(lead=500.0), update_ratio=1.0, seed_decisions=1250))
+
+    def lasts(pace: Pace) -> int:
+        return 3 if pace.decisions < pace.seed_decisions else seconds
+
+    done = turns(rounds, actors, 250, 20_000, come=lambda actor: 0, lasts=lasts)
     assert min(done) > 0.4 * sum(done) / actors, done

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.measured import MeasuredPolicy
-from common.episode import Episode
-from common.tdm import TDM
-from common.telemetry import Telemetry
-from planner_service.policy import MPCPolicy
+from qttdm.actors.measured import MeasuredPolicy
+from qttdm.common.episode import Episode
+from qttdm.common.tdm import TDM
+from qttdm.common.telemetry import Telemetry
+from qttdm.planner_service.policy import MPCPolicy
 
 MOST_ROOTS = 1000  # states that are predicted from, evenly spread: as much work as two decisions of the paper's planner
 

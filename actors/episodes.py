@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from common.environments.task_env import TaskEnv
-from common.episode import Episode
-from planner_service.policy import Policy
+from qttdm.common.environments.task_env import TaskEnv
+from qttdm.common.episode import Episode
+from qttdm.planner_service.policy import Policy
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actors.episodes import run_episodes
-from common.environments.task_env import TaskEnv
-from common.episode import Episode
-from common.seeding import derive_seed
-from planner_service.policy import Policy
+from qttdm.actors.episodes import run_episodes
+from qttdm.common.environments.task_env import TaskEnv
+from qttdm.common.episode import Episode
+from qttdm.common.seeding import derive_seed
+from qttdm.planner_service.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 
-from common.telemetry import Activities, Telemetry
-from common.weights import Weights, updates_of
-from planner_service.measure import tell_plan
-from planner_service.policy import Decisions, Policy
+from qttdm.common.telemetry import Activities, Telemetry
+from qttdm.common.weights import Weights, updates_of
+from qttdm.planner_service.measure import tell_plan
+from qttdm.planner_service.policy import Decisions, Policy
 
 
 class MeasuredPolicy:

@@ -24,22 +24,22 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
 
-from actors.attempts import MOST_ATTEMPTS, Attempts
-from actors.diagnosis import saturation, tell_evaluation
-from actors.episodes import EnvironmentFailure, run_episodes
-from actors.evaluation import evaluate
-from actors.measured import MeasuredPolicy
-from common.environments.task_env import TaskEnv
-from common.episode import Episode
-from common.events import EventLog, Waiting
-from common.run_dir import RunDir
-from common.seeding import derive_seed
-from common.telemetry import Activities, MakeTelemetry, Telemetry
-from common.watchdog import Watchdog
-from common.weights import GENERATION, Weights, updates_of
-from planner_service.policy import Policy, RandomPolicy
-from replay.client import shard_of
-from replay.codec import encode
+from qttdm.actors.attempts import MOST_ATTEMPTS, Attempts
+from qttdm.actors.diagnosis import saturation, tell_evaluation
+from qttdm.actors.episodes import EnvironmentFailure, run_episodes
+from qttdm.actors.evaluation import evaluate
+from qttdm.actors.measured import MeasuredPolicy
+from qttdm.common.environments.task_env import TaskEnv
+from qttdm.common.episode import Episode
+from qttdm.common.events import EventLog, Waiting
+from qttdm.common.run_dir import RunDir
+from qttdm.common.seeding import derive_seed
+from qttdm.common.telemetry import Activities, MakeTelemetry, Telemetry
+from qttdm.common.watchdog import Watchdog
+from qttdm.common.weights import GENERATION, Weights, updates_of
+from qttdm.planner_service.policy import Policy, RandomPolicy
+from qttdm.replay.client import shard_of
+from qttdm.replay.codec import encode
 
 LOWEST_PRIORITY = 19  # Linux's; Ray's own for its workers is 15
 ASK_EVERY = 5.0  # seconds after the last word from the learner at which a collector asks whether its weights are old

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from common.telemetry import Telemetry
+from qttdm.common.telemetry import Telemetry
 
 
 def watch_gpu(telemetry: Telemetry, device: torch.device) -> None:

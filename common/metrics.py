@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError
+from qttdm.common.config import ConfigError
 
 KINDS = ("train", "update", "eval")
 COUNTERS = ("env_steps", "decisions", "updates", "episodes", "wall_seconds")

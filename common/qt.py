@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.shapes import check_shape
-from common.tokenizer import ActionEmbedding, ActionTokenizer
-from common.transformer import Transformer, TransformerConfig, init_weights
+from qttdm.common.shapes import check_shape
+from qttdm.common.tokenizer import ActionEmbedding, ActionTokenizer
+from qttdm.common.transformer import Transformer, TransformerConfig, init_weights
 
 
 class QTConfig(TransformerConfig):

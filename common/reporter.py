@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Protocol
 
-from common.telemetry import Report, Telemetry
+from qttdm.common.telemetry import Report, Telemetry
 
 REPORT_EVERY = 2.0  # seconds
 TRY_EVERY = 0.2  # seconds, before a process ends

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from common.config import ConfigError
+from qttdm.common.config import ConfigError
 
 
 class RunDir:

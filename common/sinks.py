@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import Config, ConfigError
-from common.metrics import Sink
+from qttdm.common.config import Config, ConfigError
+from qttdm.common.metrics import Sink
 
 
 class SinksConfig(Config):

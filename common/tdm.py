@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.dropout import Dropout
-from common.shapes import check_shape
-from common.tokenizer import ActionEmbedding, ActionTokenizer
-from common.transformer import KeyValueCache, Transformer, TransformerConfig, init_weights
+from qttdm.common.dropout import Dropout
+from qttdm.common.shapes import check_shape
+from qttdm.common.tokenizer import ActionEmbedding, ActionTokenizer
+from qttdm.common.transformer import KeyValueCache, Transformer, TransformerConfig, init_weights
 
 
 class TDMConfig(TransformerConfig):

@@ -23,7 +23,7 @@ from typing import Any
 import msgpack
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from common.instruments import INSTRUMENTS, Component, Instrument, Kind
+from qttdm.common.instruments import INSTRUMENTS, Component, Instrument, Kind
 
 Value = float | list[float]
 """of a histogram: the sum, then how many fell into each bucket (not cumulated), the one without bound last"""

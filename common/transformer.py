@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from common.config import Config
-from common.dropout import Dropout
+from qttdm.common.config import Config
+from qttdm.common.dropout import Dropout
 
 
 class TransformerConfig(Config):

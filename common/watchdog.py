@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.events import EventLog
-from common.run_dir import RunDir
-from common.telemetry import Telemetry
+from qttdm.common.events import EventLog
+from qttdm.common.run_dir import RunDir
+from qttdm.common.telemetry import Telemetry
 
 
 class Watchdog:

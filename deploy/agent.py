@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from actors.evaluation import Evaluation, evaluate, film
-from common.config import ConfigError
-from common.environments.make import make_env
-from common.environments.task_env import TaskEnv, TaskSpec
-from common.qt import QT
-from common.tdm import TDM
-from deploy.operations import update_flops
-from deploy.run_config import RunConfig, check_fits
-from learner.update import Learner, Part, QTLearner, TDMLearner
-from planner_service.planner import Planner
-from planner_service.policy import GreedyPolicy, MPCPolicy, Policy
+from qttdm.actors.evaluation import Evaluation, evaluate, film
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.make import make_env
+from qttdm.common.environments.task_env import TaskEnv, TaskSpec
+from qttdm.common.qt import QT
+from qttdm.common.tdm import TDM
+from qttdm.deploy.operations import update_flops
+from qttdm.deploy.run_config import RunConfig, check_fits
+from qttdm.learner.update import Learner, Part, QTLearner, TDMLearner
+from qttdm.planner_service.planner import Planner
+from qttdm.planner_service.policy import GreedyPolicy, MPCPolicy, Policy
 
 
 def choose_device(name: str) -> torch.device:

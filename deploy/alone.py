@@ -10,10 +10,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from common.instruments import Component
-from common.reporter import Reporter, measure_process
-from common.telemetry import Boot, Identity, MakeTelemetry, Report, Telemetry
-from deploy.exporter import Exporter, serve
+from qttdm.common.instruments import Component
+from qttdm.common.reporter import Reporter, measure_process
+from qttdm.common.telemetry import Boot, Identity, MakeTelemetry, Report, Telemetry
+from qttdm.deploy.exporter import Exporter, serve
 
 
 class Alone:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from common.config import ConfigError
+from qttdm.common.config import ConfigError
 
 WANT_TOKEN = "want the cluster's in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
 

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.batch import Batch
-from common.config import ConfigError, load_config
-from common.environments.task_env import TaskSpec
-from deploy.agent import choose_device, make_learner
-from deploy.bench_economies import print_decision_times, print_run_economies, time_decision, variants_named
-from deploy.operations import decision_flops, update_flops
-from deploy.run_config import RunConfig, preset_path
-from learner.arithmetic import cpu_threads, product_rate, timings
+from qttdm.common.batch import Batch
+from qttdm.common.config import ConfigError, load_config
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.deploy.agent import choose_device, make_learner
+from qttdm.deploy.bench_economies import print_decision_times, print_run_economies, time_decision, variants_named
+from qttdm.deploy.operations import decision_flops, update_flops
+from qttdm.deploy.run_config import RunConfig, preset_path
+from qttdm.learner.arithmetic import cpu_threads, product_rate, timings
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     if not options.only and not options.run:
-        from deploy.bench_cluster import print_cluster  # not at the top: Ray takes a second to import
-        from deploy.bench_metrics import print_metrics
-        from deploy.bench_replay import print_replay
-        from deploy.bench_service import print_service
+        from qttdm.deploy.bench_cluster import print_cluster  # not at the top: Ray takes a second to import
+        from qttdm.deploy.bench_metrics import print_metrics
+        from qttdm.deploy.bench_replay import print_replay
+        from qttdm.deploy.bench_service import print_service
 
         print_service(options.device, options.threads, options.set)
         print_replay()

@@ -19,17 +19,17 @@ import ray
 import torch
 from torch import nn
 
-from actors.episodes import run_episodes
-from common.config import load_config
-from common.environments.make import make_env
-from common.weights import Weights
-from deploy.agent import make_qt, make_tdm
-from deploy.run_config import RunConfig, preset_path
-from learner.remote import Broadcast
-from learner.tickets import Ticket
-from planner_service.policy import RandomPolicy
-from replay.buffer import Replay
-from replay.codec import encode
+from qttdm.actors.episodes import run_episodes
+from qttdm.common.config import load_config
+from qttdm.common.environments.make import make_env
+from qttdm.common.weights import Weights
+from qttdm.deploy.agent import make_qt, make_tdm
+from qttdm.deploy.run_config import RunConfig, preset_path
+from qttdm.learner.remote import Broadcast
+from qttdm.learner.tickets import Ticket
+from qttdm.planner_service.policy import RandomPolicy
+from qttdm.replay.buffer import Replay
+from qttdm.replay.codec import encode
 
 RECEIVERS = (1, 4, 16)
 PUBLISHES = 30
@@ -164,7 +164,9 @@ def spread(runs: Path, actors: int) -> list[dict[str, Any]]:
 
 def run(words: list[str]) -> None:
     """A qttdm command in a process of its own, silent unless it fails."""
-    done = subprocess.run([sys.executable, "-m", "deploy.cli", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "qttdm.deploy.cli", *words], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise RuntimeError(f"qttdm {' '.join(words)}: {done.stderr}")
 

@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.evaluation import evaluate
-from common.config import ConfigError, load_config
-from common.environments.make import make_env
-from common.environments.task_env import TaskSpec
-from common.run_dir import RunDir
-from common.weights import Weights
-from deploy.agent import make_policy
-from deploy.plot import bootstrap_interval
-from deploy.run_config import RunConfig, planner_items
-from deploy.trained import TrainedAgent
-from learner.arithmetic import cpu_threads, timings
-from planner_service.planner_config import PRESETS
-from planner_service.policy import MPCPolicy
+from qttdm.actors.evaluation import evaluate
+from qttdm.common.config import ConfigError, load_config
+from qttdm.common.environments.make import make_env
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.common.run_dir import RunDir
+from qttdm.common.weights import Weights
+from qttdm.deploy.agent import make_policy
+from qttdm.deploy.plot import bootstrap_interval
+from qttdm.deploy.run_config import RunConfig, planner_items
+from qttdm.deploy.trained import TrainedAgent
+from qttdm.learner.arithmetic import cpu_threads, timings
+from qttdm.planner_service.planner_config import PRESETS
+from qttdm.planner_service.policy import MPCPolicy
 
 LESS = PRESETS["fast"] | {"iterations": 2, "samples": 64, "qt_samples": 64, "elites": 16}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -15,21 +15,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.measured import MeasuredPolicy
-from common.config import load_config
-from common.environments.task_env import TaskSpec
-from common.instruments import Component
-from common.reporter import REPORT_EVERY, measure_process
-from common.telemetry import Activities, Telemetry
-from deploy.agent import make_learner, make_policy
-from deploy.bench import random_batch
-from deploy.bench_replay import ACTION_DIM, BATCH_SIZE, DISCOUNT, OBS_DIM, WINDOW, random_episodes, shard_config
-from deploy.run_config import RunConfig, preset_path
-from learner.measure import TimeSpent
-from learner.stopwatch import Stopwatch
-from planner_service.policy import Decisions
-from replay.codec import encode
-from replay.shard import ReplayShard
+from qttdm.actors.measured import MeasuredPolicy
+from qttdm.common.config import load_config
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.common.instruments import Component
+from qttdm.common.reporter import REPORT_EVERY, measure_process
+from qttdm.common.telemetry import Activities, Telemetry
+from qttdm.deploy.agent import make_learner, make_policy
+from qttdm.deploy.bench import random_batch
+from qttdm.deploy.bench_replay import ACTION_DIM, BATCH_SIZE, DISCOUNT, OBS_DIM, WINDOW, random_episodes, shard_config
+from qttdm.deploy.run_config import RunConfig, preset_path
+from qttdm.learner.measure import TimeSpent
+from qttdm.learner.stopwatch import Stopwatch
+from qttdm.planner_service.policy import Decisions
+from qttdm.replay.codec import encode
+from qttdm.replay.shard import ReplayShard
 
 CPU = torch.device("cpu")
 SPEC = TaskSpec(5, 1, 2, 500, terminates=False, has_success=False)

@@ -22,12 +22,12 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
-from common.episode import Episode
-from replay.buffer import ReplayConfig
-from replay.client import shard_of
-from replay.codec import encode
-from replay.remote import RemoteReplay, ReplaySettings, start_shards
-from replay.shard import ReplayShard, ShardConfig
+from qttdm.common.episode import Episode
+from qttdm.replay.buffer import ReplayConfig
+from qttdm.replay.client import shard_of
+from qttdm.replay.codec import encode
+from qttdm.replay.remote import RemoteReplay, ReplaySettings, start_shards
+from qttdm.replay.shard import ReplayShard, ShardConfig
 
 OBS_DIM, ACTION_DIM = 39, 4  # Meta-World's
 WINDOW, BATCH_SIZE = 20, 512

@@ -25,15 +25,15 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 
-from common.config import load_config
-from common.environments.task_env import TaskSpec
-from deploy.agent import choose_device, make_policy
-from deploy.run_config import RunConfig, preset_path
-from learner.arithmetic import cpu_threads
-from planner_service.client import Client
-from planner_service.policy import GreedyPolicy, MPCPolicy
-from planner_service.server import Server, ServerConfig
-from planner_service.service import PlannerService, ServiceConfig
+from qttdm.common.config import load_config
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.deploy.agent import choose_device, make_policy
+from qttdm.deploy.run_config import RunConfig, preset_path
+from qttdm.learner.arithmetic import cpu_threads
+from qttdm.planner_service.client import Client
+from qttdm.planner_service.policy import GreedyPolicy, MPCPolicy
+from qttdm.planner_service.server import Server, ServerConfig
+from qttdm.planner_service.service import PlannerService, ServiceConfig
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from common.config import ConfigError, load_config
-from common.run_dir import RunDir
+from qttdm.common.config import ConfigError, load_config
+from qttdm.common.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from deploy.alone import Alone
-    from deploy.run_config import RunConfig
+    from qttdm.deploy.alone import Alone
+    from qttdm.deploy.run_config import RunConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """The command, its expected failures as one line each."""
     # Imported late, so that `--help` and a mistyped option answer at once.
-    from actors.episodes import EnvironmentFailure
-    from common.checkpoint import CheckpointError
-    from common.environments.rendering import RenderError
-    from deploy.cluster_cli import SeedsFailed
-    from deploy.video import VideoError
-    from learner.update import NonFiniteLossError
+    from qttdm.actors.episodes import EnvironmentFailure
+    from qttdm.common.checkpoint import CheckpointError
+    from qttdm.common.environments.rendering import RenderError
+    from qttdm.deploy.cluster_cli import SeedsFailed
+    from qttdm.deploy.video import VideoError
+    from qttdm.learner.update import NonFiniteLossError
 
     try:
         options.command(options)
@@ -55,10 +55,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> None:
     """Train a new run, or go on with one."""
-    from deploy.local import LocalRun, new_run, resume_run
-    from deploy.plot import plot_runs
-    from deploy.progress import Progress
-    from deploy.run_config import RunConfig, preset_path
+    from qttdm.deploy.local import LocalRun, new_run, resume_run
+    from qttdm.deploy.plot import plot_runs
+    from qttdm.deploy.progress import Progress
+    from qttdm.deploy.run_config import RunConfig, preset_path
 
     stop = StopWhen(options.max_minutes)
     metrics = serve_metrics(options)
@@ -107,7 +107,7 @@ def serve_metrics(options: argparse.Namespace) -> Alone | None:
     """As asked for. ConfigError if that is not possible, before anything else is done."""
     if options.metrics_port is None:
         return None
-    from deploy.alone import Alone
+    from qttdm.deploy.alone import Alone
 
     metrics = Alone(options.metrics_host, options.metrics_port)
     print(f"metrics: http://{options.metrics_host}:{options.metrics_port}/metrics")
@@ -116,10 +116,10 @@ def serve_metrics(options: argparse.Namespace) -> Alone | None:
 
 def check_task(config: RunConfig) -> None:
     """Make the environment once and hold the settings against it, before a run directory is made."""
-    from common.environments.make import make_env
-    from common.sinks import check_sinks
-    from deploy.agent import choose_device
-    from deploy.run_config import check_fits
+    from qttdm.common.environments.make import make_env
+    from qttdm.common.sinks import check_sinks
+    from qttdm.deploy.agent import choose_device
+    from qttdm.deploy.run_config import check_fits
 
     choose_device(config.device)
     check_sinks(config.sinks)
@@ -130,8 +130,8 @@ def check_task(config: RunConfig) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a run's newest checkpoint, or the one named."""
-    from deploy.trained import TrainedAgent
-    from deploy.video import write_video
+    from qttdm.deploy.trained import TrainedAgent
+    from qttdm.deploy.video import write_video
 
     agent = TrainedAgent(options.run, options.set)
     started = time.monotonic()
@@ -147,7 +147,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     """Serve a run's newest checkpoint, or the one named, over TCP."""
-    from deploy.serve import run
+    from qttdm.deploy.serve import run
 
     o = options
     run(o.run, o.set, o.host, o.port, o.token_file, o.tls_cert, o.tls_key, o.watch, serve_metrics(options))
@@ -155,7 +155,7 @@ def serve(options: argparse.Namespace) -> None:
 
 def plot(options: argparse.Namespace) -> None:
     """Learning curves of one or more runs."""
-    from deploy.plot import plot_runs
+    from qttdm.deploy.plot import plot_runs
 
     print(plot_runs(options.runs, options.out, options.references, options.metric))
     print(f"curve: {options.out}")
@@ -163,14 +163,14 @@ def plot(options: argparse.Namespace) -> None:
 
 def top(options: argparse.Namespace) -> None:
     """How all runs on a cluster are, live."""
-    from deploy.top import top
+    from qttdm.deploy.top import top
 
     top(options.url, options.once)
 
 
 def tasks(options: argparse.Namespace) -> None:
     """All tasks, one a line."""
-    from common.environments.make import list_tasks
+    from qttdm.common.environments.make import list_tasks
 
     for name in list_tasks():
         print(name)
@@ -245,7 +245,7 @@ class PlannerPreset(argparse.Action):
     """`--planner NAME`: the settings that the name stands for, put before those of `--set`, which win."""
 
     def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, value: Any, _: Any = None) -> None:
-        from deploy.run_config import planner_preset
+        from qttdm.deploy.run_config import planner_preset
 
         options.planner = value
         try:
@@ -262,7 +262,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from deploy import cluster_cli
+    from qttdm.deploy import cluster_cli
 
     parser = OneLineParser(
         prog="qttdm", description="QT-TDM: planning with a Transformer Dynamics Model and a Q-Transformer"

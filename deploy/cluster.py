@@ -13,13 +13,13 @@ from typing import Any
 
 import ray
 
-from common.config import ConfigError, dump_config, load_config
-from common.run_dir import RunDir
-from common.watchdog import stacks
-from deploy.cluster_config import NAMESPACE
-from deploy.run_config import RunConfig
-from deploy.seed_run import ENDED, SeedRun, task_spec
-from deploy.trained import newest_checkpoint
+from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.run_dir import RunDir
+from qttdm.common.watchdog import stacks
+from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.deploy.run_config import RunConfig
+from qttdm.deploy.seed_run import ENDED, SeedRun, task_spec
+from qttdm.deploy.trained import newest_checkpoint
 
 
 class Board:

@@ -13,14 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.config import ConfigError, load_config
-from common.run_dir import RunDir
-from deploy.auth import choose_mode
+from qttdm.common.config import ConfigError, load_config
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.auth import choose_mode
 
 if TYPE_CHECKING:
-    from common.environments.task_env import TaskSpec
-    from deploy.run_config import RunConfig
-    from deploy.seed_run import SeedRun
+    from qttdm.common.environments.task_env import TaskSpec
+    from qttdm.deploy.run_config import RunConfig
+    from qttdm.deploy.seed_run import SeedRun
 
 RUNS = Path("runs")
 ANSWER_SECONDS = 30.0  # for a run to say how it goes
@@ -29,7 +29,7 @@ JOB_SERVICE_SECONDS = 60.0  # for it to be ready, on a head that has just been s
 
 def add_parser(commands: Any) -> None:
     """Put `cluster` and its commands beside the others."""
-    from deploy.cli import PlannerPreset, positive_float, positive_int  # this module is imported by that one
+    from qttdm.deploy.cli import PlannerPreset, positive_float, positive_int  # this module is imported by that one
 
     cluster = commands.add_parser("cluster", help="train seeds on a Ray cluster, look at them, stop them, go on")
     actions = cluster.add_subparsers(metavar="COMMAND", required=True)
@@ -84,8 +84,8 @@ def train(options: argparse.Namespace) -> None:
     configs = seed_configs(options)
     directory = new_directory(options.runs_dir, options.name, configs[0].task)
 
-    from deploy.cluster import new_seeds
-    from deploy.preflight import check_nodes, check_resources, connect
+    from qttdm.deploy.cluster import new_seeds
+    from qttdm.deploy.preflight import check_nodes, check_resources, connect
 
     connect()
     refuse_running(directory.name)
@@ -113,8 +113,8 @@ def resume(options: argparse.Namespace) -> None:
     choose_mode()
     directory = (options.runs_dir / options.name).absolute()
 
-    from deploy.cluster import old_seeds
-    from deploy.preflight import check_nodes, check_resources, connect
+    from qttdm.deploy.cluster import old_seeds
+    from qttdm.deploy.preflight import check_nodes, check_resources, connect
 
     seeds = old_seeds(directory)
     for seed in seeds:
@@ -137,8 +137,8 @@ def resume(options: argparse.Namespace) -> None:
 def status(options: argparse.Namespace) -> None:
     """A table, or lines, for each run that is on the cluster."""
     choose_mode()
-    from deploy.cluster_progress import ClusterProgress
-    from deploy.preflight import connect, named_runs
+    from qttdm.deploy.cluster_progress import ClusterProgress
+    from qttdm.deploy.preflight import connect, named_runs
 
     connect()
     names = [options.name] if options.name else named_runs()
@@ -154,7 +154,7 @@ def status(options: argparse.Namespace) -> None:
 def stop(options: argparse.Namespace) -> None:
     """Ask a run to save and leave; returns when it has."""
     choose_mode()
-    from deploy.preflight import connect, named_runs
+    from qttdm.deploy.preflight import connect, named_runs
 
     connect()
     ask(options.name, "ask_stop")
@@ -184,8 +184,8 @@ def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
 
 def seed_configs(options: argparse.Namespace) -> list[RunConfig]:
     """One resolved configuration for each seed. ConfigError if they do not fit together or to the task."""
-    from deploy.run_config import RunConfig, preset_path
-    from deploy.seed_run import task_spec
+    from qttdm.deploy.run_config import RunConfig, preset_path
+    from qttdm.deploy.seed_run import task_spec
 
     shortcuts = {
         "cluster.actors": options.actors,
@@ -216,8 +216,8 @@ def seed_configs(options: argparse.Namespace) -> list[RunConfig]:
 
 def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
     """ConfigError if the settings do not fit the task, each other, or being spread over shards."""
-    from common.sinks import check_sinks
-    from deploy.run_config import check_fits
+    from qttdm.common.sinks import check_sinks
+    from qttdm.deploy.run_config import check_fits
 
     check_sinks(config.sinks)
     check_fits(config, spec)
@@ -236,11 +236,11 @@ def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
 
 def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
     """Stay with a run to its end, then its summary. SeedsFailed if some of its seeds did."""
-    from deploy.cli import StopWhen
-    from deploy.cluster import ClusterRun
-    from deploy.cluster_progress import ClusterProgress
-    from deploy.exporter_actor import ensure_exporter
-    from deploy.plot import plot_runs
+    from qttdm.deploy.cli import StopWhen
+    from qttdm.deploy.cluster import ClusterRun
+    from qttdm.deploy.cluster_progress import ClusterProgress
+    from qttdm.deploy.exporter_actor import ensure_exporter
+    from qttdm.deploy.plot import plot_runs
 
     run = ClusterRun(directory, seeds)
     stop = StopWhen(None)
@@ -266,10 +266,10 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
 
 def curve_and_video(run_dir: RunDir) -> None:
     """Leave a seed's directory as a run on one machine leaves it."""
-    from common.environments.rendering import RenderError
-    from deploy.plot import plot_runs
-    from deploy.trained import TrainedAgent
-    from deploy.video import VideoError, write_video
+    from qttdm.common.environments.rendering import RenderError
+    from qttdm.deploy.plot import plot_runs
+    from qttdm.deploy.trained import TrainedAgent
+    from qttdm.deploy.video import VideoError, write_video
 
     plot_runs([run_dir.path], run_dir.curve_path)
     if not run_dir.video_path.exists():
@@ -290,7 +290,7 @@ def detach(directory: Path, *flags: str) -> None:
     from ray.job_submission import JobSubmissionClient
 
     name = directory.name
-    words = ["-m", "deploy.cli", "cluster", "resume", name, "--runs-dir", str(directory.parent), *flags]
+    words = ["-m", "qttdm.deploy.cli", "cluster", "resume", name, "--runs-dir", str(directory.parent), *flags]
     job, command = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}", shlex.join([sys.executable, *words])
     deadline = time.monotonic() + JOB_SERVICE_SECONDS
     while True:
@@ -315,8 +315,8 @@ def ask(name: str, method: str) -> Any:
     """A question to a run's board. ConfigError if there is no such run on the cluster."""
     import ray
 
-    from deploy.cluster_config import NAMESPACE
-    from deploy.preflight import named_runs
+    from qttdm.deploy.cluster_config import NAMESPACE
+    from qttdm.deploy.preflight import named_runs
 
     try:
         board = ray.get_actor(f"{name}/board", namespace=NAMESPACE)
@@ -330,7 +330,7 @@ def ask(name: str, method: str) -> Any:
 
 def refuse_running(name: str) -> None:
     """ConfigError if the run is on the cluster already."""
-    from deploy.preflight import named_runs
+    from qttdm.deploy.preflight import named_runs
 
     if name in named_runs():
         raise ConfigError(f"{name}: is running on the cluster; look at it with: qttdm cluster status {name}")

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from common.config import Config
-from planner_service.service import AskingConfig, ServiceConfig
-from replay.limiter import PaceConfig
-from replay.segments import SegmentConfig
+from qttdm.common.config import Config
+from qttdm.planner_service.service import AskingConfig, ServiceConfig
+from qttdm.replay.limiter import PaceConfig
+from qttdm.replay.segments import SegmentConfig
 
 NAMESPACE = "qttdm"
 """Ray's namespace of all our actors' names."""

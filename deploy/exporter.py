@@ -27,9 +27,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.config import ConfigError
-from common.instruments import COMMON, INSTRUMENTS, Instrument
-from common.telemetry import Identity, Report, Snapshot, Value, combine
+from qttdm.common.config import ConfigError
+from qttdm.common.instruments import COMMON, INSTRUMENTS, Instrument
+from qttdm.common.telemetry import Identity, Report, Snapshot, Value, combine
 
 VERSION = 1
 """Format of the state on disk."""

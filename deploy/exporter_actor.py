@@ -18,11 +18,11 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common.config import ConfigError
-from common.instruments import DECLARED
-from deploy.cluster_config import NAMESPACE
-from deploy.exporter import VERSION, Exporter, serve
-from replay.remote import CPU_ONLY
+from qttdm.common.config import ConfigError
+from qttdm.common.instruments import DECLARED
+from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.deploy.exporter import VERSION, Exporter, serve
+from qttdm.replay.remote import CPU_ONLY
 
 NAME = "exporter"
 RETRY_EVERY = 2.0  # seconds, if its port is taken

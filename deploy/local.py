@@ -19,31 +19,31 @@ from typing import Any
 import msgpack
 import torch
 
-from actors.diagnosis import saturation, tell_evaluation
-from actors.episodes import EnvironmentFailure, Stopped, run_episodes
-from actors.evaluation import Evaluation
-from actors.measured import MeasuredPolicy
-from common.checkpoint import Checkpoint, CheckpointStore
-from common.config import ConfigError, dump_config, load_config
-from common.environments.rendering import RenderError
-from common.metrics import MetricsWriter
-from common.run_dir import RunDir
-from common.seeding import derive_seed
-from common.sinks import make_sinks
-from common.telemetry import Activities, MakeTelemetry, Telemetry
-from common.weights import Weights
-from deploy.agent import Agent, exploration, make_learner
-from deploy.progress import Progress
-from deploy.run_config import RunConfig
-from deploy.trained import newest_checkpoint
-from deploy.video import VideoError, write_video
-from learner.measure import TimeSpent, open_metrics, watch
-from learner.update import NonFiniteLossError
-from planner_service.policy import RandomPolicy
-from replay.buffer import Replay
-from replay.codec import decode, encode
-from replay.measure import watch as watch_replay
-from replay.shard import ShardStats
+from qttdm.actors.diagnosis import saturation, tell_evaluation
+from qttdm.actors.episodes import EnvironmentFailure, Stopped, run_episodes
+from qttdm.actors.evaluation import Evaluation
+from qttdm.actors.measured import MeasuredPolicy
+from qttdm.common.checkpoint import Checkpoint, CheckpointStore
+from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.environments.rendering import RenderError
+from qttdm.common.metrics import MetricsWriter
+from qttdm.common.run_dir import RunDir
+from qttdm.common.seeding import derive_seed
+from qttdm.common.sinks import make_sinks
+from qttdm.common.telemetry import Activities, MakeTelemetry, Telemetry
+from qttdm.common.weights import Weights
+from qttdm.deploy.agent import Agent, exploration, make_learner
+from qttdm.deploy.progress import Progress
+from qttdm.deploy.run_config import RunConfig
+from qttdm.deploy.trained import newest_checkpoint
+from qttdm.deploy.video import VideoError, write_video
+from qttdm.learner.measure import TimeSpent, open_metrics, watch
+from qttdm.learner.update import NonFiniteLossError
+from qttdm.planner_service.policy import RandomPolicy
+from qttdm.replay.buffer import Replay
+from qttdm.replay.codec import decode, encode
+from qttdm.replay.measure import watch as watch_replay
+from qttdm.replay.shard import ShardStats
 
 
 @dataclass

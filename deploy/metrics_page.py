@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.instruments import COMMON, COMPONENTS, INSTRUMENTS, Component, Instrument, series_of
+from qttdm.common.instruments import COMMON, COMPONENTS, INSTRUMENTS, Component, Instrument, series_of
 
-PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 
 INTRODUCTION = """# Metrics
 

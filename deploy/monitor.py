@@ -26,9 +26,9 @@ from typing import Any
 
 import yaml
 
-from common.config import ConfigError
+from qttdm.common.config import ConfigError
 
-DEPLOY = Path(__file__).parent
+DEPLOY = Path(__file__).resolve().parent
 COMPOSE = DEPLOY / "monitoring" / "compose.yml"
 DASHBOARDS = DEPLOY / "grafana" / "dashboards"
 GRAFANA_HOMES = (Path("/usr/share/grafana"), Path("/usr/local/share/grafana"))
@@ -268,7 +268,9 @@ def monitor(place: Place) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    p = argparse.ArgumentParser(prog="python -m deploy.monitor", description="Prometheus and Grafana, on loopback")
+    p = argparse.ArgumentParser(
+        prog="python -m qttdm.deploy.monitor", description="Prometheus and Grafana, on loopback"
+    )
     p.add_argument("--target", metavar="HOST:PORT", default="127.0.0.1:9108", help="the exporter: cluster.metrics_port")
     p.add_argument("--data", metavar="DIR", type=Path, default=Path("runs/.monitor"), help="default: runs/.monitor")
     p.add_argument("--ray", metavar="DIR", type=Path, default=Path("/tmp/ray"), help="Ray's --temp-dir")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deploy.run_config import RunConfig
+from qttdm.deploy.run_config import RunConfig
 
 
 @dataclass(frozen=True)

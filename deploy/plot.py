@@ -26,9 +26,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from common.config import ConfigError, read_yaml
-from common.metrics import read_metrics
-from common.run_dir import RunDir
+from qttdm.common.config import ConfigError, read_yaml
+from qttdm.common.metrics import read_metrics
+from qttdm.common.run_dir import RunDir
 
 Array = NDArray[np.float64]
 Row = tuple[str, ...]  # of the printed table

@@ -21,9 +21,9 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common.config import ConfigError
-from deploy.auth import WANT_TOKEN
-from deploy.cluster_config import NAMESPACE
+from qttdm.common.config import ConfigError
+from qttdm.deploy.auth import WANT_TOKEN
+from qttdm.deploy.cluster_config import NAMESPACE
 
 Resources = dict[str, float]
 
@@ -227,7 +227,7 @@ def fingerprint() -> dict[str, str]:
 
 def source_digest() -> str:
     """Eight hexadecimal digits of all of this package's Python files: an edited checkout keeps its version number."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for folder in ("common", "replay", "planner_service", "actors", "learner", "deploy"):
         for path in sorted((root / folder).rglob("*.py")):

@@ -13,11 +13,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from common.instruments import Component
-from common.reporter import Reporter, measure_process
-from common.telemetry import Boot, Identity, Report, Telemetry
-from deploy.cluster_config import NAMESPACE
-from deploy.exporter_actor import NAME
+from qttdm.common.instruments import Component
+from qttdm.common.reporter import Reporter, measure_process
+from qttdm.common.telemetry import Boot, Identity, Report, Telemetry
+from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.deploy.exporter_actor import NAME
 
 ANSWER_SECONDS = 10.0  # after which a report that was not taken is forgotten
 

@@ -8,18 +8,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from common.config import Config, ConfigError
-from common.environments.config import EnvConfig
-from common.environments.task_env import TaskSpec
-from common.qt import QTConfig
-from common.sinks import SinksConfig
-from common.tdm import TDMConfig
-from deploy.cluster_config import ClusterConfig
-from learner.schedule import TrainingConfig
-from learner.update import LearnerConfig
-from planner_service.planner_config import PRESETS, PlannerConfig
-from planner_service.policy import EpsilonConfig
-from replay.buffer import ReplayConfig
+from qttdm.common.config import Config, ConfigError
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.common.qt import QTConfig
+from qttdm.common.sinks import SinksConfig
+from qttdm.common.tdm import TDMConfig
+from qttdm.deploy.cluster_config import ClusterConfig
+from qttdm.learner.schedule import TrainingConfig
+from qttdm.learner.update import LearnerConfig
+from qttdm.planner_service.planner_config import PRESETS, PlannerConfig
+from qttdm.planner_service.policy import EpsilonConfig
+from qttdm.replay.buffer import ReplayConfig
 
 
 class RunConfig(Config):
@@ -102,7 +102,7 @@ def preset_path(name: str) -> Path:
     """A preset's file, by name or as a path ending in .yaml. ConfigError lists the names there are."""
     if name.endswith(".yaml"):
         return Path(name)
-    folder = Path(str(resources.files("deploy.configs")))
+    folder = Path(str(resources.files("qttdm.deploy.configs")))
     path = folder / f"{name}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in folder.glob("*.yaml"))

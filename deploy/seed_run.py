@@ -22,25 +22,25 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.remote import ActorSettings, CollectorActor, EvaluatorActor
-from common.environments.make import make_env
-from common.environments.task_env import TaskSpec
-from common.events import EventLog
-from common.run_dir import RunDir
-from common.seeding import derive_seed
-from common.sinks import make_sinks
-from common.telemetry import MakeTelemetry, Telemetry
-from deploy.agent import choose_device, exploration, make_learner, make_policy
-from deploy.cluster_config import NAMESPACE, SeedState
-from deploy.reporting import reported, tell_end
-from deploy.run_config import RunConfig
-from learner.remote import LearnerActor, LearnerSettings
-from learner.update import Learner, NonFiniteLossError
-from planner_service.policy import GreedyPolicy, MPCPolicy, Policy
-from planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
-from replay.limiter import Pace
-from replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
-from replay.shard import ShardConfig
+from qttdm.actors.remote import ActorSettings, CollectorActor, EvaluatorActor
+from qttdm.common.environments.make import make_env
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.common.events import EventLog
+from qttdm.common.run_dir import RunDir
+from qttdm.common.seeding import derive_seed
+from qttdm.common.sinks import make_sinks
+from qttdm.common.telemetry import MakeTelemetry, Telemetry
+from qttdm.deploy.agent import choose_device, exploration, make_learner, make_policy
+from qttdm.deploy.cluster_config import NAMESPACE, SeedState
+from qttdm.deploy.reporting import reported, tell_end
+from qttdm.deploy.run_config import RunConfig
+from qttdm.learner.remote import LearnerActor, LearnerSettings
+from qttdm.learner.update import Learner, NonFiniteLossError
+from qttdm.planner_service.policy import GreedyPolicy, MPCPolicy, Policy
+from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
+from qttdm.replay.limiter import Pace
+from qttdm.replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
+from qttdm.replay.shard import ShardConfig
 
 RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
 FLUSH_SECONDS = 15.0  # at most, for the processes to tell their last counts, before they are ended

@@ -17,13 +17,13 @@ from typing import Any
 
 from pydantic import Field
 
-from common.checkpoint import CheckpointError
-from common.config import Config, ConfigError, merge, parse_overrides, validate
-from common.telemetry import Telemetry
-from deploy.alone import Alone
-from deploy.trained import TrainedAgent
-from planner_service.server import Server, ServerConfig
-from planner_service.service import PlannerService, ServiceConfig
+from qttdm.common.checkpoint import CheckpointError
+from qttdm.common.config import Config, ConfigError, merge, parse_overrides, validate
+from qttdm.common.telemetry import Telemetry
+from qttdm.deploy.alone import Alone
+from qttdm.deploy.trained import TrainedAgent
+from qttdm.planner_service.server import Server, ServerConfig
+from qttdm.planner_service.service import PlannerService, ServiceConfig
 
 TOKEN_VARIABLE = "QTTDM_TOKEN"
 

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from common.config import ConfigError
+from qttdm.common.config import ConfigError
 
 EVERY = 2.0  # seconds between two looks; processes report that often
 SPEED_OVER = 30.0  # seconds over which speeds are taken

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from torch import nn
 
-from common.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
-from common.config import ConfigError, load_config
-from common.run_dir import RunDir
-from common.weights import Weights
-from deploy.agent import Agent
-from deploy.run_config import RunConfig
+from qttdm.common.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
+from qttdm.common.config import ConfigError, load_config
+from qttdm.common.run_dir import RunDir
+from qttdm.common.weights import Weights
+from qttdm.deploy.agent import Agent
+from qttdm.deploy.run_config import RunConfig
 
 
 class TrainedAgent(Agent):

@@ -1,6 +1,6 @@
 """Wait until Ray has so many nodes: they come up one after the other, and a run is held against what is there.
 
-python -m deploy.wait_for_nodes 3       # of the cluster in RAY_ADDRESS, else of this machine's
+python -m qttdm.deploy.wait_for_nodes 3       # of the cluster in RAY_ADDRESS, else of this machine's
 """
 
 from __future__ import annotations

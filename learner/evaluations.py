@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from common.weights import Weights
-from learner.update import Learner
+from qttdm.common.weights import Weights
+from qttdm.learner.update import Learner
 
 
 class EvaluationDesk(Protocol):

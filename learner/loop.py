@@ -18,20 +18,20 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
 
-from common.checkpoint import Checkpoint, CheckpointStore
-from common.config import ConfigError
-from common.events import EventLog
-from common.run_dir import RunDir
-from common.weights import Weights, updates_of
-from learner.counters import Counters
-from learner.evaluations import EvaluationDesk, Evaluations
-from learner.measure import Rates, TimeSpent, open_metrics
-from learner.schedule import TrainingConfig
-from learner.tickets import Rounds, Ticket
-from learner.update import Learner, NonFiniteLossError
-from replay.limiter import Pace
-from replay.news import MOST_EPISODES, News, StoredEpisode
-from replay.source import ReplaySource
+from qttdm.common.checkpoint import Checkpoint, CheckpointStore
+from qttdm.common.config import ConfigError
+from qttdm.common.events import EventLog
+from qttdm.common.run_dir import RunDir
+from qttdm.common.weights import Weights, updates_of
+from qttdm.learner.counters import Counters
+from qttdm.learner.evaluations import EvaluationDesk, Evaluations
+from qttdm.learner.measure import Rates, TimeSpent, open_metrics
+from qttdm.learner.schedule import TrainingConfig
+from qttdm.learner.tickets import Rounds, Ticket
+from qttdm.learner.update import Learner, NonFiniteLossError
+from qttdm.replay.limiter import Pace
+from qttdm.replay.news import MOST_EPISODES, News, StoredEpisode
+from qttdm.replay.source import ReplaySource
 
 HEAR_EVERY = 0.2  # seconds between two looks at the news while there is work
 LOOK_EVERY = 0.1  # seconds between two looks when there is none, unless an actor says that it has stored something

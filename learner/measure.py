@@ -20,14 +20,14 @@ from typing import Any, Protocol
 
 import torch
 
-from common.checkpoint import CheckpointStore
-from common.gpu import watch_gpu
-from common.metrics import MetricsWriter, read_metrics
-from common.telemetry import Telemetry
-from common.weights import updates_of
-from learner.arithmetic import product_rate
-from learner.schedule import TrainingConfig
-from learner.update import Learner
+from qttdm.common.checkpoint import CheckpointStore
+from qttdm.common.gpu import watch_gpu
+from qttdm.common.metrics import MetricsWriter, read_metrics
+from qttdm.common.telemetry import Telemetry
+from qttdm.common.weights import updates_of
+from qttdm.learner.arithmetic import product_rate
+from qttdm.learner.schedule import TrainingConfig
+from qttdm.learner.update import Learner
 
 FLOAT32 = 4  # bytes
 MARKS = 15  # reports, half a minute, over which the use of arithmetic is averaged

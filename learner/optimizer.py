@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.config import Config
+from qttdm.common.config import Config
 
 
 class OptimizerConfig(Config):

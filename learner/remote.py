@@ -16,19 +16,19 @@ from typing import Any
 
 import ray
 
-from common.metrics import Sink
-from common.run_dir import RunDir
-from common.telemetry import MakeTelemetry, Telemetry
-from common.watchdog import Watchdog
-from common.weights import Weights
-from learner.loop import LearningLoop
-from learner.measure import watch
-from learner.schedule import TrainingConfig
-from learner.tickets import Ticket
-from learner.update import Learner
-from replay.limiter import Pace
-from replay.remote import RemoteReplay
-from replay.segments import replace_file
+from qttdm.common.metrics import Sink
+from qttdm.common.run_dir import RunDir
+from qttdm.common.telemetry import MakeTelemetry, Telemetry
+from qttdm.common.watchdog import Watchdog
+from qttdm.common.weights import Weights
+from qttdm.learner.loop import LearningLoop
+from qttdm.learner.measure import watch
+from qttdm.learner.schedule import TrainingConfig
+from qttdm.learner.tickets import Ticket
+from qttdm.learner.update import Learner
+from qttdm.replay.limiter import Pace
+from qttdm.replay.remote import RemoteReplay
+from qttdm.replay.segments import replace_file
 
 
 @dataclass(frozen=True)

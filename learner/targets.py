@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.shapes import check_shape
+from qttdm.common.shapes import check_shape
 
 
 def n_step_returns(

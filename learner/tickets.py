@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from replay.limiter import Pace
+from qttdm.replay.limiter import Pace
 
 
 @dataclass(frozen=True)

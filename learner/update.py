@@ -18,16 +18,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.batch import Batch
-from common.config import Config
-from common.qt import QT
-from common.tdm import TDM
-from common.telemetry import Telemetry
-from common.weights import Weights, version_of
-from learner.losses import dynamics_loss, masked_mean, q_loss
-from learner.optimizer import AdamStep, OptimizerConfig
-from learner.stopwatch import Stopwatch
-from learner.targets import bellman_targets, n_step_returns
+from qttdm.common.batch import Batch
+from qttdm.common.config import Config
+from qttdm.common.qt import QT
+from qttdm.common.tdm import TDM
+from qttdm.common.telemetry import Telemetry
+from qttdm.common.weights import Weights, version_of
+from qttdm.learner.losses import dynamics_loss, masked_mean, q_loss
+from qttdm.learner.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.stopwatch import Stopwatch
+from qttdm.learner.targets import bellman_targets, n_step_returns
 
 
 class TDMLearnerConfig(OptimizerConfig):

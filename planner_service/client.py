@@ -16,8 +16,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from planner_service.messages import Answer, Refusal, Request, ServiceError, ServiceLost
-from planner_service.wire import HEADER, PORT, PROTOCOL, frame, read_outcome, write_request
+from qttdm.planner_service.messages import Answer, Refusal, Request, ServiceError, ServiceLost
+from qttdm.planner_service.wire import HEADER, PORT, PROTOCOL, frame, read_outcome, write_request
 
 
 class Client:

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.qt import QT
-from common.shapes import check_shape
-from common.tdm import TDM, Rollout
-from planner_service.planner_config import PlannerConfig
+from qttdm.common.qt import QT
+from qttdm.common.shapes import check_shape
+from qttdm.common.tdm import TDM, Rollout
+from qttdm.planner_service.planner_config import PlannerConfig
 
 
 @dataclass(frozen=True)

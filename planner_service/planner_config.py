@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from common.config import Config
+from qttdm.common.config import Config
 
 
 class PlannerConfig(Config):

@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.config import Config
-from common.qt import QT
-from common.seeding import derive_seed
-from common.weights import Weights
-from planner_service.planner import Noise, Plan, Planner, PlanState, draw_noise
+from qttdm.common.config import Config
+from qttdm.common.qt import QT
+from qttdm.common.seeding import derive_seed
+from qttdm.common.weights import Weights
+from qttdm.planner_service.planner import Noise, Plan, Planner, PlanState, draw_noise
 
 
 class EpsilonConfig(Config):

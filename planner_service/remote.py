@@ -21,12 +21,12 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from common.telemetry import MakeTelemetry, Telemetry
-from common.watchdog import Watchdog
-from common.weights import GENERATION, Weights
-from planner_service.messages import Answer, Refusal, Request, ServiceError
-from planner_service.policy import Decisions, GreedyPolicy, MPCPolicy
-from planner_service.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
+from qttdm.common.telemetry import MakeTelemetry, Telemetry
+from qttdm.common.watchdog import Watchdog
+from qttdm.common.weights import GENERATION, Weights
+from qttdm.planner_service.messages import Answer, Refusal, Request, ServiceError
+from qttdm.planner_service.policy import Decisions, GreedyPolicy, MPCPolicy
+from qttdm.planner_service.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
 
 RETRY_MS = 200.0  # after which to ask again a planner that waits for weights
 

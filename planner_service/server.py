@@ -20,10 +20,10 @@ from typing import Any
 
 from pydantic import Field
 
-from common.config import Config, ConfigError
-from planner_service.messages import ServiceError
-from planner_service.service import PlannerService
-from planner_service.wire import (
+from qttdm.common.config import Config, ConfigError
+from qttdm.planner_service.messages import ServiceError
+from qttdm.planner_service.service import PlannerService
+from qttdm.planner_service.wire import (
     HEADER,
     PORT,
     PROTOCOL,

@@ -27,13 +27,13 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from common.config import Config
-from common.gpu import watch_gpu
-from common.telemetry import Telemetry
-from common.weights import Weights, updates_of
-from planner_service.measure import tell_plan
-from planner_service.messages import Answer, Refusal, Request, ServiceError
-from planner_service.policy import Decisions, EpisodeState, GreedyPolicy, MPCPolicy
+from qttdm.common.config import Config
+from qttdm.common.gpu import watch_gpu
+from qttdm.common.telemetry import Telemetry
+from qttdm.common.weights import Weights, updates_of
+from qttdm.planner_service.measure import tell_plan
+from qttdm.planner_service.messages import Answer, Refusal, Request, ServiceError
+from qttdm.planner_service.policy import Decisions, EpisodeState, GreedyPolicy, MPCPolicy
 
 TELL_AFTER_S = 1e-3
 """how long after a batch is answered what was measured of it is told: by then the answers are out"""

@@ -13,8 +13,8 @@ import msgpack
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from common.config import Config
-from planner_service.messages import Answer, Refusal, Request
+from qttdm.common.config import Config
+from qttdm.planner_service.messages import Answer, Refusal, Request
 
 PROTOCOL = 1
 """Changes when a client written for the version before would misunderstand or be misunderstood."""

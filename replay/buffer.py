@@ -24,11 +24,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from common.batch import Batch
-from common.config import Config
-from common.episode import Episode
-from replay.codec import scalars, seal, unseal
-from replay.samplers import Balanced, Mass, ReturnWeighted, Sampler, Uniform
+from qttdm.common.batch import Batch
+from qttdm.common.config import Config
+from qttdm.common.episode import Episode
+from qttdm.replay.codec import scalars, seal, unseal
+from qttdm.replay.samplers import Balanced, Mass, ReturnWeighted, Sampler, Uniform
 
 VERSION = 1
 """Format of `Replay.state()`; raised whenever its meaning changes."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from common.batch import Batch
-from replay.samplers import Mass, shares
+from qttdm.common.batch import Batch
+from qttdm.replay.samplers import Mass, shares
 
 
 def shard_of(actor: int, number: int, shards: int) -> int:

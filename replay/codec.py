@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from common.episode import Episode
+from qttdm.common.episode import Episode
 
 VERSION = 1
 """Format of the episode map; raised whenever its keys or their meaning change."""

@@ -25,7 +25,7 @@ import math
 
 from pydantic import Field
 
-from common.config import Config
+from qttdm.common.config import Config
 
 
 class PaceConfig(Config):

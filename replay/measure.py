@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from common.telemetry import Telemetry
-from replay.shard import ShardStats
+from qttdm.common.telemetry import Telemetry
+from qttdm.replay.shard import ShardStats
 
 
 class Stored(Protocol):

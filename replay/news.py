@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.episode import Episode
+from qttdm.common.episode import Episode
 
 MOST_EPISODES = 1000
 """Episodes told of in one answer; for the others one asks again."""

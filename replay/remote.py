@@ -21,15 +21,15 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError
 
-from common.batch import Batch
-from common.episode import Episode
-from common.telemetry import MakeTelemetry, Telemetry
-from replay.client import Draw, merge, shard_of
-from replay.codec import encode
-from replay.measure import watch
-from replay.news import News, StoredEpisode, Totals
-from replay.samplers import Mass
-from replay.shard import ReplayShard, ShardConfig, ShardStats
+from qttdm.common.batch import Batch
+from qttdm.common.episode import Episode
+from qttdm.common.telemetry import MakeTelemetry, Telemetry
+from qttdm.replay.client import Draw, merge, shard_of
+from qttdm.replay.codec import encode
+from qttdm.replay.measure import watch
+from qttdm.replay.news import News, StoredEpisode, Totals
+from qttdm.replay.samplers import Mass
+from qttdm.replay.shard import ReplayShard, ShardConfig, ShardStats
 
 CPU_ONLY = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 """Ray lets actors without a GPU share see all GPUs; a shard must not open a context on any."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from replay.sum_tree import SumTree
+from qttdm.replay.sum_tree import SumTree
 
 
 @dataclass(frozen=True)

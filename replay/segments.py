@@ -29,7 +29,7 @@ from typing import BinaryIO, Literal
 
 from pydantic import Field
 
-from common.config import Config
+from qttdm.common.config import Config
 
 _MAGIC = b"\xf5SEG"
 _HEAD = struct.Struct("<4sQII")  # magic, sequence number, length, CRC32

@@ -29,15 +29,15 @@ from typing import Any
 
 from pydantic import Field
 
-from common.batch import Batch
-from common.config import Config
-from common.episode import Episode
-from replay.buffer import Replay, ReplayConfig
-from replay.codec import decode, seal, unseal
-from replay.news import MOST_EPISODES, News, StoredEpisode, Totals
-from replay.samplers import Mass
-from replay.seen import Seen
-from replay.segments import SegmentConfig, SegmentLog, replace_file
+from qttdm.common.batch import Batch
+from qttdm.common.config import Config
+from qttdm.common.episode import Episode
+from qttdm.replay.buffer import Replay, ReplayConfig
+from qttdm.replay.codec import decode, seal, unseal
+from qttdm.replay.news import MOST_EPISODES, News, StoredEpisode, Totals
+from qttdm.replay.samplers import Mass
+from qttdm.replay.seen import Seen
+from qttdm.replay.segments import SegmentConfig, SegmentLog, replace_file
 
 VERSION = 2
 """Format of the snapshot; raised whenever its keys or their meaning change."""

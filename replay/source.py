@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from common.batch import Batch
-from replay.news import News
+from qttdm.common.batch import Batch
+from qttdm.replay.news import News
 
 
 class ReplaySource(Protocol):

@@ -12,12 +12,12 @@ import torch
 from gymnasium import spaces, wrappers
 from torch import Tensor, nn
 
-from common.config import load_config
-from common.environments.task_env import TaskEnv, TaskSpec
-from common.qt import QT, QTConfig
-from common.tdm import TDM, Prediction, TDMConfig
-from common.tokenizer import ActionTokenizer
-from deploy.run_config import RunConfig, preset_path
+from qttdm.common.config import load_config
+from qttdm.common.environments.task_env import TaskEnv, TaskSpec
+from qttdm.common.qt import QT, QTConfig
+from qttdm.common.tdm import TDM, Prediction, TDMConfig
+from qttdm.common.tokenizer import ActionTokenizer
+from qttdm.deploy.run_config import RunConfig, preset_path
 
 torch.set_num_threads(1)  # tensors here are tiny: a second thread only waits for the first
 

@@ -11,11 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.environments.task_env import TaskSpec
-from deploy.agent import make_learner
-from deploy.bench import random_batch
-from planner_service.planner import Noise, Planner, PlanState
-from planner_service.planner_config import PlannerConfig
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.deploy.agent import make_learner
+from qttdm.deploy.bench import random_batch
+from qttdm.planner_service.planner import Noise, Planner, PlanState
+from qttdm.planner_service.planner_config import PlannerConfig
 from tests.fakes import tiny_config, tiny_qt, tiny_tdm
 
 META = torch.device("meta")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from common.config import Config
+from qttdm.common.config import Config
 
 
 class EnvConfig(Config):

@@ -11,7 +11,7 @@ from dm_control.rl import control
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from common.environments.task_env import RawTask
+from qttdm.common.environments.task_env import RawTask
 
 # dm_control 1.0.28's quadruped calls np.in1d, which NumPy 2.4 removed. Goes when the pinned dm_control no longer does.
 if not hasattr(np, "in1d"):

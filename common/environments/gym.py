@@ -6,8 +6,8 @@ from typing import Any
 
 import gymnasium
 
-from common.config import ConfigError
-from common.environments.task_env import RawTask
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.task_env import RawTask
 
 
 def names() -> list[str]:

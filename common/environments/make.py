@@ -16,10 +16,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces, wrappers
 
-from common.config import ConfigError
-from common.environments.config import EnvConfig
-from common.environments.rendering import choose_gl
-from common.environments.task_env import RawTask, TaskEnv, TaskSpec
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.rendering import choose_gl
+from qttdm.common.environments.task_env import RawTask, TaskEnv, TaskSpec
 
 FAMILIES = ("dmc", "metaworld", "gym")
 """Each is a module here with `names() -> list[str]` and `make(name) -> RawTask`."""
@@ -48,7 +48,7 @@ def _load(family: str) -> ModuleType:
     choose_gl()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return importlib.import_module(f"common.environments.{family}")
+        return importlib.import_module(f"qttdm.common.environments.{family}")
 
 
 def _resolve(task: str) -> tuple[ModuleType, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
-from common.environments.task_env import RawTask
+from qttdm.common.environments.task_env import RawTask
 
 EPISODE_STEPS = 200
 """As in the papers compared with (100 decisions of 2 steps); the library's own limit is 500."""

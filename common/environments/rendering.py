@@ -7,7 +7,7 @@ import os
 import sys
 from functools import cache
 
-from common.config import ConfigError
+from qttdm.common.config import ConfigError
 
 
 class RenderError(RuntimeError):

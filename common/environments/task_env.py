@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from common.environments.rendering import RenderError, gl_error
+from qttdm.common.environments.rendering import RenderError, gl_error
 
 Array = NDArray[np.float32]
 

@@ -40,7 +40,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from common.instruments import INSTRUMENTS
+from qttdm.common.instruments import INSTRUMENTS
 
 CHOSEN = 'run="$run",task=~"$task",seed=~"$seed"'
 """What the dashboard's variables say."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.grafana.panels import ORANGE, RED, board, distribution, lines, mean, number, of, quantile, rate
+from qttdm.deploy.grafana.panels import ORANGE, RED, board, distribution, lines, mean, number, of, quantile, rate
 
 PLANNING = "~actor|planner"
 LATE = "~answered_late|late"

@@ -1,6 +1,6 @@
 """Pictures of the dashboards without Grafana: their panels and queries, asked of Prometheus, drawn with matplotlib.
 
-python -m deploy.grafana.preview RUN --minutes 10 --out docs/images
+python -m qttdm.deploy.grafana.preview RUN --minutes 10 --out docs/images
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from common.config import ConfigError
-from deploy.grafana.queries import DASHBOARDS, substituted
+from qttdm.common.config import ConfigError
+from qttdm.deploy.grafana.queries import DASHBOARDS, substituted
 
 CELL = (0.62, 0.36)  # inches of a cell of Grafana's grid, 24 to a row
 COLOURS = {"green": "#3f8f3f", "orange": "#d9822b", "red": "#c0392b"}
@@ -245,7 +245,7 @@ def preview(dashboard: Path, source: Source) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    p = argparse.ArgumentParser(prog="python -m deploy.grafana.preview", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m qttdm.deploy.grafana.preview", description=__doc__.splitlines()[0])
     p.add_argument("run", metavar="RUN", help="the label `run`")
     p.add_argument("--prometheus", metavar="URL", default="http://127.0.0.1:9090")
     p.add_argument("--minutes", metavar="M", type=float, default=60.0, help="how far back from the end")

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-DASHBOARDS = Path(__file__).parent / "dashboards"
-ALERTS = Path(__file__).parent.parent / "prometheus" / "alerts.yml"
+DASHBOARDS = Path(__file__).resolve().parent / "dashboards"
+ALERTS = Path(__file__).resolve().parent.parent / "prometheus" / "alerts.yml"
 LABEL_VALUES = re.compile(r"label_values\((?P<series>.+), (?P<label>\w+)\)")
 
 

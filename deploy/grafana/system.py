@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.grafana.panels import GREEN, ORANGE, RED, board, lines, mean, number, of, quantile, rate
+from qttdm.deploy.grafana.panels import GREEN, ORANGE, RED, board, lines, mean, number, of, quantile, rate
 
 SEED = "run, task, seed"
 WAITING = "~waiting_for_.*"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.grafana.panels import GREEN, ORANGE, RED, board, distribution, lines, number, of, rows
+from qttdm.deploy.grafana.panels import GREEN, ORANGE, RED, board, distribution, lines, number, of, rows
 
 SEED = "run, task, seed"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from deploy.grafana.planner import planner
-from deploy.grafana.queries import DASHBOARDS
-from deploy.grafana.system import system
-from deploy.grafana.training import training
+from qttdm.deploy.grafana.planner import planner
+from qttdm.deploy.grafana.queries import DASHBOARDS
+from qttdm.deploy.grafana.system import system
+from qttdm.deploy.grafana.training import training
 
 
 def files() -> dict[Path, str]:

@@ -1,8 +1,8 @@
 """One episode of a served agent in its own task, a Gymnasium environment: `qttdm serve RUN`, then this."""
 
-from common.environments.config import EnvConfig
-from common.environments.make import make_env
-from planner_service.client import Client
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import make_env
+from qttdm.planner_service.client import Client
 
 with Client(port=7747) as client:
     info, episode = client.info(), client.episode(seed=0)

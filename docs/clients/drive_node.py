@@ -4,9 +4,9 @@ import json
 import subprocess
 from pathlib import Path
 
-from common.environments.config import EnvConfig
-from common.environments.make import make_env
-from planner_service.client import Client
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import make_env
+from qttdm.planner_service.client import Client
 
 PORT = 7747
 with Client(port=PORT) as client:

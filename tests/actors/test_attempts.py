@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from actors.attempts import MOST_ATTEMPTS, Attempts
+from qttdm.actors.attempts import MOST_ATTEMPTS, Attempts
 
 
 @pytest.fixture

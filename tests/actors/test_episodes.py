@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from actors.episodes import EnvironmentFailure, Stopped, run_episodes
-from common.environments.config import EnvConfig
-from common.environments.make import make_env
-from planner_service.policy import RandomPolicy
+from qttdm.actors.episodes import EnvironmentFailure, Stopped, run_episodes
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import make_env
+from qttdm.planner_service.policy import RandomPolicy
 from tests.fakes import point_env
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from actors.episodes import Stopped, run_episodes
-from actors.evaluation import Evaluation, evaluate, film
-from common.seeding import derive_seed
-from planner_service.policy import RandomPolicy
+from qttdm.actors.episodes import Stopped, run_episodes
+from qttdm.actors.evaluation import Evaluation, evaluate, film
+from qttdm.common.seeding import derive_seed
+from qttdm.planner_service.policy import RandomPolicy
 from tests.fakes import point_env
 
 

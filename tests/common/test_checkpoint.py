@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from common import checkpoint
-from common.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
+from qttdm.common import checkpoint
+from qttdm.common.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
 
 
 def contents(step: int) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, bytes]]:

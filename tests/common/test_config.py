@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 from pydantic import Field, field_validator, model_validator
 
-from common.config import Config, ConfigError, dump_config, load_config, merge, parse_overrides, read_yaml
+from qttdm.common.config import Config, ConfigError, dump_config, load_config, merge, parse_overrides, read_yaml
 
 
 class Inner(Config):

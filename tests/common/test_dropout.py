@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.dropout import Dropout
+from qttdm.common.dropout import Dropout
 
 COUNT = 400_000
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from common.config import ConfigError, validate
-from common.environments import task_env
-from common.environments.config import EnvConfig
-from common.environments.make import list_tasks, make_env
+from qttdm.common.config import ConfigError, validate
+from qttdm.common.environments import task_env
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import list_tasks, make_env
 
 REAL = [
     "dmc/walker-walk",
@@ -317,9 +317,9 @@ def test_the_config_module_loads_no_simulator():
 
 DRAW = """
 import sys
-from common.environments.config import EnvConfig
-from common.environments.make import make_env
-from common.environments.rendering import RenderError
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import make_env
+from qttdm.common.environments.rendering import RenderError
 for task in sys.argv[1:]:
     env = make_env(task, EnvConfig())
     env.reset(seed=0)

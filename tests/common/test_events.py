@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from common.events import EventLog, Waiting
+from qttdm.common.events import EventLog, Waiting
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from common.events import EventLog
+from qttdm.common.events import EventLog
 log = EventLog(Path(sys.argv[1]), sys.argv[2])
 for i in range({count}):
     log.write(f"{{i}} " + 500 * sys.argv[2])

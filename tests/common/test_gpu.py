@@ -2,8 +2,8 @@
 
 import torch
 
-from common.gpu import watch_gpu
-from common.telemetry import Telemetry
+from qttdm.common.gpu import watch_gpu
+from qttdm.common.telemetry import Telemetry
 
 
 def test_a_cpu_is_no_gpu():

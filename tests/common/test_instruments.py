@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from common.instruments import COMMON, COMPONENTS, DECLARED, INSTRUMENTS, REFUSED, Instrument, series_of
-from planner_service.messages import REFUSALS
+from qttdm.common.instruments import COMMON, COMPONENTS, DECLARED, INSTRUMENTS, REFUSED, Instrument, series_of
+from qttdm.planner_service.messages import REFUSALS
 
 
 @pytest.mark.parametrize("instrument", DECLARED, ids=lambda i: i.name)

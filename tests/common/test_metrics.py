@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import ConfigError
-from common.metrics import COUNTERS, METRICS, MetricsWriter, read_metrics
+from qttdm.common.config import ConfigError
+from qttdm.common.metrics import COUNTERS, METRICS, MetricsWriter, read_metrics
 
 
 def counters(step: int) -> dict[str, float]:

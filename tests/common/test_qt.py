@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.qt import QT, QTConfig
+from qttdm.common.qt import QT, QTConfig
 
 OBS_DIM, BINS = 5, 7
 dimensions = pytest.mark.parametrize("action_dim", [1, 2, 4])

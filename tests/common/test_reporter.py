@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-import common.reporter
-from common.reporter import Reporter, measure_process
-from common.telemetry import Identity, Report, Telemetry
+import qttdm.common.reporter
+from qttdm.common.reporter import Reporter, measure_process
+from qttdm.common.telemetry import Identity, Report, Telemetry
 
 
 def actor() -> Telemetry:
@@ -94,7 +94,7 @@ def test_flush_sends_what_there_is_and_waits_for_it_but_not_for_ever():
 
 
 def test_flush_tries_until_it_is_taken_but_not_for_ever(monkeypatch):
-    monkeypatch.setattr(common.reporter, "TRY_EVERY", 0.01)
+    monkeypatch.setattr(qttdm.common.reporter, "TRY_EVERY", 0.01)
     t, desk = actor(), Desk(takes=False)
     reporter = Reporter(t, desk, every=1000)
     until(desk.came.is_set)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError
-from common.run_dir import RunDir
+from qttdm.common.config import ConfigError
+from qttdm.common.run_dir import RunDir
 
 
 def test_create_makes_it_once(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """common/seeding.py: streams that never meet and never move."""
 
-from common.seeding import derive_seed
+from qttdm.common.seeding import derive_seed
 
 
 def test_golden_values():

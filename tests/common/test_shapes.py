@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.shapes import check_shape
+from qttdm.common.shapes import check_shape
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common import sinks
-from common.config import ConfigError
-from common.sinks import SinksConfig, check_sinks, make_sinks, scalars, surviving
+from qttdm.common import sinks
+from qttdm.common.config import ConfigError
+from qttdm.common.sinks import SinksConfig, check_sinks, make_sinks, scalars, surviving
 
 TRAIN = {"kind": "train", "env_steps": 40, "updates": 3, "episode_return": 1.5, "success": None}
 EVAL = {"kind": "eval", "env_steps": 80, "updates": 9, "episode_return": 2.5, "episode_returns": [2.0, 3.0]}

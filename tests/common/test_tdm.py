@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.tdm import TDM, Prediction, TDMConfig
+from qttdm.common.tdm import TDM, Prediction, TDMConfig
 
 HORIZON, OBS_DIM = 3, 5
 SHAPES = [(1, False, False), (2, True, False), (2, False, True), (6, True, True), (6, False, False)]

@@ -5,8 +5,8 @@ import time
 import msgpack
 import pytest
 
-from common.instruments import COMPONENTS, INSTRUMENTS, series_of
-from common.telemetry import Boot, Identity, Report, Telemetry, combine
+from qttdm.common.instruments import COMPONENTS, INSTRUMENTS, series_of
+from qttdm.common.telemetry import Boot, Identity, Report, Telemetry, combine
 
 
 def actor() -> Telemetry:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.tokenizer import ActionEmbedding, ActionTokenizer
+from qttdm.common.tokenizer import ActionEmbedding, ActionTokenizer
 
 BINS = [2, 3, 5, 42, 255, 256, 257]  # 42: multiplying by 2 / (K-1) instead of dividing ends below +1
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.config import ConfigError, validate
-from common.dropout import Dropout
-from common.transformer import Transformer, TransformerConfig, causal_bias, causal_mask, init_weights
+from qttdm.common.config import ConfigError, validate
+from qttdm.common.dropout import Dropout
+from qttdm.common.transformer import Transformer, TransformerConfig, causal_bias, causal_mask, init_weights
 
 TOKENS = 12
 

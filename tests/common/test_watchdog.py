@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from common.telemetry import Telemetry
-from common.watchdog import Watchdog, stacks
+from qttdm.common.telemetry import Telemetry
+from qttdm.common.watchdog import Watchdog, stacks
 
 ROOT = Path(__file__).parents[2]
 BEGIN = """
 import sys, threading, time
 from pathlib import Path
-from common.watchdog import Watchdog
+from qttdm.common.watchdog import Watchdog
 
 dog = Watchdog(Path(sys.argv[1]), "actor-0", 0.8)
 """
@@ -72,7 +72,7 @@ class TestHanging:
         done = run(
             tmp_path,
             """
-from common.telemetry import Telemetry
+from qttdm.common.telemetry import Telemetry
 telemetry = Telemetry.silent("actor")
 dog.tell(telemetry)
 print(telemetry.snapshot()["qttdm_failures_total", "hung"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.weights import Weights, updates_of, version_of
+from qttdm.common.weights import Weights, updates_of, version_of
 
 
 def make_networks(width: int = 4) -> nn.Module:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from common.config import ConfigError
-from common.environments.task_env import TaskSpec
-from deploy.agent import choose_device, exploration, make_learner, make_policy, use_bfloat16
-from planner_service.policy import GreedyPolicy, MPCPolicy
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.deploy.agent import choose_device, exploration, make_learner, make_policy, use_bfloat16
+from qttdm.planner_service.policy import GreedyPolicy, MPCPolicy
 from tests.fakes import tiny_config
 
 CPU = torch.device("cpu")

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from common.instruments import COMMON, INSTRUMENTS
-from common.metrics import read_metrics
-from common.run_dir import RunDir
-from deploy.alone import Alone
-from deploy.cli import main
-from deploy.local import LocalRun, resume_run
-from planner_service.client import Client
+from qttdm.common.instruments import COMMON, INSTRUMENTS
+from qttdm.common.metrics import read_metrics
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.alone import Alone
+from qttdm.deploy.cli import main
+from qttdm.deploy.local import LocalRun, resume_run
+from qttdm.planner_service.client import Client
 from tests.deploy.test_exporter import free_port
 from tests.deploy.test_local import assert_same_state, lines, start, train
 from tests.deploy.test_serve import pendulum_run, serving

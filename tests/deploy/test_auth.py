@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from common.config import ConfigError
-from deploy.auth import choose_mode
+from qttdm.common.config import ConfigError
+from qttdm.deploy.auth import choose_mode
 
 
 @pytest.fixture(autouse=True)

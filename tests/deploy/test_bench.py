@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.environments.task_env import TaskSpec
-from deploy import bench, bench_economies, operations
-from deploy.agent import make_learner, make_policy
-from learner.arithmetic import cpu_threads
-from planner_service.planner import Planner
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.deploy import bench, bench_economies, operations
+from qttdm.deploy.agent import make_learner, make_policy
+from qttdm.learner.arithmetic import cpu_threads
+from qttdm.planner_service.planner import Planner
 from tests.fakes import tiny_config
 
 CPU = torch.device("cpu")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from common.run_dir import RunDir
-from deploy import bench
-from deploy.bench_economies import VARIANTS, Row, format_row
-from deploy.local import new_run
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy import bench
+from qttdm.deploy.bench_economies import VARIANTS, Row, format_row
+from qttdm.deploy.local import new_run
 from tests.fakes import tiny_config
 
 QUICK = ["--set", "planner.horizon=1", "--device", "cpu"]

@@ -5,7 +5,7 @@ The aim is a hundredth, which `make bench` shows on a calm machine; on a busy on
 
 import pytest
 
-from deploy import bench_metrics
+from qttdm.deploy import bench_metrics
 
 
 @pytest.fixture(scope="module")

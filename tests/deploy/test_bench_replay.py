@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from deploy import bench_replay
-from deploy.bench_replay import BATCH_SIZE, SAMPLERS, Rings, Size, compare, in_one_process, random_episodes, take
-from replay.shard import ReplayShard
+from qttdm.deploy import bench_replay
+from qttdm.deploy.bench_replay import BATCH_SIZE, SAMPLERS, Rings, Size, compare, in_one_process, random_episodes, take
+from qttdm.replay.shard import ReplayShard
 
 SMALL = Size(rounds=1, batches=2, episodes=3)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from deploy import bench_service
-from deploy.bench_service import Case, Measured, drive, print_service, server
+from qttdm.deploy import bench_service
+from qttdm.deploy.bench_service import Case, Measured, drive, print_service, server
 
 TINY = Case("tiny", "debug", 3, 1, (1, 3), seconds=0.5)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import tests.fakes  # noqa: F401 - registers the toy tasks
-from common.metrics import read_metrics
-from deploy.cli import main
-from deploy.trained import TrainedAgent
-from planner_service.planner_config import PRESETS
+from qttdm.common.metrics import read_metrics
+from qttdm.deploy.cli import main
+from qttdm.deploy.trained import TrainedAgent
+from qttdm.planner_service.planner_config import PRESETS
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -35,7 +35,7 @@ CARTPOLE = [
 
 def command(*arguments):
     """As an argument list for a process of its own."""
-    return [sys.executable, "-m", "deploy.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "qttdm.deploy.cli", *map(str, arguments)]
 
 
 def process(folder, *arguments):
@@ -176,7 +176,7 @@ class TestMistakes:
         assert f"it cannot take {option[0]}\n" in err
 
     def test_one_process_at_a_time(self, trained, capsys):
-        from common.run_dir import RunDir
+        from qttdm.common.run_dir import RunDir
 
         with RunDir.open(trained / "0").lock():
             status, _, err = run_main(capsys, "train", "--resume", trained / "0")

@@ -15,11 +15,11 @@ import grpc
 import pytest
 import ray
 
-from common.config import dump_config, load_config
-from deploy.cli import _parser, main
-from deploy.cluster import new_seeds
-from deploy.cluster_cli import seed_configs
-from deploy.run_config import RunConfig
+from qttdm.common.config import dump_config, load_config
+from qttdm.deploy.cli import _parser, main
+from qttdm.deploy.cluster import new_seeds
+from qttdm.deploy.cluster_cli import seed_configs
+from qttdm.deploy.run_config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 DEBUG = ["train", "--preset", "debug"]

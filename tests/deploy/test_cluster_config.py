@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from common.config import ConfigError, validate
-from deploy.cluster_config import UNITS, ClusterConfig, units
+from qttdm.common.config import ConfigError, validate
+from qttdm.deploy.cluster_config import UNITS, ClusterConfig, units
 
 
 def config(**settings) -> ClusterConfig:

@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from deploy import cluster_progress
-from deploy.cluster_progress import ClusterProgress
+from qttdm.deploy import cluster_progress
+from qttdm.deploy.cluster_progress import ClusterProgress
 
 RUNNING = {
     "seed": 3,

@@ -9,11 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-import deploy.exporter as module
-from common.config import ConfigError
-from common.instruments import COMMON, series_of
-from common.telemetry import Boot, Identity, Report, Telemetry
-from deploy.exporter import GRACE, KEEP_ENDED, KEEP_SILENT, STALE, Exporter, serve
+import qttdm.deploy.exporter as module
+from qttdm.common.config import ConfigError
+from qttdm.common.instruments import COMMON, series_of
+from qttdm.common.telemetry import Boot, Identity, Report, Telemetry
+from qttdm.deploy.exporter import GRACE, KEEP_ENDED, KEEP_SILENT, STALE, Exporter, serve
 
 ACTOR = Identity("run", "0", "dmc/walker-walk", "actor", "1")
 LEARNER = Identity("run", "0", "dmc/walker-walk", "learner")

@@ -8,10 +8,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from common.instruments import COMMON, INSTRUMENTS
-from deploy.grafana.panels import of
-from deploy.grafana.queries import DASHBOARDS, all_queries, of_dashboards, panels
-from deploy.grafana.write import files
+from qttdm.common.instruments import COMMON, INSTRUMENTS
+from qttdm.deploy.grafana.panels import of
+from qttdm.deploy.grafana.queries import DASHBOARDS, all_queries, of_dashboards, panels
+from qttdm.deploy.grafana.write import files
 
 NAMES = ("training", "system", "planner")
 SCHEMA = json.loads((Path(__file__).parent / "grafana.schema.json").read_text())

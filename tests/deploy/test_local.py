@@ -10,15 +10,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from actors.episodes import EnvironmentFailure
-from common.config import ConfigError, dump_config, load_config
-from common.metrics import read_metrics
-from common.run_dir import RunDir
-from deploy.local import new_run, open_run, resume_run
-from deploy.progress import Progress
-from deploy.run_config import RunConfig
-from deploy.trained import TrainedAgent
-from learner.update import NonFiniteLossError
+from qttdm.actors.episodes import EnvironmentFailure
+from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.metrics import read_metrics
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.local import new_run, open_run, resume_run
+from qttdm.deploy.progress import Progress
+from qttdm.deploy.run_config import RunConfig
+from qttdm.deploy.trained import TrainedAgent
+from qttdm.learner.update import NonFiniteLossError
 from tests.fakes import tiny_config
 
 AGENTS = ("qt-tdm", "tdm", "qt")

@@ -1,7 +1,7 @@
 """docs/metrics.md says what common/instruments.py does."""
 
-from common.instruments import INSTRUMENTS
-from deploy.metrics_page import PAGE, page
+from qttdm.common.instruments import INSTRUMENTS
+from qttdm.deploy.metrics_page import PAGE, page
 
 
 def test_the_page_is_up_to_date():

@@ -17,8 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
-from deploy.exporter import Exporter, serve
-from deploy.monitor import COMPOSE, DASHBOARDS, DEPLOY
+from qttdm.deploy.exporter import Exporter, serve
+from qttdm.deploy.monitor import COMPOSE, DASHBOARDS, DEPLOY
 
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus: apt install prometheus")
 PATIENCE = 60.0  # seconds
@@ -77,7 +77,7 @@ def until(condition, what):
 
 
 class Monitor:
-    """`python -m deploy.monitor` in a folder of its own, with a PATH on which only the programs named are."""
+    """`python -m qttdm.deploy.monitor` in a folder of its own, with a PATH on which only the programs named are."""
 
     def __init__(self, folder, programs):
         self.folder, self.ports = folder, (free_port(), free_port())
@@ -95,7 +95,7 @@ class Monitor:
         ports = ["--prometheus-port", str(self.ports[0]), "--grafana-port", str(self.ports[1])]
         data = ["--data", str(self.folder / "data"), "--ray", str(self.folder / "ray")]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.monitor", *ports, *data, *arguments],
+            [sys.executable, "-m", "qttdm.deploy.monitor", *ports, *data, *arguments],
             cwd=self.folder,
             env=os.environ | {"PATH": str(self.path), "PYTHONPATH": str(DEPLOY.parent)},
             stdout=subprocess.PIPE,

@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from deploy.cli import _parser
+from qttdm.deploy.cli import _parser
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -100,7 +100,7 @@ def test_dockerfile_copies_files_that_exist():
 def test_the_image_is_given_the_package_and_nothing_else():
     patterns = [line for line in (ROOT / ".dockerignore").read_text().split("\n") if line and not line.startswith("#")]
     assert patterns[0] == "*"
-    packages = {package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]}
+    packages = {"qttdm", *(path.name for path in (ROOT / "qttdm").iterdir() if path.is_symlink())}
     kept = {pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")}
     assert kept == packages | {"pyproject.toml", "README.md", "LICENSE"}
 
@@ -214,7 +214,7 @@ shutil.rmtree(files)
 @pytest.mark.ray
 def test_the_pods_hold_all_seeds_of_the_entrypoint_at_once():
     """Asked of Ray's own scheduler: nodes with the pods' CPUs and GPUs, and the seeds' placement groups."""
-    from deploy.cluster_cli import seed_configs
+    from qttdm.deploy.cluster_cli import seed_configs
 
     configs = seed_configs(_parser().parse_args(shlex.split(load(RAY_JOB)["spec"]["entrypoint"])[1:]))
     nodes = []
@@ -241,7 +241,7 @@ STAND_INS = {
         case "$*" in
             *get_node_ip_address*) echo 10.0.0.1 ;;
             *token_hex*) echo 5ec2e7 ;;
-            "-m deploy.wait_for_nodes "*)
+            "-m qttdm.deploy.wait_for_nodes "*)
                 # They join when they have been asked to: the head first, then all others at once.
                 until [[ $(grep -c "ray start" calls) -ge $((($3 > 1) + 1)) ]]; do sleep 0.05; done
                 sleep 0.3  # a step that fails has done so by then

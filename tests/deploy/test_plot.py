@@ -8,10 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.stats import trim_mean
 
-from common.config import ConfigError, dump_config, merge, parse_overrides, validate
-from common.metrics import COUNTERS, MetricsWriter
-from deploy.plot import align, bootstrap_interval, interquartile_mean, plot_runs, read_references
-from deploy.run_config import RunConfig
+from qttdm.common.config import ConfigError, dump_config, merge, parse_overrides, validate
+from qttdm.common.metrics import COUNTERS, MetricsWriter
+from qttdm.deploy.plot import align, bootstrap_interval, interquartile_mean, plot_runs, read_references
+from qttdm.deploy.run_config import RunConfig
 
 
 def make_run(

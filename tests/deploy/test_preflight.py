@@ -2,9 +2,9 @@
 
 import pytest
 
-from common.config import ConfigError
-from deploy.cluster_config import ClusterConfig
-from deploy.preflight import places
+from qttdm.common.config import ConfigError
+from qttdm.deploy.cluster_config import ClusterConfig
+from qttdm.deploy.preflight import places
 
 SEED = [{"CPU": 2.0, "GPU": 0.5}, {"CPU": 1.0}, {"CPU": 1.0}]
 

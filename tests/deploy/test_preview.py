@@ -8,11 +8,11 @@ import urllib.request
 import imageio.v3
 import pytest
 
-from common.telemetry import Boot, Identity, Telemetry
-from deploy.exporter import Exporter, serve
-from deploy.grafana import preview
-from deploy.grafana.queries import DASHBOARDS
-from deploy.monitor import Place, answers, prometheus, running, write_config
+from qttdm.common.telemetry import Boot, Identity, Telemetry
+from qttdm.deploy.exporter import Exporter, serve
+from qttdm.deploy.grafana import preview
+from qttdm.deploy.grafana.queries import DASHBOARDS
+from qttdm.deploy.monitor import Place, answers, prometheus, running, write_config
 from tests.deploy.test_monitor import free_port
 
 

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from deploy.progress import SECONDS_BETWEEN_LINES, SECONDS_OF_SILENCE, Progress
+from qttdm.deploy.progress import SECONDS_BETWEEN_LINES, SECONDS_OF_SILENCE, Progress
 
 
 class Clock:

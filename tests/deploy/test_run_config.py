@@ -2,9 +2,9 @@
 
 import pytest
 
-from common.config import ConfigError, dump_config, load_config
-from common.environments.task_env import TaskSpec
-from deploy.run_config import RunConfig, check_fits, preset_path
+from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.deploy.run_config import RunConfig, check_fits, preset_path
 from tests.fakes import tiny_config
 
 TASKS = {

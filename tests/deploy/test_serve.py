@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import checkpoint
-from common.run_dir import RunDir
-from deploy.cli import main
-from deploy.local import new_run
-from deploy.trained import TrainedAgent
-from planner_service.client import Client
-from planner_service.messages import ServiceError, ServiceLost
+from qttdm.common import checkpoint
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.cli import main
+from qttdm.deploy.local import new_run
+from qttdm.deploy.trained import TrainedAgent
+from qttdm.planner_service.client import Client
+from qttdm.planner_service.messages import ServiceError, ServiceLost
 from tests.fakes import randomise, tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def serving(*arguments, greetings=1, **environment):
 
     greetings: lines that it begins with, of which the last says the port.
     """
-    command = [sys.executable, "-m", "deploy.cli", "serve", *map(str, arguments), "--port", "0"]
+    command = [sys.executable, "-m", "qttdm.deploy.cli", "serve", *map(str, arguments), "--port", "0"]
     own = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     child = subprocess.Popen(command, env=own, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
@@ -172,7 +172,7 @@ def test_a_token_opens_it_and_is_never_printed(trained, tmp_path):
 
 
 def test_told_to_stop_in_the_middle_of_a_long_plan_it_exits_in_the_stated_time(trained):
-    long = ["planner.samples=5000", "planner.iterations=60", "server.stop_timeout_s=0.2", "service.max_wait_ms=0"]
+    long = ["planner.samples=5000", "planner.iterations=2000", "server.stop_timeout_s=0.2", "service.max_wait_ms=0"]
     settings = [part for item in long for part in ("--set", item)]
     with serving(trained, *settings) as child, Client(port=child.port) as client:
         outcome, episode = [], client.episode(0)

@@ -11,10 +11,10 @@ import time
 import pytest
 from rich.console import Console
 
-from common.config import ConfigError
-from common.telemetry import Boot, Identity, Telemetry
-from deploy.exporter import STALE, Exporter, serve
-from deploy.top import Pair, Scrape, components, row, scrape, screen, top, troubles
+from qttdm.common.config import ConfigError
+from qttdm.common.telemetry import Boot, Identity, Telemetry
+from qttdm.deploy.exporter import STALE, Exporter, serve
+from qttdm.deploy.top import Pair, Scrape, components, row, scrape, screen, top, troubles
 
 RUN = {"run": "walk", "task": "dmc/walker-walk"}
 
@@ -72,7 +72,7 @@ def cluster():
 
 
 def cells(pair, seed="0"):
-    from deploy.top import COLUMNS
+    from qttdm.deploy.top import COLUMNS
 
     return dict(zip(COLUMNS, row(pair, {**RUN, "seed": seed}), strict=True))
 
@@ -171,7 +171,7 @@ def test_nobody_there_is_one_line_that_says_where_to_look(cluster):
 
 
 def command(cluster):
-    return [sys.executable, "-m", "deploy.cli", "top", "--url", cluster.url]
+    return [sys.executable, "-m", "qttdm.deploy.cli", "top", "--url", cluster.url]
 
 
 def test_without_a_terminal_it_prints_once(cluster):

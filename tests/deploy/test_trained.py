@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoint import CheckpointError
-from common.config import ConfigError
-from common.run_dir import RunDir
-from deploy.local import new_run
-from deploy.trained import TrainedAgent, weights_in
+from qttdm.common.checkpoint import CheckpointError
+from qttdm.common.config import ConfigError
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.local import new_run
+from qttdm.deploy.trained import TrainedAgent, weights_in
 from tests.fakes import randomise, tiny_config
 
 AGENTS = ("qt-tdm", "tdm", "qt")

@@ -5,7 +5,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from deploy.video import VideoError, write_video
+from qttdm.deploy.video import VideoError, write_video
 
 
 def moving_bar(height: int, width: int, length: int = 12) -> list[np.ndarray]:

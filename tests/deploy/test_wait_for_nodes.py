@@ -1,7 +1,7 @@
 import pytest
 
-from deploy import wait_for_nodes as module
-from deploy.wait_for_nodes import wait_for_nodes
+from qttdm.deploy import wait_for_nodes as module
+from qttdm.deploy.wait_for_nodes import wait_for_nodes
 
 
 def answers(monkeypatch, *sequence):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import load_config
-from common.environments.task_env import TaskSpec
-from common.gpu import watch_gpu
-from deploy.agent import make_learner, make_policy
-from deploy.bench import random_batch
-from deploy.run_config import RunConfig, preset_path
-from deploy.seed_run import evaluating_policy
-from planner_service.planner import PlanState, draw_noise
+from qttdm.common.config import load_config
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.common.gpu import watch_gpu
+from qttdm.deploy.agent import make_learner, make_policy
+from qttdm.deploy.bench import random_batch
+from qttdm.deploy.run_config import RunConfig, preset_path
+from qttdm.deploy.seed_run import evaluating_policy
+from qttdm.planner_service.planner import PlanState, draw_noise
 
 pytestmark = [
     pytest.mark.gpu,

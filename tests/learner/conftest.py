@@ -2,10 +2,10 @@
 
 import pytest
 
-import learner.loop
+import qttdm.learner.loop
 
 
 @pytest.fixture(autouse=True)
 def _hears_at_once(monkeypatch):
-    monkeypatch.setattr(learner.loop, "HEAR_EVERY", 0.0)
-    monkeypatch.setattr(learner.loop, "LOOK_EVERY", 0.0005)
+    monkeypatch.setattr(qttdm.learner.loop, "HEAR_EVERY", 0.0)
+    monkeypatch.setattr(qttdm.learner.loop, "LOOK_EVERY", 0.0005)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.weights import Weights
-from deploy.agent import make_learner
-from learner.evaluations import Evaluations
-from learner.update import Learner
+from qttdm.common.weights import Weights
+from qttdm.deploy.agent import make_learner
+from qttdm.learner.evaluations import Evaluations
+from qttdm.learner.update import Learner
 from tests.fakes import point_env, tiny_config
 
 CONFIG = tiny_config(agent="tdm")

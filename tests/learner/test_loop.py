@@ -13,26 +13,26 @@ import numpy as np
 import pytest
 import torch
 
-import learner.loop
-from common.batch import Batch
-from common.checkpoint import CheckpointStore, load_checkpoint
-from common.config import ConfigError
-from common.episode import Episode
-from common.metrics import read_metrics
-from common.run_dir import RunDir
-from common.telemetry import Telemetry
-from common.weights import GENERATION, Weights, updates_of, version_of
-from deploy.agent import make_learner
-from learner.loop import LearningLoop
-from learner.schedule import TrainingConfig
-from learner.tickets import Ticket
-from learner.update import NonFiniteLossError
-from replay.buffer import ReplayConfig
-from replay.client import merge, shard_of
-from replay.codec import encode
-from replay.limiter import Pace, PaceConfig
-from replay.news import News
-from replay.shard import ReplayShard, ShardConfig
+import qttdm.learner.loop
+from qttdm.common.batch import Batch
+from qttdm.common.checkpoint import CheckpointStore, load_checkpoint
+from qttdm.common.config import ConfigError
+from qttdm.common.episode import Episode
+from qttdm.common.metrics import read_metrics
+from qttdm.common.run_dir import RunDir
+from qttdm.common.telemetry import Telemetry
+from qttdm.common.weights import GENERATION, Weights, updates_of, version_of
+from qttdm.deploy.agent import make_learner
+from qttdm.learner.loop import LearningLoop
+from qttdm.learner.schedule import TrainingConfig
+from qttdm.learner.tickets import Ticket
+from qttdm.learner.update import NonFiniteLossError
+from qttdm.replay.buffer import ReplayConfig
+from qttdm.replay.client import merge, shard_of
+from qttdm.replay.codec import encode
+from qttdm.replay.limiter import Pace, PaceConfig
+from qttdm.replay.news import News
+from qttdm.replay.shard import ReplayShard, ShardConfig
 from tests.fakes import point_env, tiny_config
 
 LENGTH = 5  # decisions of an episode; of 2 simulator steps each
@@ -692,7 +692,7 @@ class TestWaiting:
         assert re.search(r"learner: the learner waits for 11 more decisions \(0 so far\), for \d+ s", lines[0])
 
     def test_for_decisions_ends_when_an_actor_tells_of_some(self, seed, monkeypatch):
-        monkeypatch.setattr(learner.loop, "LOOK_EVERY", 1e6)
+        monkeypatch.setattr(qttdm.learner.loop, "LOOK_EVERY", 1e6)
         loop, learned = seed.loop(), threading.Event()
 
         def act() -> None:

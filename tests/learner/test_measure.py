@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoint import CheckpointStore
-from common.metrics import MetricsWriter
-from common.telemetry import Boot, Identity, Telemetry
-from deploy.exporter import Exporter
-from learner import measure
-from learner.loop import LearningLoop
-from learner.measure import CheckpointWatch, TimeSpent, open_metrics, tell_line, watch
+from qttdm.common.checkpoint import CheckpointStore
+from qttdm.common.metrics import MetricsWriter
+from qttdm.common.telemetry import Boot, Identity, Telemetry
+from qttdm.deploy.exporter import Exporter
+from qttdm.learner import measure
+from qttdm.learner.loop import LearningLoop
+from qttdm.learner.measure import CheckpointWatch, TimeSpent, open_metrics, tell_line, watch
 from tests.deploy.test_exporter import scrape
 from tests.learner.test_loop import LENGTH, Killed, Seed
 

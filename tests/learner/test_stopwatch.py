@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from learner.stopwatch import Stopwatch
+from qttdm.learner.stopwatch import Stopwatch
 
 
 def test_each_lap_is_told_at_once():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.batch import Batch
-from common.qt import QT, QTConfig
-from learner.targets import bellman_targets, n_step_returns
-from learner.update import Learner, LearnerConfig, QTLearner, QTLearnerConfig
+from qttdm.common.batch import Batch
+from qttdm.common.qt import QT, QTConfig
+from qttdm.learner.targets import bellman_targets, n_step_returns
+from qttdm.learner.update import Learner, LearnerConfig, QTLearner, QTLearnerConfig
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())["targets"]
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from learner.tickets import Rounds
-from replay.limiter import Pace, PaceConfig
+from qttdm.learner.tickets import Rounds
+from qttdm.replay.limiter import Pace, PaceConfig
 
 LENGTH = 5  # decisions of a round
 LEAD = 12

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.batch import Batch
-from common.qt import QT, QTConfig
-from common.tdm import TDM, TDMConfig
-from learner.optimizer import AdamStep, OptimizerConfig
-from learner.update import (
+from qttdm.common.batch import Batch
+from qttdm.common.qt import QT, QTConfig
+from qttdm.common.tdm import TDM, TDMConfig
+from qttdm.learner.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.update import (
     Learner,
     LearnerConfig,
     NonFiniteLossError,
@@ -128,9 +128,11 @@ def test_it_overfits_one_batch():
     first = learner.drain()
     for _ in range(300):
         learner.update(batch)
-    learner.drain()
-    learner.update(batch)
-    last = learner.drain()
+    rows = []
+    for _ in range(20):  # the median: Adam spikes now and then, at other updates on other processors
+        learner.update(batch)
+        rows.append(learner.drain())
+    last = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
     constant = 0.5 * np.log(2 * np.pi)
     assert last["loss_state"] < first["loss_state"] / 50
     assert last["loss_reward"] - constant < (first["loss_reward"] - constant) / 50
@@ -297,7 +299,7 @@ def test_in_parts_that_fit_the_caches_it_learns_what_it_learns_at_once(monkeypat
     part(cut, "tdm").network.register_forward_hook(lambda *_: forwards.append(1))
     for _ in range(3):
         whole.update(batch)
-    monkeypatch.setattr("learner.update.CACHE_BYTES", 4 * 4 * 16 * 8 * L * (N + 1) / in_parts)
+    monkeypatch.setattr("qttdm.learner.update.CACHE_BYTES", 4 * 4 * 16 * 8 * L * (N + 1) / in_parts)
     for _ in range(3):
         cut.update(batch)
     assert len(forwards) == 3 * in_parts

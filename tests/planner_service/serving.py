@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import msgpack
 import torch
 
-from planner_service.client import Client
-from planner_service.planner import Planner
-from planner_service.planner_config import PlannerConfig
-from planner_service.policy import MPCPolicy
-from planner_service.server import Server, ServerConfig
-from planner_service.service import PlannerService, ServiceConfig
+from qttdm.planner_service.client import Client
+from qttdm.planner_service.planner import Planner
+from qttdm.planner_service.planner_config import PlannerConfig
+from qttdm.planner_service.policy import MPCPolicy
+from qttdm.planner_service.server import Server, ServerConfig
+from qttdm.planner_service.service import PlannerService, ServiceConfig
 from tests.fakes import tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")

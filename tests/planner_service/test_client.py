@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner_service.client import Client
-from planner_service.messages import Answer, Request, ServiceError, ServiceLost
+from qttdm.planner_service.client import Client
+from qttdm.planner_service.messages import Answer, Request, ServiceError, ServiceLost
 from tests.planner_service.serving import INFO, serving, tiny_policy
 from tests.planner_service.test_service import GatedPolicy, observation
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.environments.config import EnvConfig
-from common.environments.make import make_env
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import make_env
 from tests.planner_service.serving import INFO, serving, tiny_policy
 from tests.planner_service.test_service import observation
 

@@ -15,11 +15,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from planner_service.messages import REFUSALS
-from planner_service.planner import Planner
-from planner_service.planner_config import PlannerConfig
-from planner_service.policy import MPCPolicy
-from planner_service.wire import ERRORS
+from qttdm.planner_service.messages import REFUSALS
+from qttdm.planner_service.planner import Planner
+from qttdm.planner_service.planner_config import PlannerConfig
+from qttdm.planner_service.policy import MPCPolicy
+from qttdm.planner_service.wire import ERRORS
 from tests.fakes import tiny_qt, tiny_tdm
 from tests.planner_service.serving import CPU, serving
 from tests.planner_service.test_service import observation

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.config import ConfigError
-from planner_service.planner import Noise, Planner, PlanState, colour_factor, coloured, draw_noise
-from planner_service.planner_config import PRESETS, PlannerConfig
+from qttdm.common.config import ConfigError
+from qttdm.planner_service.planner import Noise, Planner, PlanState, colour_factor, coloured, draw_noise
+from qttdm.planner_service.planner_config import PRESETS, PlannerConfig
 from tests.fakes import FakeDynamics, FakeValue, tiny_config, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.weights import Weights
-from planner_service.planner import Planner, PlanState, draw_noise
-from planner_service.planner_config import PlannerConfig
-from planner_service.policy import EpsilonConfig, GreedyPolicy, MPCPolicy, RandomPolicy, next_power_of_two, until
+from qttdm.common.weights import Weights
+from qttdm.planner_service.planner import Planner, PlanState, draw_noise
+from qttdm.planner_service.planner_config import PlannerConfig
+from qttdm.planner_service.policy import EpsilonConfig, GreedyPolicy, MPCPolicy, RandomPolicy, next_power_of_two, until
 from tests.fakes import tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")

@@ -14,13 +14,13 @@ import msgpack
 import numpy as np
 import pytest
 
-from common.config import ConfigError
-from planner_service import server
-from planner_service.client import Client
-from planner_service.messages import ServiceError, ServiceLost
-from planner_service.server import Server, ServerConfig, is_loopback
-from planner_service.service import PlannerService, ServiceConfig
-from planner_service.wire import frame
+from qttdm.common.config import ConfigError
+from qttdm.planner_service import server
+from qttdm.planner_service.client import Client
+from qttdm.planner_service.messages import ServiceError, ServiceLost
+from qttdm.planner_service.server import Server, ServerConfig, is_loopback
+from qttdm.planner_service.service import PlannerService, ServiceConfig
+from qttdm.planner_service.wire import frame
 from tests.planner_service.serving import INFO, Raw, serving, tiny_policy
 from tests.planner_service.test_service import GatedPolicy, observation
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.weights import Weights
-from planner_service.messages import REFUSALS, Answer, Refusal, Request, ServiceError
-from planner_service.planner import Planner
-from planner_service.planner_config import PlannerConfig
-from planner_service.policy import GreedyPolicy, MPCPolicy
-from planner_service.service import PlannerService, ServiceConfig
+from qttdm.common.weights import Weights
+from qttdm.planner_service.messages import REFUSALS, Answer, Refusal, Request, ServiceError
+from qttdm.planner_service.planner import Planner
+from qttdm.planner_service.planner_config import PlannerConfig
+from qttdm.planner_service.policy import GreedyPolicy, MPCPolicy
+from qttdm.planner_service.service import PlannerService, ServiceConfig
 from tests.fakes import FakeDynamics, FakeValue, randomise, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import msgpack
 import numpy as np
 import pytest
 
-from planner_service import server, wire
-from planner_service.messages import REFUSALS, Answer, Refusal, Request
-from planner_service.service import ServiceConfig
-from planner_service.wire import Act, Begin, ProtocolError, frame, read_call
+from qttdm.planner_service import server, wire
+from qttdm.planner_service.messages import REFUSALS, Answer, Refusal, Request
+from qttdm.planner_service.service import ServiceConfig
+from qttdm.planner_service.wire import Act, Begin, ProtocolError, frame, read_call
 
 ANSWER = Answer(np.array([0.5, -1.0], np.float32), 3.25, 7, 6, 0.5, 12.0, late=True)
 

@@ -9,14 +9,14 @@ import tempfile
 import pytest
 import ray
 
-from deploy.cluster_config import NAMESPACE
+from qttdm.deploy.cluster_config import NAMESPACE
 from tests.remote.nodes import Nodes
 
 
 @pytest.fixture(autouse=True)
 def keeps_its_priority(monkeypatch):
     """Some tests run an actor's methods here; whatever this process starts later would inherit the lowest priority."""
-    monkeypatch.setattr("actors.remote.give_way", lambda: None)
+    monkeypatch.setattr("qttdm.actors.remote.give_way", lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -25,18 +25,18 @@ from typing import Any
 import ray
 from ray._private.internal_api import memory_summary
 
-from common.checkpoint import CheckpointStore
-from common.config import load_config
-from common.metrics import read_metrics
-from common.weights import GENERATION
-from deploy.cluster import ClusterRun, new_seeds
-from deploy.cluster_config import NAMESPACE
-from deploy.exporter_actor import NAME as EXPORTER
-from deploy.run_config import RunConfig, preset_path
-from deploy.seed_run import ENDED, SeedRun
-from deploy.trained import newest_checkpoint
-from replay.news import StoredEpisode, Totals
-from replay.shard import ReplayShard
+from qttdm.common.checkpoint import CheckpointStore
+from qttdm.common.config import load_config
+from qttdm.common.metrics import read_metrics
+from qttdm.common.weights import GENERATION
+from qttdm.deploy.cluster import ClusterRun, new_seeds
+from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.deploy.exporter_actor import NAME as EXPORTER
+from qttdm.deploy.run_config import RunConfig, preset_path
+from qttdm.deploy.seed_run import ENDED, SeedRun
+from qttdm.deploy.trained import newest_checkpoint
+from qttdm.replay.news import StoredEpisode, Totals
+from qttdm.replay.shard import ReplayShard
 
 PATIENCE = 900.0  # seconds for anything to happen: a busy machine is slow, and nothing here asserts a speed
 

@@ -13,15 +13,15 @@ import pytest
 import ray
 import torch
 
-from actors.attempts import MOST_ATTEMPTS
-from actors.remote import ActorSettings, CollectorActor, EvaluatorActor
-from common.environments.task_env import TaskEnv
-from common.seeding import derive_seed
-from common.weights import GENERATION, Weights
-from deploy.cluster_config import NAMESPACE
-from learner.tickets import Ticket
-from planner_service.policy import GreedyPolicy
-from replay.codec import decode
+from qttdm.actors.attempts import MOST_ATTEMPTS
+from qttdm.actors.remote import ActorSettings, CollectorActor, EvaluatorActor
+from qttdm.common.environments.task_env import TaskEnv
+from qttdm.common.seeding import derive_seed
+from qttdm.common.weights import GENERATION, Weights
+from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.learner.tickets import Ticket
+from qttdm.planner_service.policy import GreedyPolicy
+from qttdm.replay.codec import decode
 from tests.fakes import point_env, tiny_qt
 from tests.remote.live import PATIENCE
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from common.instruments import Component
-from common.telemetry import Boot, Identity, Telemetry
-from deploy.exporter_actor import ensure_exporter, remove_exporter
-from deploy.reporting import RaySender, find_exporter
+from qttdm.common.instruments import Component
+from qttdm.common.telemetry import Boot, Identity, Telemetry
+from qttdm.deploy.exporter_actor import ensure_exporter, remove_exporter
+from qttdm.deploy.reporting import RaySender, find_exporter
 from tests.remote.live import until
 from tests.remote.scraping import exporter_pid, free_port, scrape
 

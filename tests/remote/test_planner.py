@@ -15,16 +15,16 @@ import pytest
 import ray
 import torch
 
-from common.weights import Weights
-from deploy.cluster_config import NAMESPACE
-from deploy.seed_run import RESTARTED
-from learner.remote import Broadcast
-from planner_service.messages import Refusal, ServiceError
-from planner_service.planner import Planner
-from planner_service.planner_config import PlannerConfig
-from planner_service.policy import GreedyPolicy, MPCPolicy
-from planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
-from planner_service.service import AskingConfig, ServiceConfig
+from qttdm.common.weights import Weights
+from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.deploy.seed_run import RESTARTED
+from qttdm.learner.remote import Broadcast
+from qttdm.planner_service.messages import Refusal, ServiceError
+from qttdm.planner_service.planner import Planner
+from qttdm.planner_service.planner_config import PlannerConfig
+from qttdm.planner_service.policy import GreedyPolicy, MPCPolicy
+from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
+from qttdm.planner_service.service import AskingConfig, ServiceConfig
 from tests.fakes import tiny_qt, tiny_tdm
 from tests.remote.live import PATIENCE, Live, check_books, settings, until
 

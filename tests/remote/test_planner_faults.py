@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from common.weights import GENERATION
+from qttdm.common.weights import GENERATION
 from tests.remote.live import Live, check_books, settings
 
 pytestmark = pytest.mark.ray

@@ -23,9 +23,9 @@ import ray
 import yaml
 from ray._private.metrics_agent import PrometheusServiceDiscoveryWriter
 
-from common.instruments import INSTRUMENTS
-from deploy.exporter_actor import ensure_exporter, remove_exporter
-from deploy.grafana.queries import Query, all_queries
+from qttdm.common.instruments import INSTRUMENTS
+from qttdm.deploy.exporter_actor import ensure_exporter, remove_exporter
+from qttdm.deploy.grafana.queries import Query, all_queries
 from tests.remote.live import Books, Live, check_books, settings, until
 from tests.remote.scraping import exporter_pid, free_port
 

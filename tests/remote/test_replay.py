@@ -12,11 +12,11 @@ import pytest
 import ray
 from ray._private.internal_api import memory_summary
 
-from common.episode import Episode
-from replay.buffer import ReplayConfig
-from replay.remote import RemoteReplay, ReplaySettings, start_shards
-from replay.segments import SegmentConfig
-from replay.shard import ShardConfig
+from qttdm.common.episode import Episode
+from qttdm.replay.buffer import ReplayConfig
+from qttdm.replay.remote import RemoteReplay, ReplaySettings, start_shards
+from qttdm.replay.segments import SegmentConfig
+from qttdm.replay.shard import ShardConfig
 
 pytestmark = pytest.mark.ray
 

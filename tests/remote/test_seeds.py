@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from deploy.cluster_config import NAMESPACE
-from deploy.seed_run import ENDED, SeedRun
+from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.deploy.seed_run import ENDED, SeedRun
 from tests.remote.live import PATIENCE, Live, check_books, settings, until
 
 pytestmark = pytest.mark.ray

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.batch import Batch
-from common.config import ConfigError, validate
-from common.episode import Episode
-from replay.buffer import Replay, ReplayConfig, returns_to_go
-from replay.codec import decode, encode, seal, unseal
+from qttdm.common.batch import Batch
+from qttdm.common.config import ConfigError, validate
+from qttdm.common.episode import Episode
+from qttdm.replay.buffer import Replay, ReplayConfig, returns_to_go
+from qttdm.replay.codec import decode, encode, seal, unseal
 
 OBS_DIM, ACTION_DIM, DISCOUNT = 3, 2, 0.9
 SAMPLERS = ["uniform", "return_weighted", "balanced"]
@@ -333,7 +333,7 @@ def test_memory_does_not_grow(sampler):
         for name, value in vars(holder).items():
             if isinstance(value, np.ndarray):
                 found[name] = (id(value), value.nbytes)
-            elif hasattr(value, "__dict__") and type(value).__module__.startswith("replay."):
+            elif hasattr(value, "__dict__") and type(value).__module__.startswith("qttdm.replay."):
                 found |= {f"{name}.{key}": entry for key, entry in arrays(value).items() if name != "config"}
         return found
 

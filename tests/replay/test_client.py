@@ -8,9 +8,9 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from common.batch import Batch
-from replay.client import Draw, merge, shard_of
-from replay.samplers import Mass
+from qttdm.common.batch import Batch
+from qttdm.replay.client import Draw, merge, shard_of
+from qttdm.replay.samplers import Mass
 
 
 def batch(size: int, seed: int) -> Batch:

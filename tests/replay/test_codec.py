@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.episode import Episode
-from replay.codec import ARRAYS, SCALARS, decode, encode, seal, unseal
+from qttdm.common.episode import Episode
+from qttdm.replay.codec import ARRAYS, SCALARS, decode, encode, seal, unseal
 
 
 def make_episode(steps: int = 3, obs_dim: int = 2, action_dim: int = 1, **scalars) -> Episode:

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from common.config import ConfigError, validate
-from replay.limiter import Pace, PaceConfig
+from qttdm.common.config import ConfigError, validate
+from qttdm.replay.limiter import Pace, PaceConfig
 
 
 def make(lead: float = 10, ratio: float = 1.0, seed: int = 5) -> Pace:

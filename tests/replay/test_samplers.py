@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from replay.samplers import Balanced, ReturnWeighted, Sampler, Uniform
+from qttdm.replay.samplers import Balanced, ReturnWeighted, Sampler, Uniform
 
 DRAWS = 200_000
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from replay.seen import Seen
+from qttdm.replay.seen import Seen
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, validate
-from replay.segments import SegmentConfig, SegmentLog, replace_file
+from qttdm.common.config import ConfigError, validate
+from qttdm.replay.segments import SegmentConfig, SegmentLog, replace_file
 
 HEAD = 20  # bytes in front of each payload
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.batch import Batch
-from common.episode import Episode
-from replay.buffer import Replay, ReplayConfig
-from replay.codec import decode, encode, seal, unseal
-from replay.news import MOST_EPISODES, StoredEpisode, Totals
-from replay.samplers import Mass, shares
-from replay.segments import SegmentConfig
-from replay.shard import ReplayShard, ShardConfig
+from qttdm.common.batch import Batch
+from qttdm.common.episode import Episode
+from qttdm.replay.buffer import Replay, ReplayConfig
+from qttdm.replay.codec import decode, encode, seal, unseal
+from qttdm.replay.news import MOST_EPISODES, StoredEpisode, Totals
+from qttdm.replay.samplers import Mass, shares
+from qttdm.replay.segments import SegmentConfig
+from qttdm.replay.shard import ReplayShard, ShardConfig
 
 ROOT = Path(__file__).parents[2]
 OBS_DIM, ACTION_DIM, WINDOW, DISCOUNT = 3, 2, 4, 0.9
@@ -187,7 +187,7 @@ def test_what_cannot_be_stored_does_not_reach_the_disk(tmp_path):
 def test_a_full_disk_is_an_error_and_the_episode_may_come_again(tmp_path, monkeypatch):
     shard = open_shard(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("replay.segments._write", lambda file, data: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("qttdm.replay.segments._write", lambda file, data: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             shard.insert(encode(make_episode(0)))
     assert shard.stats().episodes == 0
@@ -339,7 +339,7 @@ def test_a_directory_of_other_settings_is_refused(tmp_path):
 CHILD = """
 import sys
 from pathlib import Path
-from replay.codec import encode
+from qttdm.replay.codec import encode
 from tests.replay.test_shard import make_episode, open_shard
 shard = open_shard(Path(sys.argv[1]), capacity=int(sys.argv[2]))
 for number in range(1_000_000):

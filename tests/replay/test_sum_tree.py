@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from replay.sum_tree import SumTree
+from qttdm.replay.sum_tree import SumTree
 
 
 def slow_find(weights: np.ndarray, mass: float) -> int:

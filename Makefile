@@ -55,14 +55,14 @@ test-gpu: $(VENV)/installed ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 bench: $(VENV)/installed ## decision and update times against this machine's own matrix-product rate
-	$(BIN)/python -m qttdm.deploy.bench $(ARGS)
+	$(BIN)/python -m qttdm.deploy.bench.models $(ARGS)
 
 monitor: $(VENV)/installed ## Prometheus and Grafana for the runs of this machine or cluster: ARGS='--target 127.0.0.1:9108'
-	$(BIN)/python -m qttdm.deploy.monitor $(ARGS)
+	$(BIN)/python -m qttdm.deploy.monitoring.monitor $(ARGS)
 
 docs: $(VENV)/installed ## write what is made from the program: docs/metrics.md, Grafana's dashboards
-	$(BIN)/python -m qttdm.deploy.metrics_page
-	$(BIN)/python -m qttdm.deploy.grafana.write
+	$(BIN)/python -m qttdm.deploy.monitoring.metrics_page
+	$(BIN)/python -m qttdm.deploy.monitoring.grafana.write
 
 lint: $(VENV)/installed ## formatter, linter and type checker, nothing changed
 	$(BIN)/ruff format --check .

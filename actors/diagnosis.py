@@ -14,9 +14,9 @@ from torch import Tensor
 
 from qttdm.actors.measured import MeasuredPolicy
 from qttdm.common.episode import Episode
-from qttdm.common.tdm import TDM
-from qttdm.common.telemetry import Telemetry
-from qttdm.planner_service.policy import MPCPolicy
+from qttdm.common.metrics.telemetry import Telemetry
+from qttdm.common.models.tdm import TDM
+from qttdm.planner_service.policies.planning import MPCPolicy
 
 MOST_ROOTS = 1000  # states that are predicted from, evenly spread: as much work as two decisions of the paper's planner
 

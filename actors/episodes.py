@@ -9,7 +9,7 @@ import numpy as np
 
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.episode import Episode
-from qttdm.planner_service.policy import Policy
+from qttdm.planner_service.policies.policy import Policy
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 

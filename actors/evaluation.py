@@ -11,7 +11,7 @@ from qttdm.actors.episodes import run_episodes
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.episode import Episode
 from qttdm.common.seeding import derive_seed
-from qttdm.planner_service.policy import Policy
+from qttdm.planner_service.policies.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 
-from qttdm.common.telemetry import Activities, Telemetry
+from qttdm.common.metrics.telemetry import Activities, Telemetry
 from qttdm.common.weights import Weights, updates_of
 from qttdm.planner_service.measure import tell_plan
-from qttdm.planner_service.policy import Decisions, Policy
+from qttdm.planner_service.policies.policy import Decisions, Policy
 
 
 class MeasuredPolicy:

@@ -32,12 +32,13 @@ from qttdm.actors.measured import MeasuredPolicy
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.episode import Episode
 from qttdm.common.events import EventLog, Waiting
+from qttdm.common.metrics.telemetry import Activities, MakeTelemetry, Telemetry
+from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
-from qttdm.common.telemetry import Activities, MakeTelemetry, Telemetry
-from qttdm.common.watchdog import Watchdog
 from qttdm.common.weights import GENERATION, Weights, updates_of
-from qttdm.planner_service.policy import Policy, RandomPolicy
+from qttdm.planner_service.policies.policy import Policy
+from qttdm.planner_service.policies.random_actions import RandomPolicy
 from qttdm.replay.client import shard_of
 from qttdm.replay.codec import encode
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qttdm.common.weights import Weights
-from qttdm.learner.update import Learner
+from qttdm.learner.learner import Learner
 
 
 class EvaluationDesk(Protocol):

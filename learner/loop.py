@@ -25,10 +25,10 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, updates_of
 from qttdm.learner.counters import Counters
 from qttdm.learner.evaluations import EvaluationDesk, Evaluations
+from qttdm.learner.learner import Learner, NonFiniteLossError
 from qttdm.learner.measure import Rates, TimeSpent, open_metrics
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.learner.tickets import Rounds, Ticket
-from qttdm.learner.update import Learner, NonFiniteLossError
 from qttdm.replay.limiter import Pace
 from qttdm.replay.news import MOST_EPISODES, News, StoredEpisode
 from qttdm.replay.source import ReplaySource

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qttdm.common.tdm import Prediction
+from qttdm.common.models.tdm import Prediction
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 

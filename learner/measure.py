@@ -1,7 +1,7 @@
 """What is told to Prometheus of a run and its learner: read off metrics.jsonl, and looked up before each report.
 
     MetricsWriter --each line--> tell_line: episodes, evaluations, losses
-    reporter ------watch-------> counters, pace, checkpoints, disk, arithmetic     (in the reporter's thread)
+    reporter ------watch-------> counters, pace, checkpoints, disk     (in the reporter's thread)
     LearningLoop --TimeSpent---> where its time goes
 
 Counts of what is in metrics.jsonl are its lines': after a kill they go back with the file to the checkpoint, and on.
@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from qttdm.common.checkpoint import CheckpointStore
-from qttdm.common.gpu import watch_gpu
-from qttdm.common.metrics import MetricsWriter, read_metrics
-from qttdm.common.telemetry import Telemetry
+from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.lines import MetricsWriter, read_metrics
+from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.weights import updates_of
-from qttdm.learner.arithmetic import product_rate
+from qttdm.learner.learner import Learner
 from qttdm.learner.schedule import TrainingConfig
-from qttdm.learner.update import Learner
 
 FLOAT32 = 4  # bytes
-MARKS = 15  # reports, half a minute, over which the use of arithmetic is averaged
 ACTIVITIES = ("waiting_for_decisions", "waiting_for_batches", "copying", "updating", "publishing", "saving")
 EACH_TIME: dict[str, tuple[str, dict[str, str]]] = {
     "waiting_for_batches": ("qttdm_update_seconds", {"part": "wait"}),
@@ -167,8 +162,6 @@ def watch(run: Run) -> None:
     telemetry.before_report(lambda: _look(telemetry, training, run.status()))
     telemetry.before_report(CheckpointWatch(run.store, telemetry))
     telemetry.before_report(partial(watch_gpu, telemetry, learner.device))
-    if telemetry.reporter is not None and learner.flops:  # for nobody it is not worth the moment that measuring takes
-        telemetry.before_report(ArithmeticWatch(learner))
 
 
 def _look(telemetry: Telemetry, training: TrainingConfig, status: dict[str, Any]) -> None:
@@ -207,24 +200,3 @@ class CheckpointWatch:
         disk = shutil.disk_usage(self.store.directory.parent)  # the run's, which is there before a checkpoint is
         self.telemetry.set("qttdm_disk_free_bytes", disk.free)
         self.telemetry.set("qttdm_disk_size_bytes", disk.total)
-
-
-class ArithmeticWatch:
-    """How much of the device's arithmetic the updates use."""
-
-    def __init__(self, learner: Learner) -> None:
-        """Measures what there is to be used: a moment of the device's time."""
-        self.learner = learner
-        dtype = torch.bfloat16 if learner.bfloat16 else torch.float32
-        self.peak = product_rate(learner.device, dtype, torch.get_num_threads(), repeats=3)
-        self._marks = deque([(time.monotonic(), learner.updates)], maxlen=MARKS)
-
-    def __call__(self) -> None:
-        """Look."""
-        (before, updates), now = self._marks[0], time.monotonic()
-        self._marks.append((now, self.learner.updates))
-        rate = self.learner.flops * (self.learner.updates - updates) / (now - before)
-        telemetry = self.learner.telemetry
-        telemetry.set("qttdm_arithmetic_flops", rate)
-        telemetry.set("qttdm_arithmetic_peak_flops", self.peak)
-        telemetry.set("qttdm_arithmetic_utilisation_ratio", rate / self.peak)

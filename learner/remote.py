@@ -16,16 +16,16 @@ from typing import Any
 
 import ray
 
-from qttdm.common.metrics import Sink
+from qttdm.common.metrics.lines import Sink
+from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
+from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
-from qttdm.common.telemetry import MakeTelemetry, Telemetry
-from qttdm.common.watchdog import Watchdog
 from qttdm.common.weights import Weights
+from qttdm.learner.learner import Learner
 from qttdm.learner.loop import LearningLoop
 from qttdm.learner.measure import watch
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.learner.tickets import Ticket
-from qttdm.learner.update import Learner
 from qttdm.replay.limiter import Pace
 from qttdm.replay.remote import RemoteReplay
 from qttdm.replay.segments import replace_file

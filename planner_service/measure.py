@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qttdm.common.telemetry import Telemetry
-from qttdm.planner_service.policy import Decisions
+from qttdm.common.metrics.telemetry import Telemetry
+from qttdm.planner_service.policies.policy import Decisions
 
 
 def tell_plan(telemetry: Telemetry, decided: Decisions) -> None:

@@ -21,12 +21,14 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from qttdm.common.telemetry import MakeTelemetry, Telemetry
-from qttdm.common.watchdog import Watchdog
+from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
+from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.weights import GENERATION, Weights
-from qttdm.planner_service.messages import Answer, Refusal, Request, ServiceError
-from qttdm.planner_service.policy import Decisions, GreedyPolicy, MPCPolicy
-from qttdm.planner_service.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
+from qttdm.planner_service.policies.greedy import GreedyPolicy
+from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.policies.policy import Decisions
+from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
+from qttdm.planner_service.serving.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
 
 RETRY_MS = 200.0  # after which to ask again a planner that waits for weights
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from qttdm.common.telemetry import Telemetry
+from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.replay.shard import ShardStats
 
 

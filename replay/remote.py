@@ -23,7 +23,7 @@ from ray.exceptions import GetTimeoutError
 
 from qttdm.common.batch import Batch
 from qttdm.common.episode import Episode
-from qttdm.common.telemetry import MakeTelemetry, Telemetry
+from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.replay.client import Draw, merge, shard_of
 from qttdm.replay.codec import encode
 from qttdm.replay.measure import watch

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from qttdm.common.config import load_config
 from qttdm.common.environments.task_env import TaskEnv, TaskSpec
-from qttdm.common.qt import QT, QTConfig
-from qttdm.common.tdm import TDM, Prediction, TDMConfig
-from qttdm.common.tokenizer import ActionTokenizer
-from qttdm.deploy.run_config import RunConfig, preset_path
+from qttdm.common.models.qt import QT, QTConfig
+from qttdm.common.models.tdm import TDM, Prediction, TDMConfig
+from qttdm.common.models.tokenizer import ActionTokenizer
+from qttdm.deploy.configs.run_config import RunConfig, preset_path
 
 torch.set_num_threads(1)  # tensors here are tiny: a second thread only waits for the first
 

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qttdm.common.environments.task_env import TaskSpec
-from qttdm.deploy.agent import make_learner
-from qttdm.deploy.bench import random_batch
-from qttdm.planner_service.planner import Noise, Planner, PlanState
-from qttdm.planner_service.planner_config import PlannerConfig
+from qttdm.deploy.agents.agent import make_learner
+from qttdm.deploy.bench.models import random_batch
+from qttdm.planner_service.planners.mppi import Noise, Planner, PlanState
+from qttdm.planner_service.planners.mppi_config import PlannerConfig
 from tests.fakes import tiny_config, tiny_qt, tiny_tdm
 
 META = torch.device("meta")
@@ -74,7 +74,7 @@ def test_planning(explore, economy, action_dim):
 @pytest.mark.parametrize("states_per_window", [1, 2])
 @pytest.mark.parametrize("action_dim", [1, 2])
 def test_both_losses_and_their_gradients(action_dim, states_per_window):
-    still = ["tdm={dropout: 0, head_dropout: 0}", "qt.dropout=0"]  # masks: tests/common/test_dropout.py
+    still = ["tdm={dropout: 0, head_dropout: 0}", "qt.dropout=0"]  # masks: tests/common/models/test_dropout.py
     c = tiny_config(*still, f"learner.qt.states_per_window={states_per_window}", "learner.qt.monte_carlo_clamp=true")
     spec = TaskSpec(3, action_dim, 8, 80, terminates=True, has_success=False)
     learner = make_learner(c, spec, torch.device("cpu"))

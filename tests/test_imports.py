@@ -55,16 +55,16 @@ def test_imports_follow_the_arrows(path):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("common/tdm.py", "from qttdm.planner_service.planner import Planner"),
-        ("common/tdm.py", "import qttdm.replay.buffer as b"),
+        ("common/models/tdm.py", "from qttdm.planner_service.planners.mppi import Planner"),
+        ("common/models/tdm.py", "import qttdm.replay.buffer as b"),
         ("replay/buffer.py", "import qttdm.learner"),
         ("learner/update.py", "def f():\n    from qttdm.planner_service import planner"),
         ("learner/update.py", "if TYPE_CHECKING:\n    from qttdm.actors.episodes import Stopped"),
-        ("actors/episodes.py", "from qttdm.deploy.local import LocalRun"),
-        ("planner_service/planner.py", "from . import policy"),
+        ("actors/episodes.py", "from qttdm.deploy.runs.local import LocalRun"),
+        ("planner_service/planners/mppi.py", "from . import policy"),
         ("replay/buffer.py", "import ray"),
         ("learner/update.py", "def f():\n    from ray.util import queue"),
-        ("deploy/local.py", "from tests.fakes import Point"),
+        ("deploy/runs/local.py", "from tests.fakes import Point"),
     ],
 )
 def test_the_checker_finds_what_is_wrong(path, source):
@@ -74,7 +74,7 @@ def test_the_checker_finds_what_is_wrong(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("deploy/local.py", "import ray\nfrom qttdm.learner.update import Learner"),
+        ("deploy/runs/local.py", "import ray\nfrom qttdm.learner.update import Learner"),
         ("replay/remote.py", "import ray"),
         (
             "actors/episodes.py",

@@ -2,7 +2,7 @@
 
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
-from qttdm.planner_service.client import Client
+from qttdm.planner_service.serving.client import Client
 
 with Client(port=7747) as client:
     info, episode = client.info(), client.episode(seed=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
-from qttdm.planner_service.client import Client
+from qttdm.planner_service.serving.client import Client
 
 PORT = 7747
 with Client(port=PORT) as client:

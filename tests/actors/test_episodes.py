@@ -6,7 +6,7 @@ import pytest
 from qttdm.actors.episodes import EnvironmentFailure, Stopped, run_episodes
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
-from qttdm.planner_service.policy import RandomPolicy
+from qttdm.planner_service.policies.random_actions import RandomPolicy
 from tests.fakes import point_env
 
 

@@ -6,7 +6,7 @@ import pytest
 from qttdm.actors.episodes import Stopped, run_episodes
 from qttdm.actors.evaluation import Evaluation, evaluate, film
 from qttdm.common.seeding import derive_seed
-from qttdm.planner_service.policy import RandomPolicy
+from qttdm.planner_service.policies.random_actions import RandomPolicy
 from tests.fakes import point_env
 
 

@@ -8,12 +8,12 @@ import torch
 
 from qttdm.common.config import load_config
 from qttdm.common.environments.task_env import TaskSpec
-from qttdm.common.gpu import watch_gpu
-from qttdm.deploy.agent import make_learner, make_policy
-from qttdm.deploy.bench import random_batch
-from qttdm.deploy.run_config import RunConfig, preset_path
-from qttdm.deploy.seed_run import evaluating_policy
-from qttdm.planner_service.planner import PlanState, draw_noise
+from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.deploy.agents.agent import make_learner, make_policy
+from qttdm.deploy.bench.models import random_batch
+from qttdm.deploy.cluster.seed_run import evaluating_policy
+from qttdm.deploy.configs.run_config import RunConfig, preset_path
+from qttdm.planner_service.planners.mppi import PlanState, draw_noise
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from qttdm.common.weights import Weights
-from qttdm.deploy.agent import make_learner
+from qttdm.deploy.agents.agent import make_learner
 from qttdm.learner.evaluations import Evaluations
-from qttdm.learner.update import Learner
+from qttdm.learner.learner import Learner
 from tests.fakes import point_env, tiny_config
 
 CONFIG = tiny_config(agent="tdm")

@@ -18,15 +18,15 @@ from qttdm.common.batch import Batch
 from qttdm.common.checkpoint import CheckpointStore, load_checkpoint
 from qttdm.common.config import ConfigError
 from qttdm.common.episode import Episode
-from qttdm.common.metrics import read_metrics
+from qttdm.common.metrics.lines import read_metrics
+from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.run_dir import RunDir
-from qttdm.common.telemetry import Telemetry
 from qttdm.common.weights import GENERATION, Weights, updates_of, version_of
-from qttdm.deploy.agent import make_learner
+from qttdm.deploy.agents.agent import make_learner
+from qttdm.learner.learner import NonFiniteLossError
 from qttdm.learner.loop import LearningLoop
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.learner.tickets import Ticket
-from qttdm.learner.update import NonFiniteLossError
 from qttdm.replay.buffer import ReplayConfig
 from qttdm.replay.client import merge, shard_of
 from qttdm.replay.codec import encode

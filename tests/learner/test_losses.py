@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qttdm.common.tdm import TDM, Prediction, TDMConfig
+from qttdm.common.models.tdm import TDM, Prediction, TDMConfig
 from qttdm.learner.losses import DynamicsLoss, dynamics_loss, masked_mean, q_loss
 
 WEIGHTS = {"state_weight": 1.0, "reward_weight": 2.0, "continuation_weight": 0.7}

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from qttdm.common.checkpoint import CheckpointStore
-from qttdm.common.metrics import MetricsWriter
-from qttdm.common.telemetry import Boot, Identity, Telemetry
-from qttdm.deploy.exporter import Exporter
+from qttdm.common.metrics.lines import MetricsWriter
+from qttdm.common.metrics.telemetry import Boot, Identity, Telemetry
+from qttdm.deploy.monitoring.exporter import Exporter
 from qttdm.learner import measure
 from qttdm.learner.loop import LearningLoop
 from qttdm.learner.measure import CheckpointWatch, TimeSpent, open_metrics, tell_line, watch
-from tests.deploy.test_exporter import scrape
+from tests.deploy.monitoring.test_exporter import scrape
 from tests.learner.test_loop import LENGTH, Killed, Seed
 
 IDENTITY = Identity("run", "0", "point", "learner")
@@ -206,19 +206,3 @@ def test_a_checkpoint_has_an_age_and_a_size(tmp_path):
         assert t.snapshot()["qttdm_checkpoint_bytes", ""] > 4000
     assert t.snapshot()["qttdm_checkpoints_total", ""] == 2
     assert t.snapshot()["qttdm_checkpoint_age_seconds", ""] < 50
-
-
-def test_use_of_arithmetic_is_operations_over_time_over_peak(seed, monkeypatch):
-    monkeypatch.setattr(measure, "product_rate", lambda *_, **__: 4e9)
-    learner = seed.loop().learner
-    learner.flops = 1e9
-    look = measure.ArithmeticWatch(learner)
-    before = look._marks[0][0]
-    learner.updates += 10
-    look()
-    snapshot, seconds = learner.telemetry.snapshot(), look._marks[1][0] - before
-    assert snapshot["qttdm_arithmetic_flops", ""] == pytest.approx(10e9 / seconds)
-    assert snapshot["qttdm_arithmetic_utilisation_ratio", ""] == pytest.approx(10 / 4 / seconds)
-    for _ in range(measure.MARKS):
-        look()
-    assert learner.telemetry.snapshot()["qttdm_arithmetic_flops", ""] == 0  # no update for so many looks

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from qttdm.common.batch import Batch
-from qttdm.common.qt import QT, QTConfig
+from qttdm.common.models.qt import QT, QTConfig
+from qttdm.learner.learner import Learner, LearnerConfig
+from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
 from qttdm.learner.targets import bellman_targets, n_step_returns
-from qttdm.learner.update import Learner, LearnerConfig, QTLearner, QTLearnerConfig
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())["targets"]
 
@@ -254,7 +255,9 @@ def test_the_learner_finds_the_optimal_values_of_a_small_mdp():
         )
     )
     updates = 1000
-    learner = Learner(config, [QTLearner(config, network, mdp.discount)], torch.device("cpu"), updates, bfloat16=False)
+    learner = Learner(
+        config, [QTLearner(config.qt, network, mdp.discount)], torch.device("cpu"), updates, bfloat16=False
+    )
     for _ in range(updates):
         learner.update(batch)
 

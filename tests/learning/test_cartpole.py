@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qttdm.common.metrics import read_metrics
-from qttdm.deploy.cli import main
+from qttdm.common.metrics.lines import read_metrics
+from qttdm.deploy.cli.main import main
 
 
 @pytest.mark.learning

@@ -9,7 +9,7 @@ import tempfile
 import pytest
 import ray
 
-from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.deploy.configs.cluster_config import NAMESPACE
 from tests.remote.nodes import Nodes
 
 

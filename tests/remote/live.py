@@ -27,14 +27,14 @@ from ray._private.internal_api import memory_summary
 
 from qttdm.common.checkpoint import CheckpointStore
 from qttdm.common.config import load_config
-from qttdm.common.metrics import read_metrics
+from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.weights import GENERATION
-from qttdm.deploy.cluster import ClusterRun, new_seeds
-from qttdm.deploy.cluster_config import NAMESPACE
-from qttdm.deploy.exporter_actor import NAME as EXPORTER
-from qttdm.deploy.run_config import RunConfig, preset_path
-from qttdm.deploy.seed_run import ENDED, SeedRun
-from qttdm.deploy.trained import newest_checkpoint
+from qttdm.deploy.cluster.cluster_run import ClusterRun, new_seeds
+from qttdm.deploy.cluster.exporter_actor import NAME as EXPORTER
+from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
+from qttdm.deploy.configs.cluster_config import NAMESPACE
+from qttdm.deploy.configs.run_config import RunConfig, preset_path
+from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.replay.news import StoredEpisode, Totals
 from qttdm.replay.shard import ReplayShard
 

@@ -9,8 +9,8 @@ import urllib.request
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from qttdm.common.instruments import COMMON
-from qttdm.deploy.reporting import find_exporter
+from qttdm.common.metrics.instruments import COMMON
+from qttdm.deploy.cluster.reporting import find_exporter
 
 Samples = dict[tuple[str, ...], float]
 

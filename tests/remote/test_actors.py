@@ -18,9 +18,9 @@ from qttdm.actors.remote import ActorSettings, CollectorActor, EvaluatorActor
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import GENERATION, Weights
-from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.learner.tickets import Ticket
-from qttdm.planner_service.policy import GreedyPolicy
+from qttdm.planner_service.policies.greedy import GreedyPolicy
 from qttdm.replay.codec import decode
 from tests.fakes import point_env, tiny_qt
 from tests.remote.live import PATIENCE

@@ -3,8 +3,8 @@
 import pytest
 import ray
 
-from qttdm.deploy import bench_replay
-from qttdm.deploy.bench_replay import Size, through_ray, waiting
+from qttdm.deploy.bench import replay as bench_replay
+from qttdm.deploy.bench.replay import Size, through_ray, waiting
 
 pytestmark = pytest.mark.ray
 

@@ -17,11 +17,11 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from qttdm.common.metrics import read_metrics
-from qttdm.deploy import cluster_cli
-from qttdm.deploy.cli import main
-from qttdm.deploy.cluster import old_seeds
-from qttdm.deploy.cluster_config import NAMESPACE
+from qttdm.common.metrics.lines import read_metrics
+from qttdm.deploy.cli import cluster as cluster_cli
+from qttdm.deploy.cli.main import main
+from qttdm.deploy.cluster.cluster_run import old_seeds
+from qttdm.deploy.configs.cluster_config import NAMESPACE
 from tests.remote.live import PATIENCE, SMALL, check_books, nothing_is_left, objects_stored, until
 
 pytestmark = pytest.mark.ray
@@ -56,7 +56,7 @@ def shell(folder: Path, address: str, *words: str, **environment: str) -> subpro
     """`qttdm cluster WORDS` as a user types it in `folder`; without a token unless the environment has it."""
     variables = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "qttdm.deploy.cli", "cluster", *words],
+        [sys.executable, "-m", "qttdm.deploy.cli.main", "cluster", *words],
         cwd=folder,
         env=os.environ | variables | {"PYTHONUNBUFFERED": "1"} | environment,
         text=True,
@@ -163,9 +163,8 @@ class TestOtherVersions:
         assert re.search(r"has torch 1\.0\.0, this one \d+\.\d+\.\d+; install the same on every node", line)
 
     def test_one_that_cannot_be_asked(self, cluster, tmp_path, folder):
-        (folder / "deploy").mkdir()
-        (folder / "deploy" / "__init__.py").touch()
-        (folder / "deploy" / "preflight.py").touch()
+        (folder / "qttdm").mkdir()
+        (folder / "qttdm" / "__init__.py").touch()
         line = self.line(cluster, tmp_path, folder)
         assert "cannot run qttdm; install it there (pip install -e .): " in line
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from qttdm.common.weights import updates_of
-from qttdm.deploy.cluster import old_seeds
-from qttdm.deploy.seed_run import SeedRun
-from qttdm.deploy.trained import newest_checkpoint
+from qttdm.deploy.cluster.cluster_run import old_seeds
+from qttdm.deploy.cluster.seed_run import SeedRun
+from qttdm.deploy.runs.trained import newest_checkpoint
 from tests.remote.live import PATIENCE, SMALL, TASK, check_books, nothing_is_left, objects_stored, until, workers
 from tests.remote.nodes import Nodes
 
@@ -25,7 +25,7 @@ def command(address: str, folder: Path, *words: str) -> subprocess.Popen:
     if words[0] in ("train", "resume"):
         words = (*words, "--runs-dir", str(folder))
     return subprocess.Popen(
-        [sys.executable, "-m", "qttdm.deploy.cli", "cluster", *words],
+        [sys.executable, "-m", "qttdm.deploy.cli.main", "cluster", *words],
         env=os.environ | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         text=True,
         stdout=subprocess.PIPE,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from qttdm.common.instruments import Component
-from qttdm.common.telemetry import Boot, Identity, Telemetry
-from qttdm.deploy.exporter_actor import ensure_exporter, remove_exporter
-from qttdm.deploy.reporting import RaySender, find_exporter
+from qttdm.common.metrics.instruments import Component
+from qttdm.common.metrics.telemetry import Boot, Identity, Telemetry
+from qttdm.deploy.cluster.exporter_actor import ensure_exporter, remove_exporter
+from qttdm.deploy.cluster.reporting import RaySender, find_exporter
 from tests.remote.live import until
 from tests.remote.scraping import exporter_pid, free_port, scrape
 

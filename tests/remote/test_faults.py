@@ -8,10 +8,10 @@ import signal
 
 import pytest
 
-from qttdm.common.metrics import read_metrics
+from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.weights import GENERATION
-from qttdm.deploy.exporter_actor import ensure_exporter, remove_exporter
-from qttdm.deploy.trained import newest_checkpoint
+from qttdm.deploy.cluster.exporter_actor import ensure_exporter, remove_exporter
+from qttdm.deploy.runs.trained import newest_checkpoint
 from tests.remote.live import Live, check_books, gone, settings
 from tests.remote.scraping import exporter_pid, free_port, scrape
 

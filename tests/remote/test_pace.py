@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qttdm.deploy.cluster import old_seeds
+from qttdm.deploy.cluster.cluster_run import old_seeds
 from tests.remote.live import Live, behind, check_books, objects_stored, settings, tolerance
 
 pytestmark = pytest.mark.ray

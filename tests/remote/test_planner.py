@@ -16,15 +16,16 @@ import ray
 import torch
 
 from qttdm.common.weights import Weights
-from qttdm.deploy.cluster_config import NAMESPACE
-from qttdm.deploy.seed_run import RESTARTED
+from qttdm.deploy.cluster.seed_run import RESTARTED
+from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.learner.remote import Broadcast
-from qttdm.planner_service.messages import Refusal, ServiceError
-from qttdm.planner_service.planner import Planner
-from qttdm.planner_service.planner_config import PlannerConfig
-from qttdm.planner_service.policy import GreedyPolicy, MPCPolicy
+from qttdm.planner_service.planners.mppi import Planner
+from qttdm.planner_service.planners.mppi_config import PlannerConfig
+from qttdm.planner_service.policies.greedy import GreedyPolicy
+from qttdm.planner_service.policies.planning import MPCPolicy
 from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
-from qttdm.planner_service.service import AskingConfig, ServiceConfig
+from qttdm.planner_service.serving.messages import Refusal, ServiceError
+from qttdm.planner_service.serving.service import AskingConfig, ServiceConfig
 from tests.fakes import tiny_qt, tiny_tdm
 from tests.remote.live import PATIENCE, Live, check_books, settings, until
 

@@ -23,14 +23,14 @@ import ray
 import yaml
 from ray._private.metrics_agent import PrometheusServiceDiscoveryWriter
 
-from qttdm.common.instruments import INSTRUMENTS
-from qttdm.deploy.exporter_actor import ensure_exporter, remove_exporter
-from qttdm.deploy.grafana.queries import Query, all_queries
+from qttdm.common.metrics.instruments import INSTRUMENTS
+from qttdm.deploy.cluster.exporter_actor import ensure_exporter, remove_exporter
+from qttdm.deploy.monitoring.grafana.queries import Query, all_queries
 from tests.remote.live import Books, Live, check_books, settings, until
 from tests.remote.scraping import exporter_pid, free_port
 
 pytestmark = pytest.mark.ray
-CONFIG = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"
+CONFIG = Path(__file__).parents[2] / "deploy" / "monitoring" / "prometheus" / "prometheus.yml"
 RUN = "watched"
 SMALLEST = "cluster={actors: 1, shards: 1, metrics_port: 9108}"  # reports find the exporter by name, whatever its port
 SEEDS = [

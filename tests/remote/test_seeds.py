@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from qttdm.deploy.cluster_config import NAMESPACE
-from qttdm.deploy.seed_run import ENDED, SeedRun
+from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
+from qttdm.deploy.configs.cluster_config import NAMESPACE
 from tests.remote.live import PATIENCE, Live, check_books, settings, until
 
 pytestmark = pytest.mark.ray

@@ -1,0 +1,117 @@
+"""Where else the lines of metrics.jsonl can go: TensorBoard event files, Weights & Biases. Off unless asked for.
+
+    qttdm train --set sinks.tensorboard=true          # needs: pip install tensorboard
+    qttdm train --set sinks.wandb=true                # needs: pip install wandb; WANDB_MODE=offline asks no server
+
+A sink is a function that is told of each line. Its package is imported only when it is on. One that fails while the run
+goes on says so once and is left out: whatever it is for, metrics.jsonl has the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qttdm.common.config import Config, ConfigError
+from qttdm.common.metrics.lines import Sink
+
+
+class SinksConfig(Config):
+    """Which of them are on."""
+
+    tensorboard: bool = False
+    """event files in the run's directory: tensorboard --logdir runs"""
+    wandb: bool = False
+    """Weights & Biases, as its own environment variables say (WANDB_API_KEY, WANDB_MODE)"""
+    wandb_project: str = "qttdm"
+
+
+def check_sinks(config: SinksConfig) -> None:
+    """ConfigError, one line, if a package that is needed is missing."""
+    for package, on in (("tensorboard", config.tensorboard), ("wandb", config.wandb)):
+        if on and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"sinks.{package}: the package is not installed; want: pip install {package}")
+
+
+def make_sinks(config: SinksConfig, directory: Path, settings: Mapping[str, Any]) -> list[Sink]:
+    """Of the run in that directory, with these settings. ConfigError if a package is missing."""
+    check_sinks(config)
+    sinks: list[Sink] = []
+    if config.tensorboard:
+        sinks.append(surviving("tensorboard", TensorBoard(directory / "tensorboard")))
+    if config.wandb:
+        sinks.append(surviving("wandb", WeightsAndBiases(config.wandb_project, directory, settings)))
+    return sinks
+
+
+def surviving(name: str, sink: Sink) -> Sink:
+    """That sink until it fails."""
+    failed = False
+
+    def tell(line: dict[str, Any]) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            sink(line)
+        except Exception as error:  # whatever it is: the run is worth more than its second copy
+            failed = True
+            print(
+                f"sinks.{name}: left out from now on ({' '.join(str(error).split())[:200]})",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return tell
+
+
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line, named as `train/episode_return`; lists and what is not known are left out."""
+    return {f"{line['kind']}/{name}": float(v) for name, v in line.items() if isinstance(v, bool | int | float)}
+
+
+class TensorBoard:
+    """Event files; steps are environment steps."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._writer: Any = None
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """A line. The first one says where a resumed run goes on: what was written beyond it is to be forgotten."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        step = line["env_steps"]
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.directory), purge_step=step)
+        for name, value in scalars(line).items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+
+class WeightsAndBiases:
+    """A run of W&B named after the directory, taken up again when that run is resumed."""
+
+    def __init__(self, project: str, directory: Path, settings: Mapping[str, Any]) -> None:
+        self.project, self.directory, self.settings = project, directory, settings
+        self._run: Any = None
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """A line."""
+        if self._run is None:
+            import wandb
+
+            name = "-".join(self.directory.absolute().parts[-2:])
+            self._run = wandb.init(
+                project=self.project,
+                name=name,
+                id=name,
+                resume="allow",
+                dir=str(self.directory),
+                config=dict(self.settings),
+            )
+            self._run.define_metric("*", step_metric="env_steps")
+        self._run.log({**scalars(line), "env_steps": line["env_steps"]})

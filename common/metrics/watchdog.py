@@ -1,0 +1,64 @@
+"""A process that hangs ends itself, and leaves a file that says where; whoever supervises it starts it anew."""
+
+from __future__ import annotations
+
+import faulthandler
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qttdm.common.events import EventLog
+from qttdm.common.metrics.telemetry import Telemetry
+from qttdm.common.run_dir import RunDir
+
+
+class Watchdog:
+    """Ends this process if a step of its work hangs. A context: it watches what is done inside.
+
+    A thread of faulthandler's own, in C: it also fires when a simulator hangs without giving Python a turn.
+    """
+
+    def __init__(self, run_dir: Path, who: str, seconds: float) -> None:
+        """Stacks go to `<run_dir>/hung/<who>.txt`."""
+        self.seconds = seconds
+        self.events = EventLog(RunDir(run_dir).events_path, who)
+        folder = run_dir / "hung"
+        self.found: Path | None = None
+        """stacks that the last process left when it hung"""
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{who}.txt"
+        if path.exists() and path.stat().st_size > 0:
+            number = sum(1 for _ in folder.glob(f"{who}.*.txt")) + 1
+            self.found = path.rename(folder / f"{who}.{number}.txt")
+        self._file = path.open("w")
+
+    def tell(self, telemetry: Telemetry) -> None:
+        """If the last process hung: count it, and say so in events.log."""
+        if self.found:
+            telemetry.inc("qttdm_failures_total", kind="hung")
+            self.events.write(f"hung, was ended and is back in a new process, see {self.found}")
+
+    def rearm(self) -> bool:
+        """The last step is done, the next one begins. False, so that it can be asked whether to stop."""
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self._file)
+        return False
+
+    def __enter__(self) -> None:
+        self.rearm()
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Where waiting is not hanging."""
+        faulthandler.cancel_dump_traceback_later()
+        try:
+            yield
+        finally:
+            self.rearm()
+
+
+def stacks(run_dir: Path) -> list[Path]:
+    """What processes left there that hung and have been started anew since."""
+    return list((run_dir / "hung").glob("*.*.txt"))

@@ -1,0 +1,173 @@
+"""The Transformer Dynamics Model (paper, Eq. 3-5): what happens next, given what happened and what is done.
+
+It reads L(N+1) tokens `s_1 a_1^1 .. a_1^N  s_2 a_2^1 ..`. The hidden state h_t is the trunk's output at the last action
+token a_t^N; from it come the next state (Eq. 4), the mean reward (Eq. 5) and, for tasks that can terminate, whether
+the episode continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from qttdm.common.models.dropout import Dropout
+from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
+from qttdm.common.models.transformer import KeyValueCache, Transformer, TransformerConfig, init_weights
+from qttdm.common.shapes import check_shape
+
+
+class TDMConfig(TransformerConfig):
+    """Size of the TDM; defaults are the paper's (Table III)."""
+
+    embed_dim: int = Field(default=256, gt=0)
+    num_heads: int = Field(default=4, gt=0)
+    num_layers: int = Field(default=5, gt=0)
+    window: int = Field(default=20, gt=0)
+    """L, time steps in a training window"""
+    bins: int = Field(default=256, ge=2)
+    """K, bins per action dimension"""
+    head_dim: int = Field(default=512, gt=0)
+    """width of the hidden layers of each prediction head"""
+    head_layers: int = Field(default=3, gt=0)
+    """hidden layers of each prediction head"""
+    head_dropout: float = Field(default=0.01, ge=0, lt=1)
+    predict_change: bool = False
+    """the state head outputs s_{t+1} - s_t instead of s_{t+1}: most of a state stays as it is"""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the TDM says of one or more steps; leading dimensions [B] or [B, L]."""
+
+    observations: Tensor
+    """next states, [..., M]"""
+    rewards: Tensor
+    """means of the reward's unit-variance Normal, [...]"""
+    continuation_logits: Tensor | None
+    """log-odds that the episode goes on, [...]; None for tasks that cannot terminate"""
+
+
+@dataclass
+class Rollout:
+    """Where imagined sequences stand: the newest state of each, and the trunk's memory of the tokens so far."""
+
+    observations: Tensor
+    """[B, M]"""
+    cache: KeyValueCache
+    steps: int
+    """steps taken from the root"""
+
+
+class TDM(nn.Module):
+    """f (Eq. 3), g (Eq. 4), p (Eq. 5) and the continuation head."""
+
+    def __init__(self, config: TDMConfig, obs_dim: int, action_dim: int, can_terminate: bool) -> None:
+        super().__init__()
+        self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
+        dim = config.embed_dim
+        self.tokenizer = ActionTokenizer(config.bins)
+        self.state_embedding = nn.Linear(obs_dim, dim)
+        self.action_embedding = ActionEmbedding(action_dim, config.bins, dim)
+        self.position_embedding = nn.Embedding(config.window * (action_dim + 1), dim)
+        self.embedding_norm = nn.LayerNorm(dim)
+        self.trunk = Transformer(config)
+        self.apply(init_weights)
+        self.state_head = prediction_head(config, obs_dim)
+        self.reward_head = prediction_head(config, 1)
+        self.continuation_head = prediction_head(config, 1) if can_terminate else None
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Prediction:
+        """Windows: observations [B, L, M], actions [B, L, N] in [-1, 1] -> a Prediction for each step, [B, L, ..]."""
+        check_shape(observations, "B L M", M=self.obs_dim)
+        check_shape(actions, "B L N", B=observations.shape[0], L=observations.shape[1], N=self.action_dim)
+        states = self.state_embedding(observations).unsqueeze(2)  # [B, L, 1, D]
+        embedded = self.action_embedding(self.tokenizer.encode(actions))  # [B, L, N, D]
+        tokens = torch.cat([states, embedded], dim=2).flatten(1, 2)  # [B, L(N+1), D]
+        tokens = tokens + self.position_embedding.weight[: tokens.shape[1]]
+        hidden = self.trunk(self.embedding_norm(tokens), stride=self.action_dim + 1)  # [B, L, D]
+        return self._predict(hidden, observations)
+
+    def start(self, observations: Tensor) -> Rollout:
+        """The root of imagination: current states [E, M], encoded once for all sequences imagined from them."""
+        check_shape(observations, "E M", M=self.obs_dim)
+        cache = self.trunk.new_cache(len(observations), room=1)
+        token = self.state_embedding(observations).unsqueeze(1) + self.position_embedding.weight[:1]  # [E, 1, D]
+        self.trunk(self.embedding_norm(token), cache=cache)
+        return Rollout(observations, cache, steps=0)
+
+    def fan_out(self, root: Rollout, copies: int, horizon: int) -> Rollout:
+        """J = `copies` sequences of each root state, in a row: [E, M] -> [E * J, M], with room for `horizon` steps."""
+        observations = root.observations.repeat_interleave(copies, dim=0)
+        return Rollout(observations, root.cache.fan_out(copies, horizon * (self.action_dim + 1)), root.steps)
+
+    def rewind(self, rollout: Rollout, root: Rollout, copies: int) -> Rollout:
+        """`rollout` put back to where `fan_out(root, copies)` left it, its memory used again."""
+        rollout.cache.rewind(root.cache.length)
+        return Rollout(root.observations.repeat_interleave(copies, dim=0), rollout.cache, root.steps)
+
+    def step(self, rollout: Rollout, actions: Tensor) -> Prediction:
+        """Take actions [B, N] in [-1, 1]; `rollout` moves on to the predicted states."""
+        check_shape(actions, "B N", B=len(rollout.observations), N=self.action_dim)
+        return self._advance(rollout, self._action_tokens(actions.unsqueeze(1), rollout.steps)[:, 0])
+
+    def imagine(self, rollout: Rollout, actions: Tensor) -> Iterator[Prediction]:
+        """Take known sequences of actions [B, H, N], step by step; the same as calling `step` H times."""
+        check_shape(actions, "B H N", B=len(rollout.observations), N=self.action_dim)
+        tokens = self._action_tokens(actions, rollout.steps)  # all at once: fewer, larger operations
+        for step in range(actions.shape[1]):
+            yield self._advance(rollout, tokens[:, step])
+
+    def _action_tokens(self, actions: Tensor, first_step: int) -> Tensor:
+        """Embeddings of actions [B, H, N] at the steps first_step .. first_step+H-1, positions added: [B, H, N, D]."""
+        horizon = actions.shape[1]
+        positions = self.position_embedding.weight.unflatten(0, (self.config.window, self.action_dim + 1))
+        return self.action_embedding(self.tokenizer.encode(actions)) + positions[first_step : first_step + horizon, 1:]
+
+    def _advance(self, rollout: Rollout, tokens: Tensor) -> Prediction:
+        """One pass through the trunk for one step, given its action tokens [B, N, D].
+
+        All tokens of a step are known when it is taken, so they go through together: the N action tokens of the first
+        step (its state was encoded by `start`), state and action tokens of later ones.
+        """
+        if rollout.steps > 0:
+            position = self.position_embedding.weight[rollout.steps * (self.action_dim + 1)]
+            states = self.state_embedding(rollout.observations) + position  # [B, D]
+            tokens = torch.cat([states.unsqueeze(1), tokens], dim=1)  # [B, N+1, D]
+        hidden = self.trunk(self.embedding_norm(tokens), stride=tokens.shape[1], cache=rollout.cache)  # [B, 1, D]
+        prediction = self._predict(hidden.squeeze(1), rollout.observations)
+        rollout.observations = prediction.observations
+        rollout.steps += 1
+        return prediction
+
+    def _predict(self, hidden: Tensor, observations: Tensor) -> Prediction:
+        """Heads: h_t [..., D] and s_t [..., M] -> Prediction [...].
+
+        Outside of autocast: in bfloat16 a reward near 1 is a multiple of 0.008, and so is a state.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self.position_embedding.weight.dtype)
+            state = self.state_head(hidden)
+            return Prediction(
+                observations=observations + state if self.config.predict_change else state,
+                rewards=self.reward_head(hidden).squeeze(-1),
+                continuation_logits=self.continuation_head(hidden).squeeze(-1) if self.continuation_head else None,
+            )
+
+
+def prediction_head(config: TDMConfig, outputs: int) -> nn.Sequential:
+    """MLP with LeakyReLU and dropout (paper: three hidden layers of 512); the last layer starts at zero."""
+    layers: list[nn.Module] = []
+    width = config.embed_dim
+    for _ in range(config.head_layers):
+        layers += [nn.Linear(width, config.head_dim), nn.LeakyReLU()]
+        if config.head_dropout > 0:
+            layers.append(Dropout(config.head_dropout))
+        width = config.head_dim
+    last = nn.Linear(width, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)

@@ -1,0 +1,201 @@
+"""`make bench`: decision and update times as ratios to what this machine's matrix products reach, in one run.
+
+Utilisation = floating-point operations that torch counts / (measured time x measured fp32 or bf16 product rate of the
+same number of threads). Without options the planner service, the replay and the cluster are measured too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from qttdm.common.batch import Batch
+from qttdm.common.config import ConfigError, load_config
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.deploy.agents.agent import choose_device, make_learner, make_policy
+from qttdm.deploy.bench.arithmetic import cpu_threads, product_rate, timings
+from qttdm.deploy.configs.run_config import RunConfig, preset_path
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One of the measured problems."""
+
+    name: str
+    preset: str
+    obs_dim: int
+    action_dim: int
+    batch_size: int
+    decision_reference: float | None
+    """seconds of the published implementation on a 2-core machine with fp32 products at about 185 GFLOP/s"""
+    update_reference: float | None
+    """likewise, batch 64"""
+
+
+SHAPES = [
+    Shape("laptop cartpole N=1", "laptop", 5, 1, 64, None, None),
+    Shape("paper reacher N=2", "paper-dmc", 6, 2, 64, 2.77, 2.53),
+    Shape("paper Meta-World N=4", "paper-metaworld", 39, 4, 64, 4.83, 5.38),
+    Shape("paper walker N=6", "paper-dmc", 24, 6, 64, 7.70, 11.05),
+]
+
+
+def precisions(device: torch.device, threads: int) -> list[torch.dtype]:
+    """bfloat16 only where it is faster: a CPU that emulates it has nothing to gain."""
+    single, half = (product_rate(device, dtype, threads) for dtype in (torch.float32, torch.bfloat16))
+    return [torch.float32, torch.bfloat16] if half > single else [torch.float32]
+
+
+def random_batch(c: RunConfig, m: int, n: int, batch: int) -> Batch:
+    """Windows of noise: speed does not depend on what is learned."""
+    rng, length = np.random.default_rng(0), c.tdm.window
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    return Batch(
+        observations=normal(batch, length + 1, m),
+        actions=normal(batch, length, n).clip(-1, 1),
+        rewards=normal(batch, length),
+        terminated=np.zeros((batch, length), np.bool_),
+        mask=np.ones((batch, length), np.bool_),
+        returns_to_go=normal(batch, length),
+    )
+
+
+def time_update(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int) -> float:
+    """Best seconds of one update of both models."""
+    return min(timings(update(c, spec, device), device, repeats))
+
+
+def update(c: RunConfig, spec: TaskSpec, device: torch.device) -> Callable[[], object]:
+    """One update of both models, to be called again and again."""
+    learner = make_learner(c, spec, device)
+    batch = random_batch(c, spec.obs_dim, spec.action_dim, c.learner.batch_size)
+    return lambda: learner.update(batch)
+
+
+def time_decision(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int, environments: int = 1) -> float:
+    """Best seconds of one decision for all environments."""
+    return min(timings(decision(c, spec, device, environments), device, repeats))
+
+
+def decision(c: RunConfig, spec: TaskSpec, device: torch.device, environments: int) -> Callable[[], object]:
+    """One decision for all environments, to be called again and again."""
+    policy = make_policy(c, spec, device)
+    policy.begin(list(range(environments)), exploration=1.0)
+    observations = np.zeros((environments, spec.obs_dim), np.float32)
+    return lambda: policy.act(observations)
+
+
+def operations(action: Callable[[], object]) -> float:
+    """Floating-point operations of one call, as torch counts them (attention: all pairs of queries and keys)."""
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return float(counter.get_total_flops())
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def shapes_named(part: str) -> list[Shape]:
+    """Those whose name contains `part`. ConfigError if none does."""
+    if found := [s for s in SHAPES if part in s.name]:
+        return found
+    raise ConfigError(f"--only {part}: no such shape; want a part of one of: {', '.join(s.name for s in SHAPES)}")
+
+
+def shape_spec(shape: Shape) -> TaskSpec:
+    """A task of that shape."""
+    return TaskSpec(shape.obs_dim, shape.action_dim, 1, 1000, terminates=False, has_success=False)
+
+
+def repeats_for(shape: Shape, device: torch.device) -> int:
+    """How often to measure: small problems often."""
+    return 30 if shape.preset == "laptop" or device.type == "cuda" else 3
+
+
+def print_shape(shape: Shape, device: torch.device, threads: int | None, overrides: list[str]) -> None:
+    """For each precision, decisions and an update. threads: of the preset, or else torch's, if None."""
+    settings = [f"learner.batch_size={shape.batch_size}", *overrides]
+    threads = threads or load_config(RunConfig, preset_path(shape.preset), overrides=settings).threads
+    threads = threads or torch.get_num_threads()
+    spec, repeats = shape_spec(shape), repeats_for(shape, device)
+    for dtype in precisions(device, threads):
+        precision = str(dtype).removeprefix("torch.")
+        c = load_config(RunConfig, preset_path(shape.preset), overrides=[f"precision={precision}", *settings])
+        compiled = c.model_copy(
+            update={part: getattr(c, part).model_copy(update={"compile": True}) for part in ("planner", "learner")}
+        )
+        decisions = [("decision", c, 1)]
+        updates = [("update", c)]
+        if device.type == "cuda":  # where it is worth its minutes
+            decisions += [("decision, compiled", compiled, 1), ("16 decisions, compiled", compiled, 16)]
+            updates += [("update, compiled", compiled)]
+        rows: list[tuple[str, float, float, float | None]] = []
+        with cpu_threads(threads):
+            # Before and after: a machine shared with others does not always have the same speed to give.
+            before = product_rate(device, dtype, threads)
+            for what, config, environments in decisions:
+                seconds = time_decision(config, spec, device, repeats, environments)
+                reference = shape.decision_reference if environments == 1 else None
+                flops = operations(decision(c, spec, device, environments))
+                rows.append((what, seconds, flops, reference))
+            flops = operations(update(c, spec, device))
+            for what, config in updates:
+                rows.append((what, time_update(config, spec, device, repeats), flops, shape.update_reference))
+            rate = max(before, product_rate(device, dtype, threads))
+        for what, seconds, flops, reference in rows:
+            published = f"{1e3 * reference:.0f}" if reference else "-"
+            print(
+                f"{shape.name:24}{precision:>10}{threads:8}{rate / 1e9:10.0f}{flops / 1e9:8.2f}{1e3 * seconds:10.1f}"
+                f"{flops / seconds / rate:10.0%}{published:>11}  {what}"
+            )
+
+
+def measure(options: argparse.Namespace) -> None:
+    """What the options ask for. ConfigError if they cannot be."""
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"--threads {options.threads}: want at least 1")
+    device = choose_device(options.device)
+    shapes = shapes_named(options.only)
+    print(torch.cuda.get_device_name(device) if device.type == "cuda" else device)
+    print(
+        f"{'':24}{'precision':>10}{'threads':>8}{'GFLOP/s':>10}{'GFLOP':>8}{'ms':>10}{'utilised':>10}{'published':>11}"
+    )
+    for shape in shapes:
+        print_shape(shape, device, options.threads, options.set)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the preset's, else torch's)")
+    parser.add_argument("--only", default="", help="shapes whose name contains this")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every shape")
+    options = parser.parse_args(arguments)
+    try:
+        measure(options)
+    except ConfigError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    if not options.only:
+        from qttdm.deploy.bench.cluster import print_cluster  # not at the top: Ray takes a second to import
+        from qttdm.deploy.bench.replay import print_replay
+        from qttdm.deploy.bench.service import print_service
+
+        print_service(options.device, options.threads, options.set)
+        print_replay()
+        print_cluster()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

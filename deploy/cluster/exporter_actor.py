@@ -1,0 +1,127 @@
+"""The exporter as a Ray actor: one in a cluster, on its head node, whatever runs come and go.
+
+    qttdm cluster train --ensure_exporter--> ExporterActor  named, detached, restarted for ever
+    every process of every run ------report-----^           (deploy/cluster/reporting.py)
+
+On the head node, because that is where Prometheus is told to look; so its port can be on loopback.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from qttdm.common.config import ConfigError
+from qttdm.common.metrics.instruments import DECLARED
+from qttdm.deploy.configs.cluster_config import NAMESPACE
+from qttdm.deploy.monitoring.exporter import VERSION, Exporter, serve
+from qttdm.replay.remote import CPU_ONLY
+
+NAME = "exporter"
+RETRY_EVERY = 2.0  # seconds, if its port is taken
+START_SECONDS = 60.0  # for its process to answer
+
+
+class ExporterActor:
+    """An Exporter and its port."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """What it had counted is in Ray's folder of this session: it ends with the cluster."""
+        self.host, self.port, self.problem = host, port, ""
+        context = ray.get_runtime_context()
+        self.exporter = Exporter(Path(context.get_temp_dir()) / context.get_session_name() / "qttdm-metrics")
+        if not self._serve():
+            threading.Thread(target=self._keep_trying, daemon=True).start()
+
+    def report(self, data: bytes) -> None:
+        """As Exporter."""
+        self.exporter.report(data)
+
+    def end(self, run: str, seed: str) -> None:
+        """As Exporter."""
+        self.exporter.end(run, seed)
+
+    def about(self) -> dict[str, Any]:
+        """Where it serves, what keeps it from that ("" if nothing does), and of which version it is."""
+        return {"host": self.host, "port": self.port, "problem": self.problem, "version": version()}
+
+    def _serve(self) -> bool:
+        try:
+            serve(self.exporter, self.host, self.port)
+            self.problem = ""
+        except ConfigError as error:
+            self.problem = str(error)
+        return not self.problem
+
+    def _keep_trying(self) -> None:
+        while not self._serve():
+            time.sleep(RETRY_EVERY)
+
+
+def version() -> str:
+    """Tells exporters apart that would understand reports differently."""
+    return hashlib.sha256(repr((VERSION, DECLARED)).encode()).hexdigest()[:8]
+
+
+def ensure_exporter(host: str, port: int) -> str:
+    """Start it, unless it is there. Returns where the metrics are, or why they are not: one line, whatever happens.
+
+    One of another version, or one that cannot serve where it was told to, is replaced; what it had counted stays.
+    """
+    try:
+        exporter = _start(host, port)
+        about = ray.get(exporter.about.remote(), timeout=START_SECONDS)
+        elsewhere = (about["host"], about["port"]) != (host, port)
+        if about["version"] != version() or (about["problem"] and elsewhere):
+            remove_exporter()
+            exporter = _start(host, port)
+            about = ray.get(exporter.about.remote(), timeout=START_SECONDS)
+    except (RayError, TimeoutError) as error:
+        return f"no metrics: the exporter did not start ({' '.join(str(error).split())[:200]})"
+    if about["problem"]:
+        return (
+            f"no metrics for now: {about['problem']}; it goes on trying, or choose another with "
+            f"--set cluster.metrics_port=N"
+        )
+    where = f"metrics: http://{about['host']}:{about['port']}/metrics, on the cluster's head node"
+    other = (
+        f"; not at {host}:{port}: a cluster has one exporter" if (about["host"], about["port"]) != (host, port) else ""
+    )
+    return where + other
+
+
+def remove_exporter() -> None:
+    """End it, if it is there; returns when its name is free."""
+    try:
+        ray.kill(ray.get_actor(NAME, namespace=NAMESPACE))
+    except ValueError:
+        return
+    deadline = time.monotonic() + START_SECONDS
+    while any(
+        a["name"] == NAME for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE
+    ):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the old exporter was not gone within {START_SECONDS:g} s")
+        time.sleep(0.05)
+
+
+def _start(host: str, port: int) -> Any:
+    head = next(node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
+    options: dict[str, Any] = {
+        "name": NAME,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "runtime_env": CPU_ONLY,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(head, soft=False),
+    }
+    return ray.remote(**options)(ExporterActor).remote(host, port)

@@ -1,0 +1,242 @@
+"""What must be so before a run starts on a cluster: reach it, fit into it, and find the same program on every node."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._private.state import available_resources_per_node
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from qttdm.common.config import ConfigError
+from qttdm.deploy.cluster.auth import WANT_TOKEN
+from qttdm.deploy.configs.cluster_config import NAMESPACE
+
+Resources = dict[str, float]
+
+HOW_TO_START = (
+    "start one with `ray start --head` (on a machine with GPUs it finds them; --num-cpus=N sets how many CPUs)"
+)
+WANT_ADDRESS = "want <host>:<port> of the cluster's head, as `ray start --head` prints it (the port is 6379 by default)"
+GREETING_SECONDS = 10.0
+NODE_SECONDS = 120.0  # for a node to answer: the first process there has to import torch
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or the one on this machine. ConfigError, one line, if that fails.
+
+    deploy/cluster/auth.py has chosen the mode, before Ray was imported.
+    """
+    if ray.is_initialized():
+        return
+    given = os.environ.get("RAY_ADDRESS") or "auto"
+    where = "on this machine" if given == "auto" else f"at RAY_ADDRESS={given}"
+    address = find_address(given, where)
+    answer = greeting(address)
+    if not answer:
+        raise ConfigError(f"no Ray cluster {where}: nothing answers at {address}; {HOW_TO_START}")
+    if not looks_like_grpc(answer):
+        raise ConfigError(f"no Ray cluster {where}: something else answers there; {WANT_ADDRESS}")
+    try:
+        with quiet_stderr():
+            GcsClient(address=address)  # is refused at once, where ray.init would ask twenty times and say so each time
+    except AuthenticationError:
+        raise ConfigError(
+            f"the Ray cluster {where} refuses: its token is missing or wrong here "
+            f"(RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}); {WANT_TOKEN}"
+        ) from None
+    except RayError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"no Ray cluster {where}: something else answers there ({reason}); {WANT_ADDRESS}") from None
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"the Ray cluster {where} refuses: {' '.join(str(error).split())[:300]}") from None
+
+
+def find_address(given: str, where: str) -> str:
+    """host:port of a cluster's head, where `given` is that already or `auto`. ConfigError if it cannot be."""
+    if given == "auto":
+        try:
+            return str(canonicalize_bootstrap_address_or_die("auto"))
+        except ConnectionError:
+            raise ConfigError(f"no Ray cluster {where}; {HOW_TO_START}") from None
+    host, _, port = given.rpartition(":")
+    if "://" in given or not host or not port.isdigit():
+        raise ConfigError(f"RAY_ADDRESS={given}: {WANT_ADDRESS}")
+    return given
+
+
+def greeting(address: str) -> bytes:
+    """The first bytes that whoever listens at host:port says to a client of gRPC; none if nobody does."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=GREETING_SECONDS) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            return connection.recv(9)
+    except OSError:
+        return b""
+
+
+def looks_like_grpc(answer: bytes) -> bool:
+    """An HTTP/2 connection begins with a frame of settings, which has type 4."""
+    return answer[3:4] == b"\x04"
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Nothing is written to stderr meanwhile, by C++ neither: Ray's own lines would stand before the one that helps."""
+    sys.stderr.flush()
+    user, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(user, 2)
+        os.close(user)
+        os.close(nowhere)
+
+
+def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
+    """What to tell about the places for the seeds. ConfigError if not even one will ever fit into the cluster.
+
+    bundles: what one seed reserves, each on one node.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    free = available_resources_per_node()
+    return places(
+        bundles, [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes], seeds
+    )
+
+
+def places(bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int) -> str:
+    """`check_resources` for nodes with these resources, of which so much is free now."""
+    for name in sorted({name for bundle in bundles for name in bundle}):
+        wanted = sum(bundle.get(name, 0) for bundle in bundles)
+        there = sum(node.get(name, 0) for node in nodes)
+        if wanted > there + 1e-9:
+            raise ConfigError(
+                f"a seed needs {wanted:g} {name}, the whole cluster has {there:g}; {_LESS.get(name, 'ask for less')}, "
+                f"or start Ray with more (`ray start --num-{name.lower()}s=N`, more nodes)"
+            )
+    if fitting(bundles, nodes, 1) == 0:
+        largest = max(bundles, key=_size)
+        raise ConfigError(
+            f"a seed's largest part needs {_text(largest)} on one node, and its parts together do not fit on the "
+            f"cluster's nodes: {'; '.join(_text(node) for node in nodes)}; ask for less, or start larger nodes"
+        )
+    now = fitting(bundles, free, seeds)
+    if now < seeds:
+        return f"the cluster has room for {now} of {seeds} seeds now; the others are queued"
+    return "the cluster has room for all seeds now"
+
+
+def fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], seeds: int) -> int:
+    """How many of the seeds find a place at the same time on nodes with these resources."""
+    left = [dict(node) for node in nodes]
+    placed = 0
+    while placed < seeds and all(_take(left, bundle) for bundle in sorted(bundles, key=_size, reverse=True)):
+        placed += 1
+    return placed
+
+
+_LESS = {
+    "CPU": "want fewer --actors or --shards, or smaller shares such as --set cluster.actor_cpus=0.25",
+    "GPU": "want a smaller --gpus-per-seed",
+}
+
+
+def _take(nodes: list[Resources], bundle: Resources) -> bool:
+    """Place a bundle on the first node where it fits."""
+    for node in nodes:
+        if all(node.get(name, 0) >= amount - 1e-9 for name, amount in bundle.items()):
+            for name, amount in bundle.items():
+                node[name] -= amount
+            return True
+    return False
+
+
+def _size(bundle: Resources) -> tuple[float, float]:
+    return bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
+
+
+def _text(resources: Resources) -> str:
+    shown = {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
+    return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "neither CPU nor GPU"
+
+
+def check_nodes(directory: Path) -> None:
+    """ConfigError unless every node runs this program, this torch and this Python, and sees the run's directory."""
+    here = fingerprint()
+    probe = ray.remote(num_cpus=0)(look)
+    asked = [  # a host's name is not enough to tell nodes apart
+        (
+            node["NodeManagerHostname"],
+            probe.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), max_retries=0
+            ).remote(str(directory)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    for host, answer in asked:
+        try:
+            there, sees = ray.get(answer, timeout=NODE_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            raise ConfigError(f"node {host} did not answer within {NODE_SECONDS:g} s; look at `ray status`") from None
+        except RayError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise ConfigError(f"node {host} cannot run qttdm; install it there (pip install -e .): {reason}") from None
+        for what in here:
+            if there.get(what) != here[what]:
+                raise ConfigError(
+                    f"node {host} has {what} {there.get(what)}, this one {here[what]}; install the same on every node"
+                )
+        if not sees:
+            raise ConfigError(
+                f"node {host} does not see {directory}; want --runs-dir on storage that all nodes share and may write"
+            )
+
+
+def look(directory: str) -> tuple[dict[str, str], bool]:
+    """Runs on each node: what is installed there, and whether the directory is there and may be written."""
+    return fingerprint(), os.access(directory, os.W_OK)
+
+
+def fingerprint() -> dict[str, str]:
+    """Versions that must agree between nodes: what is sent between processes depends on them."""
+    return {
+        "qttdm": f"{importlib.metadata.version('qttdm')} (sources {source_digest()})",
+        "torch": importlib.metadata.version("torch").partition("+")[0],  # CPU and CUDA builds go together
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def source_digest() -> str:
+    """Eight hexadecimal digits of all of this package's Python files: an edited checkout keeps its version number."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for folder in ("common", "replay", "planner_service", "actors", "learner", "deploy"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def named_runs() -> list[str]:
+    """Names of the runs that are on the cluster now."""
+    actors: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
+    boards = [a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].endswith("/board")]
+    return sorted(name.removesuffix("/board") for name in boards)

@@ -1,0 +1,398 @@
+"""One seed on a Ray cluster: its placement group and its actors, started, watched until they end, and taken down.
+
+    SeedRun --> shards, evaluator, learner, planner services, collectors      (all in the seed's placement group)
+
+Ray restarts what dies and asks again what was asked (`max_restarts`, `max_task_retries`), queues placement groups that
+do not fit now, and ends everything with this process. What is left to do here: create, look for processes that hang,
+and leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, get_args
+
+import ray
+import ray._private.state
+import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from qttdm.actors.remote import ActorSettings, CollectorActor, EvaluatorActor
+from qttdm.common.environments.make import make_env
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.common.events import EventLog
+from qttdm.common.metrics.sinks import make_sinks
+from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
+from qttdm.common.run_dir import RunDir
+from qttdm.common.seeding import derive_seed
+from qttdm.deploy.agents.agent import choose_device, exploration, make_learner, make_policy
+from qttdm.deploy.cluster.reporting import reported, tell_end
+from qttdm.deploy.configs.cluster_config import NAMESPACE, SeedState
+from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.learner.learner import Learner, NonFiniteLossError
+from qttdm.learner.remote import LearnerActor, LearnerSettings
+from qttdm.planner_service.policies.greedy import GreedyPolicy
+from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.policies.policy import Policy
+from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
+from qttdm.replay.limiter import Pace
+from qttdm.replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
+from qttdm.replay.shard import ShardConfig
+
+RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
+FLUSH_SECONDS = 15.0  # at most, for the processes to tell their last counts, before they are ended
+ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
+
+
+class SeedRun:
+    """One seed: `start`, then `poll` until `state` is one of ENDED, then it has left nothing behind but its files."""
+
+    def __init__(self, name: str, config: RunConfig, run_dir: RunDir, spec: TaskSpec) -> None:
+        self.name, self.config, self.run_dir, self.spec = f"{name}/seed-{config.seed}", config, run_dir, spec
+        self.state: SeedState = "queued"
+        self.status: dict[str, Any] = {}
+        self.restarts: dict[str, int] = {}
+        """processes that were killed here because they did not answer, by name"""
+        self.error = ""
+        self.accept_losses = False
+        """go on also if the shards have less than the checkpoint counts on"""
+        self.events = EventLog(run_dir.events_path, "driver")
+        self.run_name = name
+        self.telemetry = Telemetry.silent("driver")
+        self._group: Any = None
+        self._actors: dict[str, Any] = {}
+        self._pings: dict[str, tuple[ray.ObjectRef, float]] = {}
+        self._starting: dict[str, float] = {}  # since when, or since that was last said
+        self._pinged_at = 0.0
+        self._fill: dict[str, float] = {}
+        self._answers: dict[str, ray.ObjectRef] = {}
+        self._deadline = math.inf
+        self._queued_at = self._said_at = 0.0
+
+    def reserve(self) -> None:
+        """Queue for a place in the cluster; Ray gives it when there is one, all of it at once."""
+        self.telemetry = self._make_telemetry("driver", 0)
+        self.telemetry.before_report(self._measure)
+        self._group = placement_group(self.config.cluster.bundles(), strategy="PACK", name=self.name)
+        self._queued_at = self._said_at = time.monotonic()
+
+    def has_place(self) -> bool:
+        """Has Ray given it? As long as it has not, events.log says now and then what the seed waits for."""
+        if self._group.wait(timeout_seconds=0.01):
+            return True
+        now = time.monotonic()
+        if now - self._said_at >= self.config.cluster.timeout_seconds:
+            self._said_at = now
+            waited = f"has been queued for {now - self._queued_at:.0f} s"
+            self.events.write(f"{waited}: {room(self.config.cluster.bundles())}")
+        return False
+
+    def start(self) -> None:
+        """Create the actors in their place and set them to work."""
+        c, s = self.config.cluster, self.config
+        self.state = "starting"
+        self.events.write("starts")
+        (self.run_dir.path / "failure.txt").unlink(missing_ok=True)  # of the last time
+        shards = start_shards(
+            self.name,
+            self.run_dir.path / "replay",
+            self._replay_settings(),
+            derive_seed(s.seed, "replay"),
+            c.shards,
+            num_cpus=c.shard_cpus,
+            **self._place(0),
+        )
+        self._actors |= {f"replay-{i}": shard for i, shard in enumerate(shards)}
+        names = [f"{self.name}/{name}" for name in self._actors]
+        learner, evaluator = f"{self.name}/learner", f"{self.name}/evaluator"
+        collectors = [f"{self.name}/actor-{i}" for i in range(c.actors)]
+        planners = [f"{self.name}/planner-{i}" for i in range(c.planners)] if c.planning == "service" else []
+        own = self._actor_settings(evaluator=True)
+        self._create(EvaluatorActor, "evaluator", 0, c.evaluator_cpus, own, gpus=c.planning_gpus)
+        self._create(
+            LearnerActor,
+            "learner",
+            0,
+            c.learner_cpus,
+            self._learner_settings(),
+            names,
+            evaluator,
+            [*planners, *collectors],
+            gpus=c.learner_gpus,
+        )
+        for i in range(len(planners)):
+            settings = self._planner_settings()
+            self._create(PlannerActor, f"planner-{i}", 0, c.planner_cpus, settings, learner, i, gpus=c.planning_gpus)
+        for i in range(c.actors):
+            own = self._actor_settings(evaluator=False, planner=planners[i % len(planners)] if planners else None)
+            self._create(CollectorActor, f"actor-{i}", 1 + i, c.actor_cpus, own, i, learner, names)
+        self._answers = {name: a.run.remote() for name, a in self._actors.items() if hasattr(a, "run")}
+        self.state = "running"
+
+    def poll(self) -> None:
+        """Look at how it goes; never raises. A seed that fails takes nothing with it but its own actors."""
+        if self.state not in ("running", "stopping"):
+            return
+        try:
+            self._look()
+        except Exception as error:
+            self.fail(error)
+
+    def stop(self) -> None:
+        """Save, let the episodes in flight end for a while, and leave."""
+        if self.state == "running":
+            self.state = "stopping"
+            self._control("learner", "stop").remote()
+            self._deadline = time.monotonic() + self.config.cluster.timeout_seconds
+        elif self.state == "queued":
+            self._leave("stopped")
+
+    def fail(self, error: BaseException) -> None:
+        """Give up this seed: why is in its directory, the run's other seeds go on."""
+        cause = error.as_instanceof_cause() if isinstance(error, ray.exceptions.RayTaskError) else error
+        self.telemetry.inc(
+            "qttdm_failures_total", kind="non_finite" if isinstance(cause, NonFiniteLossError) else "seed"
+        )
+        self.error = " ".join(str(cause).split())[-500:]
+        text = "".join(traceback.format_exception(error))
+        (self.run_dir.path / "failure.txt").write_text(text)
+        self.events.write(f"failed: {self.error}")
+        self._leave("failed")
+
+    def _look(self) -> None:
+        """What ended, what hangs, how far it is."""
+        learner = self._answers["learner"]
+        ended, _ = ray.wait(list(self._answers.values()), num_returns=len(self._answers), timeout=0)
+        ray.get(ended)  # raises what ended one of them, if anything did
+        if learner in ended:
+            self._deadline = min(self._deadline, time.monotonic() + self.config.cluster.drain_seconds)
+        if len(ended) == len(self._answers) or (learner in ended and time.monotonic() > self._deadline):
+            last = self._control("learner", "status").remote()
+            if ray.wait([last], timeout=FLUSH_SECONDS)[0]:
+                self.status |= ray.get(last)
+            self._leave(ray.get(learner))
+        elif time.monotonic() > self._deadline:
+            raise TimeoutError(f"the learner did not stop within {self.config.cluster.timeout_seconds:g} s")
+        else:
+            self._heartbeats()
+
+    def _heartbeats(self) -> None:
+        """Ask every process for a sign of life now and then; kill those that give none, for Ray to start anew."""
+        now = time.monotonic()
+        for name, (answer, asked) in list(self._pings.items()):
+            if ray.wait([answer], timeout=0)[0]:
+                del self._pings[name]
+                reply = ray.get(answer)
+                if name == "learner":
+                    self.status |= reply
+                elif name.startswith("replay-"):
+                    self._fill[name] = reply.fill
+                    self.status["replay_fill"] = sum(self._fill.values()) / self.config.cluster.shards
+            elif now - asked > self.config.cluster.heartbeat_seconds:
+                del self._pings[name]
+                self.restarts[name] = self.restarts.get(name, 0) + 1
+                self.telemetry.inc("qttdm_failures_total", kind="unresponsive")
+                self.events.write(f"{name} has not answered for {now - asked:.0f} s: killed, to be started again")
+                ray.kill(self._actors[name], no_restart=False)
+        if now - self._pinged_at < (1.0 if self.state == "running" else 0.2):
+            return
+        self._pinged_at = now
+        self._wait_for_starts(now)
+        if self.state == "stopping" and "learner" not in self._pings:  # again: it may have been killed since
+            self._control("learner", "stop").remote()
+        for name in self._actors.keys() - self._pings.keys():
+            method = "status" if name == "learner" else "stats" if name.startswith("replay-") else "alive"
+            self._pings[name] = (self._control(name, method).remote(), now)
+
+    def _wait_for_starts(self, now: float) -> None:
+        """Processes that start, or wait for a place since their node died, have no deadline; events.log says so."""
+        for name in self._starting.keys() - self._pings.keys():
+            del self._starting[name]
+        for name, (answer, _) in self._pings.items():
+            if ray._private.state.actors(self._actors[name]._actor_id.hex())["State"] == "ALIVE":
+                self._starting.pop(name, None)
+            else:
+                self._pings[name] = answer, now
+                self._starting.setdefault(name, now)
+        if self._starting and now - min(self._starting.values()) > self.config.cluster.timeout_seconds:
+            self._starting = dict.fromkeys(sorted(self._starting), now)
+            self.events.write(f"waits for {', '.join(self._starting)} to start; {room(self.config.cluster.bundles())}")
+
+    def _leave(self, state: SeedState) -> None:
+        """Remove every actor and the placement group, when all have reported what they counted."""
+        if self.config.cluster.metrics_port is not None and self._actors:
+            told = [self._control(name, "flush").remote() for name in self._actors]
+            ray.wait(told, num_returns=len(told), timeout=FLUSH_SECONDS)
+        for actor in self._actors.values():
+            ray.kill(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
+        self._actors, self._answers, self._pings, self._group = {}, {}, {}, None
+        self.state = state
+        self.events.write(state)
+        if self.telemetry.reporter is not None:
+            self.telemetry.reporter.close()
+            tell_end(self.run_name, self.config.seed)
+
+    def _measure(self) -> None:
+        """Before each report."""
+        for state in get_args(SeedState):
+            self.telemetry.set("qttdm_seed_state", float(state == self.state), state=state)
+        for agent in get_args(RunConfig.model_fields["agent"].annotation):
+            self.telemetry.set("qttdm_run_info", float(agent == self.config.agent), agent=agent)
+        self.telemetry.set("qttdm_calls_in_flight", len(self._pings), call="heartbeats")
+
+    @property
+    def _make_telemetry(self) -> MakeTelemetry:
+        """For this seed's processes."""
+        if self.config.cluster.metrics_port is None:
+            return Telemetry.silent
+        return partial(reported, self.run_name, self.config.seed, self.config.task)
+
+    def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> Any:
+        """An actor, found by its name, in one of the seed's bundles."""
+        options: dict[str, Any] = {
+            **RESTARTED,
+            "name": f"{self.name}/{name}",
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            **self._place(bundle),
+        }
+        if kind is not PlannerActor:  # which is async: its methods do not wait for each other
+            options["concurrency_groups"] = {"control": 2}
+        if gpus == 0:
+            options["runtime_env"] = CPU_ONLY
+        self._actors[name] = ray.remote(**options)(kind).remote(*arguments)
+        return self._actors[name]
+
+    def _place(self, bundle: int) -> dict[str, Any]:
+        return {
+            "namespace": NAMESPACE,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
+        }
+
+    def _control(self, name: str, method: str) -> Any:
+        """A method of an actor that is answered while it works."""
+        if name.startswith("planner-"):
+            return getattr(self._actors[name], method)
+        return getattr(self._actors[name], method).options(concurrency_group="control")
+
+    def _replay_settings(self) -> ReplaySettings:
+        c = self.config
+        share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // c.cluster.shards)})
+        return ReplaySettings(
+            ShardConfig(replay=share, log=c.cluster.log),
+            self.spec.obs_dim,
+            self.spec.action_dim,
+            c.tdm.window,
+            c.discount,
+            self._make_telemetry,
+        )
+
+    def _planner_settings(self) -> PlannerSettings:
+        c = self.config
+        return PlannerSettings(
+            run_dir=self.run_dir.path,
+            service=c.cluster.service,
+            make_policy=partial(policy_here, c, self.spec),
+            obs_dim=self.spec.obs_dim,
+            threads=c.threads or max(1, int(c.cluster.planner_cpus)),
+            hang_seconds=c.cluster.hang_seconds,
+            telemetry=self._make_telemetry,
+        )
+
+    def _actor_settings(self, evaluator: bool, planner: str | None = None) -> ActorSettings:
+        c = self.config
+        cpus = c.cluster.evaluator_cpus if evaluator else c.cluster.actor_cpus
+        return ActorSettings(
+            run_dir=self.run_dir.path,
+            seed=c.seed,
+            make_env=partial(make_env, c.task, c.env),
+            make_policy=partial(evaluating_policy, c, self.spec)
+            if evaluator
+            else partial(acting_policy, c, self.spec, planner),
+            envs=c.training.eval_episodes if evaluator else c.cluster.envs_per_actor,
+            threads=c.threads or max(1, int(cpus)),
+            max_staleness=c.cluster.max_staleness,
+            discount=c.discount,
+            reward_scale=c.learner.reward_scale,
+            hang_seconds=c.cluster.hang_seconds,
+            timeout_seconds=c.cluster.timeout_seconds,
+            telemetry=self._make_telemetry,
+        )
+
+    def _learner_settings(self) -> LearnerSettings:
+        c = self.config
+        return LearnerSettings(
+            run_dir=self.run_dir.path,
+            training=c.training,
+            make_learner=partial(fresh_learner, c, self.spec),
+            make_replay=partial(
+                RemoteReplay,
+                floor=c.replay.return_floor,
+                seed=derive_seed(c.seed, "draw"),
+                batch_size=c.learner.batch_size,
+                prefetch=c.cluster.prefetch,
+                timeout_s=c.cluster.timeout_seconds,
+            ),
+            make_pace=partial(Pace, c.cluster.pace, c.training.update_ratio, c.training.seed_decisions),
+            exploration=partial(exploration, c),
+            publish_every=c.cluster.publish_every,
+            hang_seconds=c.cluster.hang_seconds,
+            timeout_seconds=c.cluster.timeout_seconds,
+            telemetry=self._make_telemetry,
+            make_sinks=partial(make_sinks, c.sinks, self.run_dir.path, c.model_dump()),
+            accept_losses=self.accept_losses,
+        )
+
+
+def room(bundles: Sequence[dict[str, float]]) -> str:
+    """What a seed reserves, and what is free on the cluster's nodes now, in words."""
+    wanted, free = (
+        "; ".join(
+            ", ".join(f"{node[name]:g} {name}" for name in ("CPU", "GPU") if name in node) or "none" for node in nodes
+        )
+        for nodes in (bundles, ray._private.state.available_resources_per_node().values())
+    )
+    return f"a seed reserves {wanted}; the nodes have free {free}"
+
+
+def fresh_learner(config: RunConfig, spec: TaskSpec) -> Learner:
+    """The seed's learner with its first weights, on the device that this process was given."""
+    torch.set_num_threads(config.threads or max(1, int(config.cluster.learner_cpus)))
+    torch.manual_seed(derive_seed(config.seed, "learner"))
+    return make_learner(config, spec, choose_device(config.device))
+
+
+def task_spec(config: RunConfig) -> TaskSpec:
+    """The task's, from one environment made and closed."""
+    env = make_env(config.task, config.env)
+    env.close()
+    return env.task_spec
+
+
+def policy_here(config: RunConfig, spec: TaskSpec) -> MPCPolicy | GreedyPolicy:
+    """The agent's policy on the device that this process was given."""
+    return make_policy(config, spec, choose_device(config.device))
+
+
+def evaluating_policy(config: RunConfig, spec: TaskSpec, still_waiting: Callable[[], object]) -> Policy:
+    """The evaluator's, which plans for all its episodes at once; compiled here, where no deadline is."""
+    policy = policy_here(config, spec)
+    policy.warm_up(config.training.eval_episodes)
+    return policy
+
+
+def acting_policy(
+    config: RunConfig, spec: TaskSpec, planner: str | None, still_waiting: Callable[[], object]
+) -> Policy:
+    """An actor's: on its CPUs, or asking the planner service of that name. still_waiting: see ServicePolicy."""
+    local = make_policy(config, spec, torch.device("cpu"))
+    if planner is None:
+        return local
+    return ServicePolicy(config.cluster.asking, planner, local, config.cluster.max_staleness, still_waiting)

@@ -1,0 +1,314 @@
+"""The metrics of every process at one address, whatever comes and goes: the plain part, without Ray.
+
+    processes --Report, absolute--> Exporter.report --> the newest of each process, added up over an identity's boots
+    driver ---------the run's end-> Exporter.end
+    Prometheus --GET /metrics-----> collect: first to disk, then out
+
+A process that is replaced begins at zero; what its predecessors had counted is kept and added, so that counters and
+histograms go on. A report that comes late, twice or out of order changes nothing, or only what it is right about.
+
+Choice: the exporter keeps the counts of earlier boots, on disk, not the components. Why: a process that was killed has
+had no time to write, one file is simpler than one for each process, and whatever a scrape has shown was written before,
+so that not even a kill of the exporter itself makes a counter fall. What would change it: several exporters.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from qttdm.common.config import ConfigError
+from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS, Instrument
+from qttdm.common.metrics.telemetry import Identity, Report, Snapshot, Value, combine
+
+VERSION = 1
+"""Format of the state on disk."""
+STALE = 30.0  # seconds of silence after which a process is taken for dead
+GRACE = 5.0  # seconds after a run's end in which reports of its processes may still be on their way
+SAVE_EVERY = 2.0  # seconds, if nobody looks
+KEEP_ENDED = 3600.0  # seconds for which metrics of processes that ended in good order are served
+KEEP_SILENT = 86400.0  # seconds, of others
+MOST_PROCESSES = 2000  # that are kept
+MOST_BOOTS = 4  # of an identity, whose counts are kept apart, in case a late report adds to them
+MOST_NAMES = 100  # of older boots: their reports are too late
+
+
+@dataclass
+class _Boot:
+    """The newest report of one process."""
+
+    name: str
+    number: int
+    snapshot: Snapshot
+
+
+@dataclass
+class _Process:
+    """All that is known of one identity."""
+
+    seen: float
+    """when it was last heard of, Unix time of this machine"""
+    boots: list[_Boot] = field(default_factory=list)
+    """the one heard of last comes last"""
+    folded: Snapshot = field(default_factory=dict)
+    """of older boots together"""
+    folded_names: list[str] = field(default_factory=list)
+    restarts: int = 0
+    ended: bool = False
+    """in good order, with its run"""
+
+    def take(self, report: Report) -> bool:
+        """False if it says nothing new."""
+        name = report.boot.number
+        boot = next((boot for boot in self.boots if boot.name == name), None)
+        if name in self.folded_names or (boot is not None and report.number <= boot.number):
+            return False
+        if boot is None:
+            boot = _Boot(name, 0, {})
+            self.restarts += report.boot.restarted
+        else:
+            self.boots.remove(boot)
+        boot.number, boot.snapshot = report.number, understood(report.snapshot)
+        self.boots.append(boot)  # whoever reports is the process there is now: no clocks need to agree
+        if len(self.boots) > MOST_BOOTS:
+            self._fold(self.boots.pop(0))
+        return True
+
+    def counts(self) -> Snapshot:
+        """Counters and histograms, of all boots together."""
+        parts = [self.folded, *(boot.snapshot for boot in self.boots)]
+        counted = {series for part in parts for series in part if INSTRUMENTS[series[0]].kind != "gauge"}
+        return {
+            series: combine([part[series] for part in parts if series in part], INSTRUMENTS[series[0]].durable)
+            for series in counted
+        }
+
+    def gauges(self, now: float) -> Snapshot:
+        """Lasting ones as they were last said; the others only of a process that is there."""
+        newest = self.boots[-1].snapshot
+        parts = [self.folded, *(boot.snapshot for boot in self.boots)]
+        lasting = {s: v for part in parts for s, v in part.items() if INSTRUMENTS[s[0]].lasting}
+        if self.ended or now - self.seen > STALE:
+            return lasting
+        return lasting | {s: v for s, v in newest.items() if INSTRUMENTS[s[0]].kind == "gauge"}
+
+    def _fold(self, boot: _Boot) -> None:
+        older = _Process(self.seen, [_Boot("", 0, self.folded), boot])
+        self.folded = older.counts() | older.gauges(now=float("inf"))
+        self.folded_names = [*self.folded_names, boot.name][-MOST_NAMES:]
+
+
+class Exporter(Collector):
+    """All processes of all runs. Any thread may use it."""
+
+    def __init__(self, state: Path | None = None, clock: Callable[[], float] = time.time) -> None:
+        """state: as for `keep_in`; None: it forgets all in the end. clock: Unix time."""
+        self._state: Path | None = None
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._processes: dict[Identity, _Process] = {}
+        self._ended: dict[tuple[str, str], float] = {}
+        self._results = {"accepted": 0, "late": 0, "refused": 0}
+        self._failures = 0
+        self._started = self._saved = clock()
+        if state is not None:
+            self.keep_in(state)
+
+    def keep_in(self, state: Path) -> None:
+        """Go on from what is in that file, if it is there, and keep everything there; its folder must exist."""
+        with self._lock:
+            self._state = state
+            if not state.exists():
+                return
+            try:
+                self._load(state.read_bytes())
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                print(f"{state}: cannot go on from it, counts begin anew ({error})", file=sys.stderr, flush=True)
+
+    def report(self, data: bytes) -> None:
+        """A packed Report. Never raises: whoever sent it has other things to do."""
+        with self._lock:
+            self._results[self._take(data)] += 1
+            if self._clock() - self._saved > SAVE_EVERY:
+                self._save()
+
+    def end(self, run: str, seed: str) -> None:
+        """The processes of this seed have ended in good order: none of them is missed."""
+        with self._lock:
+            self._ended[run, seed] = self._clock()
+            for identity, process in self._processes.items():
+                if (identity.run, identity.seed) == (run, seed):
+                    process.ended, process.seen = True, self._clock()
+            self._save()
+
+    def collect(self) -> Iterator[Metric]:
+        """What is served. On disk before: nothing that was ever shown is forgotten."""
+        with self._lock:
+            self._forget()
+            self._save()
+            rows = [
+                (identity, process.counts() | process.gauges(self._clock()) | self._observed(process))
+                for identity, process in self._processes.items()
+            ]
+            own = self._own()
+        by_name: dict[str, list[tuple[list[str], Value]]] = {}
+        for identity, snapshot in rows:
+            for (name, label), value in snapshot.items():
+                labels = [*astuple(identity), *([label] if INSTRUMENTS[name].label else [])]
+                by_name.setdefault(name, []).append((labels, value))
+        for instrument in INSTRUMENTS.values():
+            if instrument.name in by_name:
+                yield family(instrument, list(COMMON), by_name[instrument.name])
+        for (name, label), value in own.items():
+            by_name.setdefault(name, []).append(([label] if label else [], value))
+        for name in dict.fromkeys(name for name, _ in own):
+            yield family(INSTRUMENTS[name], [], by_name[name])
+
+    def describe(self) -> list[Metric]:
+        """Nothing beforehand (prometheus_client would collect to find the names)."""
+        return []
+
+    def _take(self, data: bytes) -> str:
+        try:
+            report = Report.unpacked(data)
+        except ValueError:
+            return "refused"
+        identity, now = report.identity, self._clock()
+        process = self._processes.get(identity)
+        if process is None:
+            self._forget()
+            if len(self._processes) >= MOST_PROCESSES:
+                return "refused"
+            process = _Process(seen=now)
+        if not process.take(report):
+            return "late"
+        self._processes[identity] = process
+        process.seen = now
+        process.ended = now - self._ended.get((identity.run, identity.seed), float("-inf")) < GRACE
+        return "accepted"
+
+    def _forget(self) -> None:
+        """Those that have been gone for long."""
+        now = self._clock()
+        for identity, process in list(self._processes.items()):
+            if now - process.seen > (KEEP_ENDED if process.ended else KEEP_SILENT):
+                del self._processes[identity]
+        self._ended = {seed: ended for seed, ended in self._ended.items() if now - ended < GRACE}
+
+    def _observed(self, process: _Process) -> Snapshot:
+        """What is said of a process here."""
+        age = self._clock() - process.seen
+        values: Snapshot = {("qttdm_process_restarts_total", ""): process.restarts}
+        if not process.ended:
+            values["qttdm_process_up", ""] = float(age <= STALE)
+            values["qttdm_process_heartbeat_age_seconds", ""] = age
+        return values
+
+    def _own(self) -> Snapshot:
+        results: Snapshot = {("qttdm_exporter_reports_total", result): n for result, n in self._results.items()}
+        return {
+            **results,
+            ("qttdm_exporter_state_failures_total", ""): self._failures,
+            ("qttdm_exporter_processes", ""): len(self._processes),
+            ("qttdm_exporter_start_time_seconds", ""): self._started,
+        }
+
+    def _save(self) -> None:
+        """All to disk. A disk that refuses it is counted: that is the time at which one wants to look."""
+        if self._state is None:
+            return
+        processes = [
+            [
+                list(astuple(identity)),
+                p.seen,
+                p.restarts,
+                p.ended,
+                _plain(p.folded),
+                p.folded_names,
+                [[boot.name, boot.number, _plain(boot.snapshot)] for boot in p.boots],
+            ]
+            for identity, p in self._processes.items()
+        ]
+        self._saved = self._clock()
+        temporary = self._state.with_name(self._state.name + ".tmp")
+        try:
+            temporary.write_bytes(msgpack.packb({"version": VERSION, "processes": processes}))
+            temporary.replace(self._state)  # whole, whenever this process dies; of a power cut there is nobody to tell
+        except OSError as error:
+            if self._failures == 0:
+                print(f"{self._state}: {error}", file=sys.stderr, flush=True)
+            self._failures += 1
+
+    def _load(self, data: bytes) -> None:
+        content = msgpack.unpackb(data)
+        if content["version"] != VERSION:
+            raise ValueError(f"got version {content['version']}, want {VERSION}")
+        for identity, seen, restarts, ended, folded, names, boots in content["processes"]:
+            kept = [_Boot(name, number, _snapshot(values)) for name, number, values in boots]
+            self._processes[Identity(*identity)] = _Process(seen, kept, _snapshot(folded), names, restarts, ended)
+
+
+def understood(snapshot: Snapshot) -> Snapshot:
+    """What this program knows of it: a process may run another version."""
+    return {series: value for series, value in snapshot.items() if _is_understood(series, value)}
+
+
+def _is_understood(series: tuple[str, str], value: Any) -> bool:
+    instrument = INSTRUMENTS.get(series[0])
+    if instrument is None or instrument.observed or series[1] not in (instrument.values or ("",)):
+        return False
+    if instrument.kind == "histogram":
+        return isinstance(value, list) and len(value) == len(instrument.buckets) + 2
+    return isinstance(value, int | float)
+
+
+def family(instrument: Instrument, common: list[str], rows: list[tuple[list[str], Value]]) -> Metric:
+    """One metric with its series, as prometheus_client writes them out."""
+    labels = [*common, *([instrument.label] if instrument.label else [])]
+    metric: Any
+    if instrument.kind == "histogram":
+        metric = HistogramMetricFamily(instrument.name, instrument.meaning, labels=labels)
+        bounds = [*(str(float(bound)) for bound in instrument.buckets), "+Inf"]
+        for row, value in rows:
+            assert isinstance(value, list)
+            cumulated, buckets = 0.0, []
+            for bound, count in zip(bounds, value[1:], strict=True):
+                cumulated += count
+                buckets.append((bound, cumulated))
+            metric.add_metric(row, buckets, value[0])
+            if instrument.buckets[0] < 0:  # prometheus_client then leaves out the sum, which could fall, and this
+                metric.add_sample(f"{instrument.name}_count", dict(zip(labels, row, strict=True)), cumulated)
+        return metric
+    kind = CounterMetricFamily if instrument.kind == "counter" else GaugeMetricFamily
+    metric = kind(instrument.name, instrument.meaning, labels=labels)
+    for row, value in rows:
+        metric.add_metric(row, value)
+    return metric
+
+
+def serve(exporter: Exporter, host: str, port: int) -> tuple[Any, threading.Thread]:
+    """Answer http://host:port/metrics from threads of their own. ConfigError, one line, if that is not possible."""
+    registry = CollectorRegistry()
+    registry.register(exporter)
+    try:
+        return start_http_server(port, host, registry)
+    except OSError as error:  # `strerror` would not say which address
+        raise ConfigError(f"metrics cannot be served at {host}:{port} ({error.strerror or error})") from None
+
+
+def _plain(snapshot: Snapshot) -> list[Any]:
+    return [[name, label, value] for (name, label), value in snapshot.items()]
+
+
+def _snapshot(values: list[Any]) -> Snapshot:
+    return understood({(name, label): value for name, label, value in values})

@@ -1,0 +1,86 @@
+"""A trained agent: the policy with the weights of a checkpoint, on its task. It needs no replay and no optimiser.
+
+RUN/config.yaml   --> TrainedAgent (task, policy) --> evaluate, film; the planner service
+RUN/checkpoints/  --> the newest good one when opened; `newer_weights` while the run goes on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from qttdm.common.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
+from qttdm.common.config import ConfigError, load_config
+from qttdm.common.run_dir import RunDir
+from qttdm.common.weights import Weights
+from qttdm.deploy.agents.agent import Agent
+from qttdm.deploy.configs.run_config import RunConfig
+
+
+class TrainedAgent(Agent):
+    """The agent of a run directory, with the weights of its newest good checkpoint, or of the one that was named."""
+
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+        """path: RUN, or RUN/checkpoints/NAME. overrides: `KEY=VALUE` settings, such as another planner's.
+
+        ConfigError if there is no usable checkpoint, or if it does not fit the settings.
+        """
+        named = (path / "checkpoint.json").is_file()
+        self.run_dir = RunDir.open(path.absolute().parents[1] if named else path)
+        super().__init__(load_config(RunConfig, self.run_dir.config_path, overrides=overrides))
+        self.store = CheckpointStore(self.run_dir.checkpoints_dir)
+        self._seen = self.store.newest()
+        try:
+            checkpoint = load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, blobs=False)
+            self.policy.load(weights_in(checkpoint, self.policy.networks))
+        except (CheckpointError, ValueError) as error:
+            raise ConfigError(str(error)) from None
+        self.folder = checkpoint.folder
+        """of the checkpoint read last"""
+
+    def newer_weights(self) -> Weights | None:
+        """Those of a checkpoint saved since the last one read, for `policy.load`; None as long as there is none.
+
+        Raises CheckpointError or ValueError when it cannot be read or does not fit; the next one may.
+        """
+        newest = self.store.newest()
+        if newest in (None, self._seen):
+            return None
+        self._seen = newest
+        checkpoint = self.store.load_latest(blobs=False)
+        if checkpoint is None or checkpoint.folder == self.folder:  # the newer one is damaged
+            return None
+        weights = weights_in(checkpoint, self.policy.networks)
+        self.folder = checkpoint.folder
+        return weights
+
+
+def newest_checkpoint(run_dir: RunDir, blobs: bool = True) -> Checkpoint:
+    """Of that run, printing what is damaged; blobs as in `CheckpointStore.load_latest`. ConfigError if it has none."""
+    try:
+        checkpoint = CheckpointStore(run_dir.checkpoints_dir).load_latest(blobs)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if checkpoint is None:
+        raise ConfigError(f"{run_dir.path}: there is no checkpoint in it yet")
+    for message in checkpoint.skipped:
+        print(message)
+    return checkpoint
+
+
+def weights_in(checkpoint: Checkpoint, networks: nn.Module) -> Weights:
+    """What the learner's `weights` were when its state was saved. ValueError, one line, if they are other networks'."""
+    saved = []
+    for name, parameter in networks.named_parameters():
+        network, _, inner = name.partition(".")
+        tensor = checkpoint.tensors.get(f"{network}/network/{inner}")
+        if tensor is None or tensor.shape != parameter.shape:
+            got = "nothing" if tensor is None else list(tensor.shape)
+            raise ValueError(
+                f"{checkpoint.folder}: its checkpoint does not fit its settings (got {got} as {name}, want "
+                f"{list(parameter.shape)}); undo the change to config.yaml or --set"
+            )
+        saved.append(tensor)
+    return Weights.of(nn.ParameterList(saved), int(checkpoint.tensors["updates"]))

@@ -1,0 +1,161 @@
+r"""Algorithm 1, lines 4-14: one gradient step of the TDM and one of the QT on one batch.
+
+    replay --Batch--> Learner.update --> TDMLearner.update   (Eq. 8)
+                                    \-> QTLearner.update    (Eq. 2, 9), EMA target
+    Learner.drain() -> metrics        the only place that waits for the device
+
+The learner is a composition: QT-TDM has both parts, the ablations one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from qttdm.common.batch import Batch
+from qttdm.common.config import Config
+from qttdm.common.metrics.telemetry import Telemetry
+from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.common.weights import Weights, version_of
+from qttdm.learner.optimizer import AdamStep
+from qttdm.learner.parts.qt import QTLearnerConfig
+from qttdm.learner.parts.tdm import TDMLearnerConfig
+from qttdm.learner.stopwatch import Stopwatch
+
+
+class LearnerConfig(Config):
+    """Both updates."""
+
+    batch_size: int = Field(default=512, gt=0)
+    """B, windows"""
+    compile: bool = False
+    """torch.compile the two losses (needs a C++ compiler, takes a minute at start); for GPUs, CPUs gain nothing"""
+    reward_scale: float = Field(default=1.0, gt=0)
+    """rewards times this inside the agent"""
+    tdm: TDMLearnerConfig = TDMLearnerConfig()
+    qt: QTLearnerConfig = QTLearnerConfig()
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became infinite or not a number; the message says which and at which update."""
+
+
+class Part(Protocol):
+    """One network's training: what Learner composes."""
+
+    name: str
+    optimizer: AdamStep
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]: ...
+    def now(self) -> dict[str, Tensor]: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, state: Tensors) -> None: ...
+
+
+class Learner:
+    """All parts' updates on one device, metrics kept there until asked for."""
+
+    def __init__(
+        self, config: LearnerConfig, parts: Sequence[Part], device: torch.device, total_updates: int, bfloat16: bool
+    ) -> None:
+        """total_updates: at which linear schedules reach 0. bfloat16: autocast; parameters stay float32."""
+        self.config, self.parts, self.device, self.total_updates = config, parts, device, total_updates
+        self.bfloat16 = bfloat16
+        self.networks = nn.ModuleDict({part.name: part.network for part in parts}).to(device).train()
+        self.updates = 0
+        self.generation = 0
+        """which start of the run's learner this is; weights of a later one have higher versions"""
+        self.telemetry = Telemetry.silent("learner")
+        self._pending: list[dict[str, Tensor]] = []
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copying = Stopwatch(device, lambda seconds: self._took("copy", seconds), self._copies)
+        self._computing = Stopwatch(device, lambda seconds: self._took("compute", seconds))
+
+    def update(self, batch: Batch) -> None:
+        """One update of every part."""
+        self.update_staged(self.stage(batch))
+
+    def stage(self, batch: Batch) -> Tensors:
+        """Begin to copy a batch to the device; on a GPU that runs beside the updates under way."""
+        tensors = {name: torch.from_numpy(array) for name, array in vars(batch).items()}
+        if self._copies is not None:  # out of pinned memory the copy does not hold up this thread either
+            tensors = {name: t.pin_memory() for name, t in tensors.items()}
+        with torch.cuda.stream(self._copies), self._copying.lap():
+            return {name: t.to(self.device, non_blocking=True) for name, t in tensors.items()}
+
+    def update_staged(self, batch: Tensors) -> None:
+        """One update of every part on what `stage` returned."""
+        if self._copies is not None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_stream(self._copies)
+            for tensor in batch.values():
+                tensor.record_stream(computing)  # its memory may be used again only when the computing is done
+        on_device = dict(batch)
+        for name in ("rewards", "returns_to_go"):
+            on_device[name] = batch[name] * self.config.reward_scale
+        progress = self.updates / self.total_updates
+        metrics: dict[str, Tensor] = {}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16), self._computing.lap():
+            for part in self.parts:
+                metrics |= part.update(on_device, progress)
+        self.updates += 1
+        self._pending.append(metrics)
+
+    def drain(self) -> dict[str, float]:
+        """Means of all metrics since the last call, and what the parts say of now; {} if there was no update.
+
+        One wait for the device, for all of them. Raises NonFiniteLossError at the first loss that is not finite.
+        """
+        if not self._pending:
+            return {}
+        names = list(self._pending[0])
+        told = [row[name].float() for row in self._pending for name in names]
+        newest = {name: value for part in self.parts for name, value in part.now().items()}
+        values = torch.stack([*told, *newest.values()]).cpu()
+        table = values[: len(told)].view(-1, len(names))  # [updates, metrics]
+        first = self.updates - len(self._pending) + 1
+        self._pending.clear()
+        for row, finite in enumerate(table.isfinite()):
+            if not finite.all():
+                bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
+                raise NonFiniteLossError(f"{', '.join(bad)} not finite at update {first + row}")
+        means = dict(zip(names, table.mean(dim=0).tolist(), strict=True))
+        return means | dict(zip(newest, values[len(told) :].tolist(), strict=True))
+
+    def learning_rates(self) -> dict[str, float]:
+        """`lr_<part>` of the next update."""
+        progress = self.updates / self.total_updates
+        return {f"lr_{part.name}": part.optimizer.learning_rate(progress) for part in self.parts}
+
+    def weights(self) -> Weights:
+        """What policies need, as of now."""
+        return Weights.of(self.networks, version_of(self.generation, self.updates))
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, the dropout generators' states included."""
+        state = {"updates": torch.tensor(self.updates), "rng.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        for part in self.parts:
+            state |= prefixed(part.name, part.state())
+        return state
+
+    def load_state(self, state: Tensors) -> None:
+        """Undo `state`."""
+        self.updates = int(state["updates"])
+        self._pending.clear()
+        torch.set_rng_state(state["rng.cpu"])
+        if self.device.type == "cuda" and "rng.cuda" in state:
+            torch.cuda.set_rng_state(state["rng.cuda"], self.device)
+        for part in self.parts:
+            part.load_state(under(part.name, state))
+
+    def _took(self, part: str, seconds: float) -> None:
+        self.telemetry.observe("qttdm_update_seconds", seconds, part=part)

@@ -1,0 +1,127 @@
+"""Algorithm 1, lines 10-14: one gradient step of the QT on one batch, and its target network (Eq. 2, 9)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from qttdm.common.models.qt import QT
+from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.learner.losses import masked_mean, q_loss
+from qttdm.learner.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.targets import bellman_targets, n_step_returns
+
+
+class QTLearnerConfig(OptimizerConfig):
+    """Paper, Table IV."""
+
+    learning_rate: float = Field(default=3e-4, gt=0)
+    max_grad_norm: float = Field(default=20.0, gt=0)
+    n_step: int = Field(default=3, gt=0)
+    states_per_window: int = Field(default=1, gt=0)
+    """leading steps of each window that are training states; the paper uses the first"""
+    ema_coefficient: float = Field(default=0.005, gt=0, le=1)
+    """zeta: how far the target moves towards the network"""
+    ema_every: int = Field(default=5, gt=0)
+    """updates between two such moves"""
+    monte_carlo_clamp: bool = False
+    """bound targets from below by the return-to-go; for sparse rewards, none of them negative: what a time limit cuts
+    off must not have been worse than nothing"""
+    conservative_weight: float = Field(default=0.0, ge=0)
+    """pulls the Q of bins not taken towards 0; for offline data"""
+
+
+class QTLearner:
+    """Algorithm 1, lines 10-14. The target network is always in eval mode: targets carry no dropout noise."""
+
+    name = "qt"
+
+    def __init__(self, config: QTLearnerConfig, network: QT, discount: float, compile: bool = False) -> None:
+        self.config, self.network, self.discount = config, network, discount
+        self.target = copy.deepcopy(network).eval().requires_grad_(False)
+        self.optimizer = AdamStep(self.config, network)
+        self.updates = 0
+        self.loss = torch.compile(self._loss) if compile else self._loss
+
+    def _loss(self, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what else there is to know of the batch."""
+        c, s = self.config, self.config.states_per_window
+        returns, weight, index = n_step_returns(
+            batch["rewards"], batch["mask"], batch["terminated"], s, c.n_step, self.discount
+        )  # each [B, S]
+        observations = batch["observations"][:, :s].flatten(0, 1)  # [B * S, M]
+        later = batch["observations"].take_along_dim(index.unsqueeze(-1), dim=1).flatten(0, 1)  # [B * S, M]
+        bins = self.network.tokenizer.encode(batch["actions"][:, :s]).flatten(0, 1)  # [B * S, N]
+        taken_before = bins[:, :-1]  # [B * S, N-1]
+        with torch.no_grad():
+            if taken_before.shape[1] > 0:
+                next_dimension_q = self.target(observations, taken_before)[:, :, 1:]
+            else:  # one dimension: there is no next one
+                next_dimension_q = observations.new_empty(2, len(bins), 0, self.network.config.bins)
+            targets = bellman_targets(
+                next_dimension_q,
+                self.target(later, bins[:, :0])[:, :, 0],
+                returns.flatten(),
+                weight.flatten(),
+                batch["returns_to_go"][:, :s].flatten() if c.monte_carlo_clamp else None,
+            )
+        q = self.network(observations, taken_before)
+        mask = batch["mask"][:, :s].flatten()
+        loss, taken = q_loss(q, bins, targets, mask, c.conservative_weight)
+        taken = taken.detach().mean(dim=0)  # [B * S, N]
+        return loss, {
+            "q_mean": masked_mean(taken.mean(dim=1), mask),
+            "q_max": taken.masked_fill(~mask.unsqueeze(1), -torch.inf).max(),
+            "q_target_mean": masked_mean(targets.mean(dim=1), mask),
+            "replayed_return": masked_mean(batch["returns_to_go"][:, :s].flatten(), mask),
+        }
+
+    def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
+        """One step on the leading states of a batch of windows; metrics stay on the device."""
+        self.optimizer.clear()
+        loss, values = self.loss(batch)
+        loss.backward()
+        norm = self.optimizer.step(progress)
+        self.updates += 1
+        if self.updates % self.config.ema_every == 0:
+            self._follow()
+        return {"loss_q": loss.detach(), "grad_norm_qt": norm, **values}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Line 14: the target moves towards the network by zeta."""
+        torch._foreach_lerp_(
+            list(self.target.parameters()), list(self.network.parameters()), self.config.ema_coefficient
+        )
+
+    def now(self) -> dict[str, Tensor]:
+        """`target_drift`, a scalar on the device."""
+        return {"target_drift": self.drift()}
+
+    @torch.no_grad()
+    def drift(self) -> Tensor:
+        """Distance of the target from the network, over the network's norm: a scalar on the device."""
+        parameters: list[Tensor] = [*self.network.parameters()]
+        target: list[Tensor] = [*self.target.parameters()]
+        apart = torch._foreach_sub(parameters, target)
+        distance, norm = (torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (apart, parameters))
+        return distance / norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, target, optimiser and the count that paces the target."""
+        return (
+            prefixed("network", self.network.state_dict())
+            | prefixed("target", self.target.state_dict())
+            | prefixed("adam", self.optimizer.state())
+            | {"updates": torch.tensor(self.updates)}
+        )
+
+    def load_state(self, state: Tensors) -> None:
+        """Undo `state`."""
+        self.network.load_state_dict(under("network", state))
+        self.target.load_state_dict(under("target", state))
+        self.optimizer.load_state(under("adam", state))
+        self.updates = int(state["updates"])

@@ -1,0 +1,400 @@
+"""The planner service: decisions for many clients at once, each as if it were alone.
+
+    act -> queue --a batch: full, or the first has waited max_wait_ms--> planner thread: policy.decide -> answers
+    load ------------------------------------------------- between two batches -> planner thread: policy.load
+
+An asyncio class without sockets: `server.py` serves it over TCP, and a Ray actor can hold it as it is. What an episode
+carries from decision to decision stays here until it ends or its client falls silent. All methods run in one event
+loop; planning has a thread of its own, so that the loop always answers.
+
+Choice: batches are closed and answered in plain callbacks. Why: with a task that waits for requests, a future for each
+and one for the thread, an answer takes seven turns of the loop where four do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from qttdm.common.config import Config
+from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.telemetry import Telemetry
+from qttdm.common.weights import Weights, updates_of
+from qttdm.planner_service.measure import tell_plan
+from qttdm.planner_service.policies.greedy import GreedyPolicy
+from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.policies.policy import Decisions, EpisodeState
+from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
+
+TELL_AFTER_S = 1e-3
+"""how long after a batch is answered what was measured of it is told: by then the answers are out"""
+
+
+class ServiceConfig(Config):
+    """How requests become batches, and how much is taken on."""
+
+    max_batch: int = Field(default=64, gt=0)
+    """most requests decided together"""
+    max_wait_ms: float = Field(default=2.0, ge=0)
+    """longest that the first request of a batch waits for company; it waits for nobody when all episodes are there"""
+    max_queue: int = Field(default=1024, gt=0)
+    """requests that may wait; the next one is answered `busy` at once"""
+    max_episodes: int = Field(default=1024, gt=0)
+    """episodes under way, all clients together"""
+    silence_s: float = Field(default=60.0, gt=0)
+    """an episode whose client has not asked for so long is released when others begin"""
+
+    @model_validator(mode="after")
+    def _batch_fits_queue(self) -> ServiceConfig:
+        if self.max_queue < self.max_batch:
+            raise ValueError(f"max_queue={self.max_queue} is less than max_batch={self.max_batch}; want at least that")
+        return self
+
+
+class AskingConfig(Config):
+    """How an actor uses the planner service."""
+
+    timeout_seconds: float = Field(default=10.0, gt=0)
+    """an answer that takes longer is not waited for: the service is taken to be gone"""
+    when_gone: Literal["local", "wait"] = "local"
+    """plan in the actor's own process for the rest of the episode, or wait for the service to be back"""
+    when_busy: Literal["wait", "greedy"] = "wait"
+    """ask again after the time it says, or act with the Q-Transformer's greedy action this once"""
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """How the service is doing, since its start."""
+
+    weights_version: int
+    episodes: int
+    """under way"""
+    queued: int
+    """requests waiting now"""
+    answers: int
+    batches: int
+    refusals: dict[str, int]
+    """by code"""
+    plan_ms: float
+    """of the last batch"""
+
+
+@dataclass
+class _Episode:
+    state: EpisodeState
+    seen: float
+    """when its client last asked, in time.monotonic()'s seconds, as all times here"""
+    step: int = 0
+    """decisions answered"""
+    waiting: _Waiting | None = None
+    last: Answer | None = None
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A request in the queue or in the batch being decided."""
+
+    request: Request
+    episode: _Episode
+    arrived: float
+    deadline: float | None
+    expiry: asyncio.TimerHandle | None = None
+    outcome: Answer | Refusal | None = None
+    listeners: list[asyncio.Future[Answer | Refusal]] = field(default_factory=list)
+    """one for each call that waits: whoever goes away takes none but its own"""
+
+    def listen(self) -> asyncio.Future[Answer | Refusal]:
+        """Its outcome, when there is one."""
+        self.listeners.append(asyncio.get_running_loop().create_future())
+        return self.listeners[-1]
+
+    @property
+    def timed(self) -> bool:
+        """Does its deadline end the planning?"""
+        return self.request.anytime and self.deadline is not None
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A batch's decisions, by which weights, and when."""
+
+    decisions: Decisions
+    weights_version: int
+    began: float
+    ended: float
+
+
+class PlannerService:
+    """Episodes, the queue and its batches, around one policy."""
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        policy: MPCPolicy | GreedyPolicy,
+        obs_dim: int,
+        telemetry: Telemetry | None = None,
+        watch: AbstractContextManager[None] = nullcontext(),  # noqa: B008 - it has no state
+    ) -> None:
+        """telemetry: a planner's; None: nothing is told. watch: entered for each batch's planning: a Watchdog."""
+        self.config, self.policy, self.obs_dim, self.watch = config, policy, obs_dim, watch
+        self.telemetry = telemetry or Telemetry.silent("planner")
+        self._episodes: dict[int, _Episode] = {}
+        self._numbers = count(1)
+        self._queue: deque[_Waiting] = deque()
+        self._batch: list[_Waiting] = []  # being decided
+        self._company: asyncio.TimerHandle | None = None  # until when the queue waits for more
+        self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
+        self._plan_seconds = 0.0
+        self._stopping = False
+        self._counts: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self.telemetry.before_report(self._measure)
+        self.telemetry.before_report(partial(watch_gpu, self.telemetry, policy.device))
+
+    async def begin(self, seeds: Sequence[int], exploration: float = 0.0) -> list[int]:
+        """Start one episode for each seed, exploration in [0, 1]; returns their numbers.
+
+        ServiceError `busy` if they are too many, `stopping`.
+        """
+        if self._stopping:
+            raise ServiceError(self._refuse("stopping", "no new episodes"))
+        now = time.monotonic()
+        silent = now - self.config.silence_s
+        self._episodes = {n: e for n, e in self._episodes.items() if e.seen > silent or e.waiting}
+        if len(self._episodes) + len(seeds) > self.config.max_episodes:
+            message = (
+                f"{len(self._episodes)} episodes under way and {len(seeds)} more, at most {self.config.max_episodes}"
+            )
+            raise ServiceError(self._refuse("busy", message, 1e3 * self.config.silence_s))
+        begun = {next(self._numbers): _Episode(self.policy.start(seed, exploration), now) for seed in seeds}
+        self._episodes |= begun
+        return list(begun)
+
+    async def end(self, episodes: Sequence[int]) -> None:
+        """Release them; those that are not there need none."""
+        for number in episodes:
+            self._episodes.pop(number, None)
+        self._begin_batch()  # those who wait may have waited for these
+
+    async def act(self, requests: Sequence[Request]) -> list[Answer | Refusal]:
+        """One decision for each request, or why there is none."""
+        admitted = [self._admit(request) for request in requests]
+        awaited = [a.listen() if isinstance(a, _Waiting) else a for a in admitted]
+        self._begin_batch()
+        return [await a if isinstance(a, asyncio.Future) else a for a in awaited]
+
+    async def load(self, weights: Weights) -> None:
+        """New network weights for the batches to come; older ones are left. ValueError if they do not fit."""
+        await asyncio.get_running_loop().run_in_executor(self._planner, self._load, weights)
+
+    async def status(self) -> ServiceStatus:
+        """For health checks and monitoring."""
+        return ServiceStatus(
+            weights_version=self.policy.weights_version,
+            episodes=len(self._episodes),
+            queued=len(self._queue),
+            answers=self._counts["answers"],
+            batches=self._counts["batches"],
+            refusals=dict(self._refused),
+            plan_ms=1e3 * self._plan_seconds,
+        )
+
+    async def stop(self) -> None:
+        """Answer those who wait, and refuse everyone else."""
+        self._stopping = True
+        self._begin_batch()
+        for listener in [waiting.listen() for waiting in (*self._batch, *self._queue)]:
+            await listener
+        self._planner.shutdown(wait=False)
+
+    # --- one request ---
+
+    def _admit(self, request: Request) -> Answer | Refusal | _Waiting:
+        """An answer at once, or its place in the queue."""
+        now = time.monotonic()
+        episode = self._episodes.get(request.episode)
+        if episode is None:
+            return self._refuse("unknown_episode", "no such episode of this client; begin one")
+        episode.seen = now
+        if problem := observation_problem(request.observation, self.obs_dim):
+            return self._refuse("bad_observation", problem)
+        if episode.waiting is not None and request.step == episode.step:  # asked again
+            return episode.waiting
+        if episode.last is not None and request.step == episode.step - 1:
+            return episode.last
+        if request.step != episode.step:
+            return self._refuse("wrong_step", f"got step {request.step}, want {episode.step}")
+        if self._stopping:
+            return self._refuse("stopping", "no new requests")
+        if len(self._queue) >= self.config.max_queue:
+            batches = len(self._queue) / self.config.max_batch + 1
+            return self._refuse("busy", f"{len(self._queue)} requests wait", 1e3 * batches * self._plan_seconds)
+        deadline = None if request.deadline_ms is None else now + 1e-3 * request.deadline_ms
+        waiting = episode.waiting = _Waiting(request, episode, now, deadline)
+        self._queue.append(waiting)
+        if deadline is not None:
+            waiting.expiry = asyncio.get_running_loop().call_at(deadline, self._expire, waiting)
+        return waiting
+
+    def _expire(self, waiting: _Waiting) -> None:
+        """Its deadline is here: if it is not being planned yet, it will not be."""
+        if waiting in self._queue:
+            self._queue.remove(waiting)
+            self._resolve(waiting, self._refuse("late", f"waited {waiting.request.deadline_ms:g} ms"))
+
+    def _resolve(self, waiting: _Waiting, outcome: Answer | Refusal) -> None:
+        episode = waiting.episode
+        episode.waiting = None
+        if waiting.expiry is not None:
+            waiting.expiry.cancel()
+        if isinstance(outcome, Answer):
+            episode.step += 1
+            episode.last = outcome
+            self._counts["answers"] += 1
+        waiting.outcome = outcome
+        for listener in waiting.listeners:
+            if not listener.done():  # its call was cancelled
+                listener.set_result(outcome)
+
+    def _refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
+        self._refused[code] += 1
+        self.telemetry.inc("qttdm_service_requests_total", outcome=code)
+        return Refusal(code, message, retry_ms)
+
+    # --- batches ---
+
+    def _begin_batch(self) -> None:
+        """Have a batch planned if the planner is free, and it is full, has all episodes in it, or it is time."""
+        if self._batch or not self._queue:
+            return
+        if self._company is not None:
+            self._company.cancel()
+            self._company = None
+        now = time.monotonic()
+        left = self._closing_time() - now
+        if left > 0 and not self._stopping and len(self._queue) < min(self.config.max_batch, len(self._episodes)):
+            self._company = asyncio.get_running_loop().call_later(left, self._begin_batch)
+            return
+        batch = self._batch = self._close_batch()
+        deadline = min(w.deadline for w in batch if w.deadline is not None) if batch[0].timed else None
+        planning = self._planner.submit(self._plan, batch, deadline)
+        planning.add_done_callback(partial(self._tell_loop, asyncio.get_running_loop(), now))
+
+    def _tell_loop(self, loop: asyncio.AbstractEventLoop, closed: float, planning: Future[_Planned]) -> None:
+        """In the planner's thread, which may outlive the loop: nobody waits then."""
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._end_batch, closed, planning)
+
+    def _closing_time(self) -> float:
+        """When the first has waited long enough, or a deadline leaves no more than the time to plan."""
+        deadlines = [w.deadline - self._plan_seconds for w in self._queue if w.deadline is not None]
+        return min([self._queue[0].arrived + 1e-3 * self.config.max_wait_ms, *deadlines])
+
+    def _close_batch(self) -> list[_Waiting]:
+        """Take the first in the queue and those who may be planned with it.
+
+        A batch whose planning ends at a deadline has only requests that want that, and the earliest deadline counts:
+        nobody else gets less planning for them.
+        """
+        batch: list[_Waiting] = []
+        others: deque[_Waiting] = deque()
+        for w in self._queue:
+            fits = w.timed == self._queue[0].timed and len(batch) < self.config.max_batch
+            (batch if fits else others).append(w)
+        self._queue = others
+        return batch
+
+    def _end_batch(self, closed: float, planning: Future[_Planned]) -> None:
+        """Answer the batch that has been planned, and begin the next."""
+        batch, self._batch = self._batch, []
+        try:
+            self._answer(batch, closed, planning.result())
+        except Exception as error:  # whatever it is, out of memory above all, others may fare better
+            for w in batch:
+                if w.outcome is None:
+                    self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
+        self._begin_batch()
+
+    def _answer(self, batch: list[_Waiting], closed: float, planned: _Planned) -> None:
+        """To each its decision."""
+        self._plan_seconds = planned.ended - planned.began
+        self._counts["batches"] += 1
+        d = planned.decisions
+        for w, action, value, finite in zip(batch, d.actions, d.values, d.finite, strict=True):
+            if not finite:
+                self._resolve(w, self._refuse("failed", "the plan for this observation is not finite"))
+                continue
+            answer = Answer(
+                action=action,
+                value=float(value),
+                weights_version=planned.weights_version,
+                iterations=d.iterations,
+                queue_ms=1e3 * (planned.began - w.arrived),
+                plan_ms=1e3 * self._plan_seconds,
+                late=w.deadline is not None and planned.ended > w.deadline,
+            )
+            self._resolve(w, answer)
+        asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell, batch, closed, planned, time.monotonic())
+
+    def _tell(self, batch: list[_Waiting], closed: float, planned: _Planned, answered: float) -> None:
+        """What was measured of a batch."""
+        t = self.telemetry
+        t.observe("qttdm_service_batch_size", len(batch))
+        t.observe("qttdm_service_batch_wait_seconds", closed - batch[0].arrived)
+        t.observe("qttdm_decision_seconds", planned.ended - planned.began, stage="plan")
+        t.inc("qttdm_acted_total", len(batch))
+        tell_plan(t, planned.decisions)
+        for w in batch:
+            if isinstance(w.outcome, Answer):
+                t.inc("qttdm_service_requests_total", outcome="answered_late" if w.outcome.late else "answered")
+                t.observe("qttdm_decision_seconds", 1e-3 * w.outcome.queue_ms, stage="queue")
+                t.observe("qttdm_decision_seconds", answered - w.arrived, stage="total")
+
+    def _plan(self, batch: list[_Waiting], deadline: float | None) -> _Planned:
+        """In the planner's thread: a batch's decisions."""
+        began = time.monotonic()
+        states = [w.episode.state for w in batch]
+        observations = np.stack([w.request.observation for w in batch])  # [E, M]
+        before = [state.plan for state in states]
+        with self.watch:
+            decisions = self.policy.decide(states, observations, deadline)
+        for state, plan, finite in zip(states, before, decisions.finite, strict=True):
+            if not finite:
+                state.plan = plan  # a warm start that is not finite would spoil all that follows
+        return _Planned(decisions, self.policy.weights_version, began, time.monotonic())
+
+    def _load(self, weights: Weights) -> None:
+        """In the planner's thread, where no others are under way that may be newer."""
+        if weights.version < self.policy.weights_version:
+            return
+        with self.telemetry.timed("qttdm_weights_apply_seconds"):
+            self.policy.load(weights)
+
+    def _measure(self) -> None:
+        """Before each report."""
+        self.telemetry.set("qttdm_service_queue_length", len(self._queue))
+        self.telemetry.set("qttdm_service_episodes", len(self._episodes))
+        self.telemetry.set("qttdm_weights_updates", updates_of(self.policy.weights_version))
+
+
+def observation_problem(observation: np.ndarray, obs_dim: int) -> str | None:
+    """What is wrong with an observation, which must be float32 [M] and finite; None if nothing is."""
+    if observation.dtype != np.float32:
+        return f"got {observation.dtype} numbers, want float32"
+    if observation.shape != (obs_dim,):
+        return f"got {list(observation.shape)} numbers, want [{obs_dim}]"
+    if not np.isfinite(observation).all():
+        worst = int(np.flatnonzero(~np.isfinite(observation))[0])
+        return f"number {worst} is {observation[worst]}, want finite ones"
+    return None

@@ -1,0 +1,176 @@
+"""The presets say what the paper's tables say, and contradictions are one line that names the keys."""
+
+import pytest
+
+from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.environments.task_env import TaskSpec
+from qttdm.deploy.configs.run_config import RunConfig, check_fits, preset_path
+from tests.fakes import tiny_config
+
+TASKS = {
+    "debug": "dmc/cartpole-swingup",
+    "laptop": "dmc/cartpole-swingup",
+    "paper-dmc": "dmc/walker-walk",
+    "paper-metaworld": "metaworld/hammer",
+}
+
+
+def load(preset, **more):
+    return load_config(RunConfig, preset_path(preset), **more)
+
+
+@pytest.mark.parametrize("preset", TASKS)
+def test_every_preset_loads_and_comes_back_from_what_is_saved(preset, tmp_path):
+    config = load(preset)
+    assert config.task == TASKS[preset]
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(RunConfig, preset_path(str(tmp_path / "config.yaml"))) == config
+
+
+def test_an_unknown_preset_is_told_which_there_are():
+    with pytest.raises(ConfigError, match=r"^--preset lapdog: .*debug, laptop, paper-dmc, paper-metaworld"):
+        preset_path("lapdog")
+
+
+class TestPaper:
+    """Tables I-IV and the text of the paper."""
+
+    @pytest.mark.parametrize("preset", ["paper-dmc", "paper-metaworld"])
+    def test_common_to_both_suites(self, preset):
+        config = load(preset)
+        got = config.model_dump()
+        want = {
+            "agent": "qt-tdm",
+            "discount": 0.98,
+            "tdm": {
+                "window": 20,
+                "bins": 256,
+                "embed_dim": 256,
+                "num_heads": 4,
+                "num_layers": 5,
+                "dropout": 0.1,
+                "head_dim": 512,
+                "head_layers": 3,
+                "head_dropout": 0.01,
+            },
+            "qt": {"bins": 256, "embed_dim": 128, "num_heads": 8, "num_layers": 2, "dropout": 0.1},
+            "planner": {
+                "horizon": 3,
+                "samples": 512,
+                "qt_samples": 24,
+                "iterations": 6,
+                "elites": 64,
+                "init_std": 2.0,
+                "temperature": 0.5,
+                "min_std": 0.05,
+                "max_std": 2.0,
+                "random_bins": 0.1,
+                # the economies are not the paper's
+                "sample_decay": 1.0,
+                "early_stop": False,
+                "noise_exponent": 0.0,
+                "keep_elites": 0,
+            },
+            "replay": {"sampler": "uniform"},
+            "epsilon": {"start": 1.0, "end": 0.01, "share": 0.3},
+            "training": {"seed_decisions": 2000, "update_ratio": 1.0, "eval_every": 10_000, "eval_episodes": 10},
+        }
+        for section, values in want.items():
+            if isinstance(values, dict):
+                assert {key: got[section][key] for key in values} == values, section
+            else:
+                assert got[section] == values
+        learner = config.learner
+        assert learner.batch_size == 512
+        assert (learner.tdm.learning_rate, learner.tdm.weight_decay, learner.tdm.max_grad_norm) == (1e-4, 1e-6, 30)
+        assert (learner.tdm.state_weight, learner.tdm.reward_weight, learner.tdm.schedule) == (1.0, 2.0, "constant")
+        assert (learner.qt.learning_rate, learner.qt.weight_decay, learner.qt.max_grad_norm) == (3e-4, 1e-6, 20)
+        assert (learner.qt.ema_coefficient, learner.qt.n_step, learner.qt.conservative_weight) == (0.005, 3, 0.0)
+        assert config.replay.capacity >= config.training.env_steps // config.env.action_repeat  # nothing is forgotten
+
+    @pytest.mark.parametrize(
+        ("task", "repeat", "clamp"),
+        [
+            ("dmc/walker-walk", 2, False),
+            ("dmc/cheetah-run", 4, False),
+            ("dmc/reacher-easy", 4, True),
+            ("dmc/reacher-hard", 4, True),
+            ("dmc/hopper-stand", 4, False),
+        ],
+    )
+    def test_dmc(self, task, repeat, clamp):
+        config = load("paper-dmc", task=task)
+        assert config.env.action_repeat == repeat
+        assert config.learner.qt.monte_carlo_clamp is clamp
+        assert config.env.episode_steps in (None, 1000)  # None: the suite's own 1000
+        assert config.training.env_steps == 500_000
+        assert config.learner.reward_scale == 1.0
+        assert (config.learner.qt.schedule, config.learner.qt.ema_every) == ("constant", 5)
+
+    @pytest.mark.parametrize("name", ["hammer", "door-unlock", "reach-wall"])
+    def test_metaworld(self, name):
+        config = load("paper-metaworld", task=f"metaworld/{name}")
+        assert (config.env.action_repeat, config.env.episode_steps) == (2, 200)
+        assert config.training.env_steps == 1_000_000
+        assert config.learner.reward_scale == 0.5
+        assert (config.learner.qt.schedule, config.learner.qt.ema_every) == ("linear", 10)
+        assert config.learner.qt.monte_carlo_clamp is False
+
+    @pytest.mark.parametrize(("preset", "episode"), [("paper-dmc", 1000), ("paper-metaworld", 200)])
+    def test_settings_fit_the_tasks(self, preset, episode):
+        config = load(preset)
+        check_fits(config, TaskSpec(24, 6, config.env.action_repeat, episode, terminates=False, has_success=False))
+
+
+class TestFits:
+    SPEC = TaskSpec(3, 2, action_repeat=8, episode_steps=80, terminates=True, has_success=True)  # 10 decisions
+
+    def test_what_fits_passes(self):
+        check_fits(tiny_config(), self.SPEC)
+        check_fits(tiny_config("tdm.window=10", "planner.horizon=10"), self.SPEC)
+        check_fits(tiny_config("learner.qt.states_per_window=2"), self.SPEC)
+        check_fits(tiny_config("replay.capacity=10"), self.SPEC)
+
+    @pytest.mark.parametrize(
+        ("overrides", "names"),
+        [
+            (["tdm.window=11"], ["tdm.window=11", "10 decisions", "env.action_repeat=8", "from 1 to 10"]),
+            (["planner.horizon=5"], ["planner.horizon=5", "tdm.window=4", "from 1 to 4"]),
+            (
+                ["learner.qt.states_per_window=3"],
+                ["learner.qt.states_per_window=3", "learner.qt.n_step=3", "tdm.window=4", "at most 5"],
+            ),
+            (["learner.qt.n_step=5"], ["learner.qt.n_step=5", "at most 5"]),
+            (["replay.capacity=9"], ["replay.capacity=9", "10 decisions", "at least 10"]),
+            (["training.seed_decisions=40"], ["training.seed_decisions=40", "training.env_steps=320", "fewer than 40"]),
+        ],
+    )
+    def test_a_contradiction_is_one_line_with_keys_values_and_what_would_do(self, overrides, names):
+        with pytest.raises(ConfigError) as error:
+            check_fits(tiny_config(*overrides), self.SPEC)
+        assert "\n" not in str(error.value)
+        for name in names:
+            assert name in str(error.value)
+
+    def test_without_proposals_the_elites_must_be_found_among_the_samples(self):
+        overrides = ["planner.samples=8", "planner.qt_samples=8", "planner.elites=12"]
+        check_fits(tiny_config(*overrides, agent="qt-tdm"), self.SPEC)
+        with pytest.raises(ConfigError, match=r"planner.elites=12.*from 1 to 8"):
+            check_fits(tiny_config(*overrides, agent="tdm"), self.SPEC)
+
+    @pytest.mark.parametrize(
+        ("override", "names"),
+        [
+            ("agent=ppo", ["agent: got 'ppo'", "'qt-tdm', 'tdm' or 'qt'"]),
+            ("discount=1.0", ["discount: got 1.0", "< 1"]),
+            ("seed=-1", ["seed: got -1", ">= 0"]),
+            ("precision=float16", ["precision: got 'float16'", "bfloat16"]),
+            ("training.update_ratio=0", ["training.update_ratio: got 0", "> 0"]),
+            ("tdm.num_heads=3", ["embed_dim=16", "num_heads=3", "[1, 2, 4, 8, 16]"]),
+        ],
+    )
+    def test_values_out_of_range(self, override, names):
+        with pytest.raises(ConfigError) as error:
+            tiny_config(override)
+        for name in names:
+            assert name in str(error.value)

@@ -1,0 +1,189 @@
+"""The metrics of a run on one machine, and of `qttdm serve`: complete, and what their files say."""
+
+from __future__ import annotations
+
+import socket
+import time
+import urllib.request
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS
+from qttdm.common.metrics.lines import read_metrics
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.cli.main import main
+from qttdm.deploy.monitoring.alone import Alone
+from qttdm.deploy.runs.local import LocalRun, resume_run
+from qttdm.planner_service.serving.client import Client
+from tests.deploy.monitoring.test_exporter import free_port
+from tests.deploy.runs.test_local import assert_same_state, lines, start, train
+from tests.deploy.runs.test_serve import pendulum_run, serving
+
+Samples = dict[tuple[str, ...], float]
+TRAINING = "training={eval_every: 160, checkpoint_every: 160, log_every: 4}"
+
+ELSEWHERE = {
+    "qttdm_staleness_updates": "weights are never old",
+    "qttdm_staleness_limit_updates": "likewise",
+    "qttdm_calls_in_flight": "there are no others to call",
+    "qttdm_replay_disk_bytes": "the replay is in memory",
+    "qttdm_gpu_memory_bytes": "there is no GPU",
+    "qttdm_gpu_utilisation_ratio": "likewise",
+}
+"""What a run on one machine without a GPU has no samples of."""
+ONCE = {
+    "qttdm_process_resident_bytes": "driver",
+    "qttdm_process_start_time_seconds": "driver",
+    "qttdm_disk_free_bytes": "learner",
+    "qttdm_disk_size_bytes": "learner",
+}
+"""What one of the parts tells for all of them."""
+
+
+def scrape(port: int) -> Samples:
+    """All samples: by name, component, then own label and bucket; the common labels are checked."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            run, seed, task, component, index = (labels.pop(name, "") for name in COMMON)
+            if component:
+                assert (run, seed, index) == ("run", "0", "0")
+                assert task.startswith("gym/")
+            bound = [labels.pop("le")] if "le" in labels else []
+            samples[sample.name, component, *labels.values(), *bound] = sample.value
+    return samples
+
+
+@pytest.fixture
+def metrics() -> Any:
+    port = free_port()
+    alone = Alone("127.0.0.1", port)
+    alone.port = port
+    yield alone
+    alone.close()
+
+
+def measured(run: LocalRun, metrics: Alone) -> LocalRun:
+    run.measure(metrics.of_run("run", 0, run.config.task, run.run_dir.path / "metrics-state"))
+    return run
+
+
+def check_counts(run: LocalRun, samples: Samples) -> None:
+    """Against metrics.jsonl and the newest checkpoint."""
+    told = read_metrics(run.run_dir.metrics_path)
+    saved = run.store.load_latest().meta["counters"]
+    for what in ("env_steps", "decisions", "episodes", "updates"):
+        assert samples[f"qttdm_{what}_total", "learner"] == told[-1][what] == saved[what]
+    episodes = [line for line in told if line["kind"] == "train"]
+    assert samples["qttdm_episode_decisions_count", "learner"] == len(episodes)
+    assert samples["qttdm_episode_decisions_sum", "learner"] == sum(line["episode_length"] for line in episodes)
+    assert samples["qttdm_evaluations_total", "learner"] == sum(line["kind"] == "eval" for line in told)
+    assert samples["qttdm_replay_inserted_decisions_total", "replay"] == saved["decisions"]
+
+
+def report(metrics: Alone) -> None:
+    """Now, not within two seconds."""
+    for reporter in metrics._reporters:
+        reporter.flush()
+
+
+def test_it_serves_what_the_files_say_and_the_run_is_the_same(tmp_path, metrics):
+    run = measured(start(tmp_path, TRAINING), metrics)
+    train(run)
+    report(metrics)
+    samples = scrape(metrics.port)
+    check_counts(run, samples)
+    assert samples["qttdm_acted_total", "actor"] == 30  # decisions but the random ones
+    assert samples["qttdm_update_seconds_count", "learner", "compute"] == run.counters.updates
+    assert samples["qttdm_seed_state", "driver", "running"] == 1
+    plain = start(tmp_path, TRAINING, name="plain")
+    train(plain)
+    assert lines(run, "train", "update", "eval") == lines(plain, "train", "update", "eval")
+    assert_same_state(run, plain)
+
+
+def test_every_metric_of_its_parts_is_there(tmp_path, metrics):
+    run = measured(start(tmp_path, TRAINING), metrics)
+    train(run)
+    report(metrics)
+    there = {
+        (name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count"), component)
+        for name, component, *_ in scrape(metrics.port)
+    }
+    parts = {"driver", "learner", "actor", "evaluator", "replay"}
+    wanted = {(i.name, ONCE.get(i.name, part)) for i in INSTRUMENTS.values() for part in parts & set(i.components)}
+    assert {name for name, _ in wanted - there} == set(ELSEWHERE)
+
+
+def test_a_resumed_run_counts_on(tmp_path, metrics):
+    run = measured(start(tmp_path, TRAINING), metrics)
+    decisions = iter(range(1000))
+    train(run, should_stop=lambda: next(decisions) > 25)
+    report(metrics)
+    before = scrape(metrics.port)
+    again = Alone("127.0.0.1", free := free_port())
+    try:
+        resumed = measured(resume_run(RunDir.open(run.run_dir.path)), again)
+        first = scrape(free)
+        assert all(first[key] >= value for key, value in before.items() if key[0] == "qttdm_episodes_total")
+        train(resumed)
+        report(again)
+        after = scrape(free)
+    finally:
+        again.close()
+    check_counts(resumed, after)
+    assert after["qttdm_process_restarts_total", "learner"] == 0
+    assert after["qttdm_acted_total", "actor"] >= 30  # the dropped episode's, too
+
+
+def test_a_port_in_use_is_one_line_and_nothing_is_begun(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = tmp_path / "run"
+        assert main(["train", "--preset", "debug", "--run-dir", str(run), "--metrics-port", str(port)]) == 2
+        served = pendulum_run(tmp_path / "served").run_dir.path
+        assert main(["serve", str(served), "--metrics-port", str(port)]) == 2
+    out, err = capsys.readouterr()
+    line = f"qttdm: metrics cannot be served at 127.0.0.1:{port} (Address already in use)\n"
+    assert (out, err) == ("", 2 * line)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http"])
+def test_what_is_no_port_is_refused(capsys, port):
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "debug", "--metrics-port", port])
+    assert "want a port, 1 to 65535" in capsys.readouterr().err
+
+
+def test_a_service_tells_what_it_answers(tmp_path):
+    run, port = pendulum_run(tmp_path / "run"), free_port()
+    arguments = [run.run_dir.path, "--metrics-port", port]
+    with serving(*arguments, greetings=2) as child, Client(port=child.port) as client:
+        episode = client.episode(seed=0)
+        for _ in range(3):
+            episode.act(np.zeros(3, np.float32))
+        want = {
+            ("qttdm_service_requests_total", "planner", "answered"): 3,
+            ("qttdm_service_batch_size_count", "planner"): 3,
+            ("qttdm_service_batch_size_sum", "planner"): 3,
+            ("qttdm_service_episodes", "planner"): 1,
+            ("qttdm_decision_seconds_count", "planner", "queue"): 3,
+            ("qttdm_decision_seconds_count", "planner", "total"): 3,
+            ("qttdm_weights_updates", "planner"): 1,
+        }
+        deadline = time.monotonic() + 60
+        while (told := {name: scrape(port).get(name) for name in want}) != want:  # a report comes soon
+            assert time.monotonic() < deadline, told
+
+
+def test_measuring_a_run_leaves_its_files_alone(tmp_path, metrics):
+    run = measured(start(tmp_path), metrics)
+    report(metrics)
+    assert not run.run_dir.metrics_path.exists()

@@ -1,0 +1,302 @@
+"""`make monitor`: a real Prometheus scrapes a real exporter; stand-ins for Docker and Grafana."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from qttdm.deploy.monitoring.exporter import Exporter, serve
+from qttdm.deploy.monitoring.monitor import COMPOSE, DASHBOARDS, HERE
+
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus: apt install prometheus")
+PATIENCE = 60.0  # seconds
+
+STAND_INS = {
+    # Answers as Grafana does when asked for its health, and writes down how it was started.
+    "grafana-server": """
+        import http.server, json, os, sys
+        json.dump({"arguments": sys.argv[1:], **os.environ}, open("grafana.json", "w"))
+        class Health(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200 if self.path == "/api/health" else 404)
+                self.end_headers()
+        http.server.HTTPServer(("127.0.0.1", int(os.environ["GF_SERVER_HTTP_PORT"])), Health).serve_forever()
+        """,
+    # A docker whose daemon runs; `up` is two servers that answer, until it is interrupted.
+    "docker": """
+        import http.server, json, os, sys, threading
+        if sys.argv[1:] in (["compose", "version"], ["info"]):
+            sys.exit(0)
+        json.dump({"arguments": sys.argv[1:], **os.environ}, open("docker.json", "w"))
+        class Ready(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+            def log_message(self, *words):
+                pass
+        try:
+            for name in ("QTTDM_PROMETHEUS_PORT", "QTTDM_GRAFANA_PORT"):
+                server = http.server.HTTPServer(("127.0.0.1", int(os.environ[name])), Ready)
+                threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            open("stopped", "w").close()
+        """,
+}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def is_free(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) != 0
+
+
+def until(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+    return answer
+
+
+class Monitor:
+    """`deploy.monitoring.monitor` in a folder of its own, with a PATH on which only the programs named are."""
+
+    def __init__(self, folder, programs):
+        self.folder, self.ports = folder, (free_port(), free_port())
+        self.path = folder / "bin"
+        self.path.mkdir()
+        for name in programs:
+            if name in STAND_INS:
+                (self.path / name).write_text(f"#!{sys.executable}\n{textwrap.dedent(STAND_INS[name])}")
+                (self.path / name).chmod(0o755)
+            else:
+                (self.path / name).symlink_to(shutil.which(name))
+        self.process = None
+
+    def start(self, *arguments):
+        ports = ["--prometheus-port", str(self.ports[0]), "--grafana-port", str(self.ports[1])]
+        data = ["--data", str(self.folder / "data"), "--ray", str(self.folder / "ray")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "qttdm.deploy.monitoring.monitor", *ports, *data, *arguments],
+            cwd=self.folder,
+            env=os.environ | {"PATH": str(self.path), "PYTHONPATH": str(HERE.parents[1])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ready(self):
+        """What it has said when it is ready."""
+        said = ""
+        while "Ctrl-C ends it" not in said:
+            line = self.process.stdout.readline()
+            assert line, self.process.stderr.read()
+            said += line
+        return said
+
+    def ask(self, query):
+        text = urllib.parse.quote(query)
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[0]}/api/v1/query?query={text}") as answer:
+            return json.load(answer)["data"]["result"]
+
+    def stop(self, number=signal.SIGINT):
+        """Its exit status, and what it said on stderr."""
+        self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self):
+        _, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, err
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    made = []
+
+    def make(*programs):
+        made.append(Monitor(tmp_path, programs))
+        return made[-1]
+
+    yield make
+    for m in made:
+        if m.process is not None and m.process.poll() is None:
+            m.process.terminate()
+            m.process.wait(timeout=PATIENCE)
+
+
+@pytest.fixture
+def target():
+    """Address of an exporter."""
+    server, thread = serve(Exporter(), "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@needs_prometheus
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_prometheus_alone_scrapes_the_exporter_knows_the_alerts_and_ends_when_told(monitor, target, number):
+    m = monitor("prometheus")
+    m.start("--target", target)
+    said = m.ready()
+    assert "no `grafana-server` on PATH: no dashboards, Prometheus alone" in said
+    assert f"Prometheus: http://127.0.0.1:{m.ports[0]}, of {target}; data in {m.folder / 'data'}" in said
+    (up,) = until(lambda: m.ask('up{job="qttdm"}'), "it scrapes")
+    assert up["metric"]["instance"] == target
+    until(lambda: m.ask("qttdm_exporter_processes")[0]["value"][1] == "0", "it has what the exporter says")
+    with urllib.request.urlopen(f"http://127.0.0.1:{m.ports[0]}/api/v1/rules") as answer:
+        (group,) = json.load(answer)["data"]["groups"]
+    assert len(group["rules"]) == 12
+    assert m.stop(number) == (0, "")
+    assert is_free(m.ports[0])
+
+
+@needs_prometheus
+def test_rays_own_metrics_are_found_by_the_file_that_ray_writes(monitor, target):
+    m = monitor("prometheus")
+    (m.folder / "ray").mkdir()
+    node = [{"labels": {"job": "ray"}, "targets": [target]}]
+    (m.folder / "ray" / "prom_metrics_service_discovery.json").write_text(json.dumps(node))
+    m.start("--target", target)
+    m.ready()
+    until(lambda: m.ask('up{job="ray"} == 1'), "it scrapes what the file names")
+    assert m.stop()[0] == 0
+
+
+@needs_prometheus
+def test_what_was_measured_is_still_there_the_next_time(monitor, target):
+    m = monitor("prometheus")
+    m.start("--target", target)
+    m.ready()
+    until(lambda: m.ask("qttdm_exporter_processes"), "it scrapes")
+    m.stop()
+    m.start("--target", f"127.0.0.1:{free_port()}")
+    m.ready()
+    assert m.ask("max_over_time(qttdm_exporter_processes[10m])")
+    assert m.stop()[0] == 0
+
+
+@needs_prometheus
+def test_grafana_is_given_the_dashboards_and_the_data_source_and_ends_too(monitor, target):
+    m = monitor("prometheus", "grafana-server")
+    m.start("--target", target)
+    assert f"Grafana: http://127.0.0.1:{m.ports[1]}" in m.ready()
+    given = json.loads((m.folder / "grafana.json").read_text())
+    assert given["QTTDM_PROMETHEUS_URL"] == f"http://127.0.0.1:{m.ports[0]}"
+    assert given["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    assert json.loads(Path(given["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]).read_text())["uid"] == "qttdm-training"
+    provisioning = Path(given["GF_PATHS_PROVISIONING"])
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "qttdm.yaml").read_text())["providers"]
+    assert (source["type"], source["url"]) == ("prometheus", "$QTTDM_PROMETHEUS_URL")
+    assert provider["options"]["path"] == "$QTTDM_DASHBOARDS"
+    assert sorted(Path(given["QTTDM_DASHBOARDS"]).glob("*.json")) == sorted(DASHBOARDS.glob("*.json"))
+    assert m.stop() == (0, "")
+    assert [is_free(port) for port in m.ports] == [True, True]
+
+
+def test_docker_compose_is_taken_where_it_runs_and_interrupted_at_the_end(monitor):
+    m = monitor("docker", "grafana-server")
+    m.start("--target", "127.0.0.1:9200")
+    m.ready()
+    given = json.loads((m.folder / "docker.json").read_text())
+    assert given["arguments"] == ["compose", "--file", str(COMPOSE), "up"]
+    config = yaml.safe_load((Path(given["QTTDM_PROMETHEUS_CONFIG"]) / "prometheus.yml").read_text())
+    assert config["scrape_configs"][0]["static_configs"] == [{"targets": ["127.0.0.1:9200"]}]
+    assert Path(given["QTTDM_RAY_DIR"]).is_dir()
+    assert m.stop() == (0, "")
+    assert (m.folder / "stopped").exists()
+    assert not (m.folder / "grafana.json").exists()
+
+
+def test_nothing_to_start_is_one_line(monitor):
+    m = monitor("grafana-server")
+    m.start()
+    status, err = m.ended()
+    assert status == 2
+    assert err.count("\n") == 1
+    assert err.startswith("qttdm: monitor: no Docker that runs, and no `prometheus` on PATH; install one of them")
+
+
+@needs_prometheus
+@pytest.mark.parametrize(("which", "option"), [(0, "--prometheus-port"), (1, "--grafana-port")])
+def test_a_port_in_use_is_one_line(monitor, which, option):
+    m = monitor("prometheus", "grafana-server")
+    with socket.create_server(("127.0.0.1", m.ports[which])):
+        m.start()
+        status, err = m.ended()
+    address = f"127.0.0.1:{m.ports[which]}"
+    assert (status, err) == (
+        2,
+        f"qttdm: monitor: cannot listen at {address} (Address already in use; choose another with {option})\n",
+    )
+
+
+@needs_prometheus
+def test_a_server_that_ends_ends_the_other_and_is_one_line(monitor, target):
+    m = monitor("prometheus", "grafana-server")
+    m.start("--target", target)
+    m.ready()
+    children = Path(f"/proc/{m.process.pid}/task/{m.process.pid}/children").read_text().split()
+    of_prometheus = next(p for p in children if "prometheus" in Path(f"/proc/{p}/cmdline").read_text().split("\0")[0])
+    os.kill(int(of_prometheus), signal.SIGKILL)
+    status, err = m.ended()
+    assert status == 2
+    assert err.startswith("qttdm: monitor: prometheus ended with status -9")
+    assert err.count("\n") == 1
+    assert [is_free(port) for port in m.ports] == [True, True]
+
+
+# --- the compose file, which needs Docker to run
+
+
+def check_compose(content):
+    schema = json.loads((Path(__file__).parent / "compose.schema.json").read_text())
+    jsonschema.Draft201909Validator(schema).validate(content)
+
+
+def test_compose_knows_every_field():
+    content = yaml.safe_load(COMPOSE.read_text())
+    check_compose(content)
+    content["services"]["grafana"]["imagee"] = "x"
+    with pytest.raises(jsonschema.ValidationError, match="imagee"):
+        check_compose(content)
+
+
+def test_compose_pins_versions_mounts_what_is_there_and_listens_on_loopback_only():
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    for service in services.values():
+        assert service["image"].partition(":")[2].lstrip("v").count(".") == 2
+        assert (
+            service["network_mode"] == "host"
+        )  # so `ports` would be ignored: the servers themselves must listen there
+    assert any(word.startswith("--web.listen-address=127.0.0.1:") for word in services["prometheus"]["command"])
+    assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    sources = [v.partition(":")[0] for v in services["grafana"]["volumes"]] + ["./prometheus"]
+    assert [s for s in sources if s.startswith(".") and not (COMPOSE.parent / s).is_dir()] == []
+    assert "${QTTDM_PROMETHEUS_CONFIG:-./prometheus}:/etc/prometheus:ro" in services["prometheus"]["volumes"]
+
+
+def test_prometheus_and_grafana_agree_on_how_often_is_scraped():
+    scrape = yaml.safe_load((HERE / "prometheus" / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    source = HERE / "grafana" / "provisioning" / "datasources" / "prometheus.yaml"
+    assert yaml.safe_load(source.read_text())["datasources"][0]["jsonData"]["timeInterval"] == scrape

@@ -1,0 +1,503 @@
+"""The paper's alternation, and runs that stop anywhere and go on as if they had not."""
+
+import io
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from qttdm.actors.episodes import EnvironmentFailure
+from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.metrics.lines import read_metrics
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.deploy.runs.local import new_run, open_run, resume_run
+from qttdm.deploy.runs.trained import TrainedAgent
+from qttdm.deploy.screens.progress import Progress
+from qttdm.learner.learner import NonFiniteLossError
+from tests.fakes import tiny_config
+
+AGENTS = ("qt-tdm", "tdm", "qt")
+TIMES = ("wall_seconds", "decisions_per_second", "updates_per_second", "eval_seconds")
+
+
+class Output:
+    """What the display printed."""
+
+    def __init__(self):
+        self.file = io.StringIO()
+        self.progress = Progress(320, console=Console(file=self.file))
+
+    @property
+    def text(self):
+        return self.file.getvalue()
+
+
+def start(tmp_path, *overrides, name="run", **more):
+    return new_run(tiny_config(*overrides, **more), RunDir.create(tmp_path / name))
+
+
+def train(run, should_stop=lambda: False):
+    """Train to the end or until stopped; returns what was printed."""
+    output = Output()
+    run.train(output.progress, should_stop)
+    return output.text
+
+
+def lines(run, *kinds):
+    """The metrics of these kinds, without what the clock decides."""
+    return [
+        {key: value for key, value in line.items() if key not in TIMES}
+        for line in read_metrics(run.run_dir.metrics_path)
+        if line["kind"] in kinds
+    ]
+
+
+def assert_same_state(run, other):
+    """Bit for bit: all that learns, all that is remembered, and what would be drawn next."""
+    mine, theirs = run.learner.state(), other.learner.state()
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    assert run.replay.state() == other.replay.state()
+    for a, b in zip(run.replay.episodes(), other.replay.episodes(), strict=True):
+        for name, value in vars(a).items():
+            assert np.array_equal(value, getattr(b, name)), name
+    mine, theirs = run.replay.sample(8), other.replay.sample(8)
+    for name, value in vars(mine).items():
+        assert np.array_equal(value, getattr(theirs, name)), name
+    assert replace(run.counters, wall_seconds=0.0) == replace(other.counters, wall_seconds=0.0)
+
+
+class TestAlternation:
+    def test_one_episode_then_as_many_updates_as_decisions(self, tmp_path):
+        run = start(tmp_path, "training.eval_every=160", "training.log_every=4")
+        train(run)
+        story = [(line["kind"], line["decisions"], line["updates"]) for line in lines(run, "train", "update", "eval")]
+        assert story == [
+            ("train", 10, 0),  # the seed episode: no updates
+            ("train", 20, 0),
+            ("update", 20, 4),
+            ("update", 20, 8),
+            ("update", 20, 10),
+            ("eval", 20, 10),
+            ("train", 30, 10),
+            ("update", 30, 14),
+            ("update", 30, 18),
+            ("update", 30, 20),
+            ("train", 40, 20),
+            ("update", 40, 24),
+            ("update", 40, 28),
+            ("update", 40, 30),
+            ("eval", 40, 30),
+        ]
+        assert [line["env_steps"] for line in lines(run, "train")] == [80, 160, 240, 320]
+        assert [len(line["episode_returns"]) for line in lines(run, "eval")] == [2, 2]
+
+    @pytest.mark.parametrize(("ratio", "updates"), [("0.5", [0, 5, 10, 15]), ("2.0", [0, 20, 40, 60])])
+    def test_the_update_ratio_is_exact(self, tmp_path, ratio, updates):
+        run = start(tmp_path, f"training.update_ratio={ratio}", agent="qt")
+        train(run)
+        after = {line["decisions"]: line["updates"] for line in lines(run, "train", "update")}
+        assert list(after.values()) == updates
+        assert run.learner.updates == updates[-1]
+
+    def test_a_ratio_that_does_not_divide_loses_nothing(self, tmp_path):
+        run = start(tmp_path, "training.update_ratio=0.25", "training.env_steps=720", agent="qt")
+        train(run)  # 8 learning episodes of 10 decisions at 2.5 updates
+        after = {line["decisions"]: line["updates"] for line in lines(run, "train", "update")}
+        assert list(after.values()) == [0, 2, 5, 7, 10, 12, 15, 17, 20]
+
+    def test_seed_episodes_are_random_and_come_before_any_update(self, tmp_path):
+        run = start(tmp_path, "training.seed_decisions=25")  # the third episode begins before 25, and is random too
+        train(run)
+        trained = lines(run, "train")
+        assert [line["epsilon"] for line in trained] == [1.0, 1.0, 1.0, 0.1]
+        assert [line["updates"] for line in trained] == [0, 0, 0, 0]
+        assert run.counters.updates == 10
+        stored = list(run.replay.episodes())
+        assert [e.oldest_weights for e in stored] == [e.newest_weights for e in stored] == [0, 0, 0, 0]
+
+    def test_episodes_carry_the_weights_that_acted(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        assert [(e.oldest_weights, e.newest_weights) for e in run.replay.episodes()] == [(n, n) for n in (0, 0, 10, 20)]
+
+    def test_episodes_that_end_early_are_counted_as_they_are(self, tmp_path):
+        run = start(tmp_path, task="gym/FakePointEnds-v0")  # ends at simulator step 36: decision 5, after half of it
+        train(run)
+        trained = lines(run, "train")
+        assert {line["episode_length"] for line in trained} == {5}
+        assert [line["env_steps"] for line in trained][:3] == [36, 72, 108]
+        assert all(e.terminated for e in run.replay.episodes())
+        assert lines(run, "update")[0]["loss_continuation"] > 0
+
+    def test_finish_evaluates_the_last_weights_once(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        assert lines(run, "eval") == []
+        output = Output()
+        run.finish(output.progress)
+        run.finish(output.progress)
+        assert [line["updates"] for line in lines(run, "eval")] == [30]
+        assert "no video: " in output.text  # a toy draws nothing
+
+    def test_an_evaluation_made_early_is_not_the_one_that_is_due(self, tmp_path):
+        """Time runs out while updates are owed, `finish` evaluates what there is; what is due comes after them."""
+        run = start(tmp_path, "training.eval_every=160")
+        run.train(Output().progress, time_is_up=lambda: run.counters.updates == 23)
+        assert run.counters.owed >= 1
+        run.finish(Output().progress)
+        again = open_run(run.run_dir)
+        train(again)
+        whole = start(tmp_path / "whole", "training.eval_every=160")
+        train(whole)
+        due = [(line["env_steps"], line["updates"], line["episode_return"]) for line in lines(whole, "eval")]
+        got = [(line["env_steps"], line["updates"], line["episode_return"]) for line in lines(again, "eval")]
+        assert [updates for _, updates, _ in got] == [10, 23, 30]
+        assert [got[0], got[2]] == due
+
+    def test_a_stop_during_the_last_evaluation_is_obeyed(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        output = Output()
+        run.finish(output.progress, lambda: True)
+        assert lines(run, "eval") == []
+        assert "stopped before the last evaluation" in output.text
+
+    def test_learning_rates_are_reported(self, tmp_path):
+        run = start(tmp_path, "learner.tdm.schedule=linear")
+        train(run)
+        reported = lines(run, "update")
+        assert reported[0]["lr_tdm"] > reported[-1]["lr_tdm"]
+        assert {line["lr_qt"] for line in reported} == {run.config.learner.qt.learning_rate}
+
+    def test_checkpoints_are_written_when_due(self, tmp_path):
+        run = start(tmp_path, "training.checkpoint_every=160", "training.keep_checkpoints=2")
+        train(run)
+        names = sorted(path.name for path in run.run_dir.checkpoints_dir.iterdir())
+        assert names == ["00000002-step-320", "00000003-step-320"]  # due, and at the end; the one at 160 has gone
+
+
+class TestAgents:
+    @pytest.mark.parametrize(
+        ("agent", "there", "absent"),
+        [
+            ("qt-tdm", {"loss_state", "loss_reward", "loss_q", "grad_norm_tdm", "grad_norm_qt"}, set()),
+            ("tdm", {"loss_state", "loss_reward", "grad_norm_tdm"}, {"loss_q", "grad_norm_qt"}),
+            ("qt", {"loss_q", "grad_norm_qt", "q_mean"}, {"loss_state", "grad_norm_tdm"}),
+        ],
+    )
+    def test_each_trains_its_own_parts(self, tmp_path, agent, there, absent):
+        run = start(tmp_path, agent=agent)
+        train(run)
+        keys = lines(run, "update")[-1].keys()
+        assert there <= keys
+        assert not absent & keys
+
+    def test_qt_collects_with_falling_epsilon(self, tmp_path):
+        run = start(tmp_path, agent="qt")
+        train(run)
+        assert [line["epsilon"] for line in lines(run, "train")] == pytest.approx([1.0, 1 - 0.99 / 1.2, 0.01, 0.01])
+
+
+class TestSeeds:
+    @pytest.mark.parametrize("agent", AGENTS)
+    def test_same_seed_same_run_other_seed_other_run(self, tmp_path, agent):
+        for i, seed in enumerate((1, 1, 2)):
+            torch.manual_seed(i)  # a run owes nothing to what was before it
+            train(start(tmp_path, name=f"{i}", agent=agent, seed=seed))
+        first, again, other = (open_run(RunDir.open(tmp_path / f"{i}")) for i in range(3))
+        assert lines(first, "train", "update") == lines(again, "train", "update")
+        assert_same_state(first, again)
+        returns = [{line["episode_return"] for line in lines(run, "train")} for run in (first, other)]
+        assert not returns[0] & returns[1]
+
+
+class StopAt:
+    """True from the moment that a condition on the run's counters has held `calls` times."""
+
+    def __init__(self, condition, calls=1):
+        self.condition, self.left = condition, calls
+
+    def __call__(self):
+        if self.left > 0 and self.condition(self.run.counters):
+            self.left -= 1
+        return self.left == 0
+
+
+STOPS = {
+    "between episodes": lambda: StopAt(lambda c: c.updates == 10 and c.owed < 1),
+    "in an episode": lambda: StopAt(lambda c: c.episodes == 2 and c.owed < 1, calls=6),
+    "in the seed episode": lambda: StopAt(lambda c: c.episodes == 0, calls=4),
+    "in the updates": lambda: StopAt(lambda c: c.updates == 13),
+    "in an evaluation": lambda: StopAt(lambda c: c.updates == 20 and c.owed < 1, calls=4),
+}
+
+
+def test_an_environment_that_fails_costs_its_episode(tmp_path, monkeypatch):
+    run = start(tmp_path)
+    step, calls = run.env.step, itertools.count()
+
+    def fail_once(action):
+        if next(calls) == 25:  # in the third episode of 10 decisions
+            raise RuntimeError("unstable")
+        return step(action)
+
+    monkeypatch.setattr(run.env, "step", fail_once)
+    with pytest.raises(EnvironmentFailure, match="unstable; the run is saved, --resume goes on with another episode"):
+        train(run)
+    resumed = open_run(run.run_dir)
+    assert (resumed.counters.episodes, resumed.counters.failures) == (2, 1)
+    other = start(tmp_path, name="other")
+    train(other)
+    train(resumed)
+    ours, others = ([line["episode_return"] for line in lines(r, "train")] for r in (resumed, other))
+    assert ours[:2] == others[:2]
+    assert ours[2] != others[2]
+    assert len(ours) == len(others) == 4
+
+
+class TestResume:
+    @pytest.fixture(scope="class")
+    def whole(self, tmp_path_factory):
+        """Uninterrupted runs, one per agent."""
+        runs = {}
+        for agent in AGENTS:
+            runs[agent] = start(tmp_path_factory.mktemp("whole"), "training.eval_every=240", agent=agent)
+            train(runs[agent])
+        return runs
+
+    @pytest.mark.parametrize("agent", AGENTS)
+    @pytest.mark.parametrize("where", STOPS)
+    def test_stopped_and_resumed_equals_uninterrupted(self, tmp_path, whole, agent, where):
+        run, stop = start(tmp_path, "training.eval_every=240", agent=agent), STOPS[where]()
+        stop.run = run
+        assert "stopped early" in train(run, stop)
+        assert run.counters.env_steps < 320
+        torch.manual_seed(123)  # another process would start with other random numbers
+        resumed = open_run(run.run_dir)
+        train(resumed)
+        uninterrupted = open_run(whole[agent].run_dir)  # as it was saved: comparing draws a batch
+        assert_same_state(open_run(resumed.run_dir), uninterrupted)
+        assert lines(resumed, "train", "eval") == lines(uninterrupted, "train", "eval")
+        if where != "in the updates":  # there the averages are split in two
+            assert lines(resumed, "update") == lines(uninterrupted, "update")
+
+    def test_two_episodes_and_two_more_are_four(self, tmp_path, whole):
+        """The state as it is in memory, not as loaded, for what loading might hide."""
+        run, stop = start(tmp_path, "training.eval_every=240"), STOPS["between episodes"]()
+        stop.run = run
+        train(run, stop)
+        assert run.counters.episodes == 2
+        resumed = open_run(run.run_dir)
+        train(resumed)
+        again = start(tmp_path, "training.eval_every=240", name="again")
+        train(again)
+        assert resumed.counters.episodes == 4
+        mine, theirs = resumed.learner.state(), again.learner.state()
+        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+        assert resumed.learner.weights().checksum == again.learner.weights().checksum
+
+    def test_resumed_twice(self, tmp_path, whole):
+        run = start(tmp_path, "training.eval_every=240")
+        for where in ("in the seed episode", "between episodes", "in the updates"):
+            stop = STOPS[where]()
+            stop.run = run
+            train(run, stop)
+            run = open_run(run.run_dir)
+        train(run)
+        assert_same_state(open_run(run.run_dir), open_run(whole["qt-tdm"].run_dir))
+
+    def test_resuming_what_is_finished_changes_nothing(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        before = run.run_dir.metrics_path.read_bytes()
+        resumed = open_run(run.run_dir)
+        train(resumed)
+        assert run.run_dir.metrics_path.read_bytes() == before
+        assert resumed.counters.updates == 30
+
+    def test_finishing_what_is_finished_changes_nothing(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        run.finish(Output().progress)
+        before = run.run_dir.metrics_path.read_bytes()
+        open_run(run.run_dir).finish(Output().progress)
+        assert run.run_dir.metrics_path.read_bytes() == before
+
+    def test_a_run_killed_before_its_first_checkpoint_begins_again(self, tmp_path, whole, capsys):
+        run = start(tmp_path)
+        run.run_dir.metrics_path.write_text('{"kind": "train", "env_steps": 9999}\n')
+        again = resume_run(run.run_dir)
+        assert "starting from the beginning" in capsys.readouterr().out
+        train(again)
+        assert lines(again, "train") == lines(whole["qt-tdm"], "train")
+
+    def test_even_a_chain_of_sessions_with_no_time_at_all_gets_on(self, tmp_path, whole):
+        """Time ends a session between episodes and updates, never in them."""
+        run = start(tmp_path, "training.eval_every=240")
+        for _ in range(100):
+            calls = iter([False, True])
+            run.train(Output().progress, time_is_up=lambda calls=calls: next(calls, True))
+            run = open_run(run.run_dir)
+        assert_same_state(open_run(run.run_dir), open_run(whole["qt-tdm"].run_dir))
+
+    def test_lines_after_the_checkpoint_are_made_again(self, tmp_path, whole):
+        """Killed, not stopped: metrics went on after the last checkpoint."""
+        run, stop = start(tmp_path, "training.eval_every=240"), STOPS["in the updates"]()
+        stop.run = run
+        train(run, stop)
+        with run.run_dir.metrics_path.open("a") as file:
+            file.write(json.dumps({"kind": "train", "env_steps": 9999}) + "\n" + '{"kind": "tr')
+        resumed = open_run(run.run_dir)
+        train(resumed)
+        assert lines(resumed, "train") == lines(whole["qt-tdm"], "train")
+
+    def test_time_spent_adds_up(self, tmp_path):
+        run, stop = start(tmp_path), STOPS["between episodes"]()
+        stop.run = run
+        train(run, stop)
+        spent = run.counters.wall_seconds
+        resumed = open_run(run.run_dir)
+        train(resumed)
+        assert resumed.counters.wall_seconds > spent > 0
+
+
+class TestDamage:
+    def test_a_damaged_newest_checkpoint_falls_back_and_says_so(self, tmp_path, capsys):
+        run = start(tmp_path, "training.checkpoint_every=160")
+        train(run)
+        for newest in sorted(run.run_dir.checkpoints_dir.iterdir())[1:]:  # all but the one at 160
+            file = newest / "tensors.safetensors"
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 1
+            file.write_bytes(data)
+        resumed = open_run(run.run_dir)
+        assert resumed.counters.env_steps == 160
+        printed = capsys.readouterr().out
+        assert "skipped checkpoint 00000003-step-320: tensors.safetensors does not match its checksum" in printed
+        train(resumed)
+        whole = start(tmp_path, "training.checkpoint_every=160", name="whole")
+        train(whole)
+        assert lines(resumed, "train", "update") == lines(whole, "train", "update")
+
+    def test_nothing_but_damage_is_one_line(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        for folder in run.run_dir.checkpoints_dir.iterdir():
+            (folder / "SHA256SUMS").write_text("")
+        with pytest.raises(ConfigError, match="no checkpoint can be loaded"):
+            open_run(run.run_dir)
+
+    @pytest.mark.parametrize("change", ["tdm.embed_dim=32", "discount=0.5", "replay.capacity=999"])
+    def test_a_checkpoint_that_does_not_fit_is_one_line(self, tmp_path, change):
+        run = start(tmp_path)
+        train(run)
+        config = load_config(RunConfig, run.run_dir.config_path, overrides=[change])
+        run.run_dir.config_path.write_text(dump_config(config))
+        with pytest.raises(ConfigError, match="its checkpoint does not fit its settings") as error:
+            open_run(run.run_dir)
+        assert "\n" not in str(error.value)
+
+    def test_a_replay_beyond_memory_is_one_line_and_leaves_no_directory(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"replay\.capacity=1000000000000000 does not fit into memory"):
+            start(tmp_path, "replay.capacity=1000000000000000")
+        assert not (tmp_path / "run").exists()
+
+    def test_no_checkpoint_yet_is_one_line(self, tmp_path):
+        run = start(tmp_path)
+        with pytest.raises(ConfigError, match="there is no checkpoint in it yet"):
+            open_run(run.run_dir)
+
+    def test_a_clusters_run_is_not_trained_on_here(self, tmp_path):
+        """Its checkpoints hold the learner and no episodes: shards keep those."""
+        run = start(tmp_path)
+        run.store.save(0, run.learner.state(), {"counters": {}}, {})
+        with pytest.raises(ConfigError, match="trained on a cluster; go on with: qttdm cluster resume NAME"):
+            resume_run(run.run_dir)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+class TestNonFiniteLoss:
+    """Rewards of 1e38 are finite, and their squares are not."""
+
+    POISON = "env={action_repeat: 1, episode_steps: 10}"
+
+    def poisoned(self, tmp_path, *overrides):
+        return start(tmp_path, self.POISON, "training.env_steps=60", *overrides, task="gym/FakePointPoisoned-v0")
+
+    def test_stops_the_run_with_which_loss_where_and_what_is_good(self, tmp_path):
+        run = self.poisoned(tmp_path, "training.checkpoint_every=10", "training.keep_checkpoints=9")
+        with pytest.raises(NonFiniteLossError, match=r"^loss_reward.* not finite at update 1; ") as error:
+            train(run)
+        last = run.run_dir.checkpoints_dir / "00000001-step-10"
+        assert str(error.value).endswith(f"the last good checkpoint is {last}")
+        assert sorted(run.run_dir.checkpoints_dir.iterdir()) == [last]  # the ruined weights are not saved
+        loaded = open_run(run.run_dir)
+        assert all(torch.isfinite(p).all() for p in loaded.learner.networks.parameters())
+
+    def test_says_when_there_is_no_checkpoint(self, tmp_path):
+        with pytest.raises(NonFiniteLossError, match="there was no checkpoint yet"):
+            train(self.poisoned(tmp_path))
+
+
+class TestEvaluate:
+    def test_is_repeatable_and_leaves_training_alone(self, tmp_path):
+        run, stop = start(tmp_path), STOPS["between episodes"]()
+        stop.run = run
+        train(run, stop)
+        place, rng = run.env.unwrapped.place.copy(), torch.get_rng_state()
+        first, again = run.evaluate(3), run.evaluate(3)
+        assert first == again
+        assert run.evaluate(2).returns == first.returns[:2]
+        assert np.array_equal(run.env.unwrapped.place, place)
+        assert torch.equal(torch.get_rng_state(), rng)
+
+    def test_evaluations_do_not_change_what_is_learned(self, tmp_path):
+        often = start(tmp_path, "training.eval_every=80", name="often")
+        train(often)
+        never = start(tmp_path, name="never")
+        train(never)
+        assert len(lines(often, "eval")) == 4
+        assert often.learner.weights().checksum == never.learner.weights().checksum
+
+    def test_looking_at_a_run_does_not_touch_its_files(self, tmp_path):
+        """It may still be training: metrics after its last checkpoint are its own."""
+        run, stop = start(tmp_path), STOPS["between episodes"]()
+        stop.run = run
+        train(run, stop)
+        with run.run_dir.metrics_path.open("a") as file:
+            file.write('{"kind": "train", "env_steps": 9999}\n')
+        before = run.run_dir.metrics_path.read_bytes()
+        open_run(run.run_dir).evaluate(1)
+        TrainedAgent(run.run_dir.path).evaluate(1)
+        assert run.run_dir.metrics_path.read_bytes() == before
+
+
+def test_settings_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"tdm\.window=11"):
+        start(tmp_path, "tdm.window=11")
+
+
+class TestSinks:
+    def test_tensorboard_has_what_metrics_jsonl_has(self, tmp_path):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        run = start(tmp_path, "sinks.tensorboard=true", "training.eval_every=160")
+        train(run)
+        events = EventAccumulator(str(run.run_dir.path / "tensorboard"))
+        events.Reload()
+        for kind in ("train", "eval"):
+            told = [(e.step, e.value) for e in events.Scalars(f"{kind}/episode_return")]
+            written = [(line["env_steps"], line["episode_return"]) for line in lines(run, kind)]
+            assert np.array(told) == pytest.approx(np.array(written))
+            assert told
+
+    def test_off_means_no_files(self, tmp_path):
+        run = start(tmp_path)
+        train(run)
+        assert not list(run.run_dir.path.glob("tensorboard*"))

@@ -1,0 +1,125 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from qttdm.deploy.screens.progress import SECONDS_BETWEEN_LINES, SECONDS_OF_SILENCE, Progress
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def plain(total: int = 1000, max_minutes: float | None = None) -> tuple[Progress, Clock, io.StringIO]:
+    clock, out = Clock(), io.StringIO()
+    return Progress(total, max_minutes, Console(file=out, width=40), clock), clock, out
+
+
+def test_time_left_is_the_budget_that_ends_first() -> None:
+    progress, clock, _ = plain(total=1000, max_minutes=10)
+    assert progress.seconds_left() == 600
+    progress.update(env_steps=0)
+    clock.now += 60
+    progress.update(env_steps=500)  # 60 s for half: 60 s to go, 540 s allowed
+    assert progress.seconds_left() == pytest.approx(60)
+    clock.now += 440
+    progress.update(env_steps=510)  # at this pace 480 s to go, 100 s allowed
+    assert progress.seconds_left() == pytest.approx(100)
+    clock.now += 1000
+    assert progress.seconds_left() == 0
+
+
+def test_time_left_counts_only_what_this_session_collected() -> None:
+    progress, clock, _ = plain(total=1000)
+    assert progress.seconds_left() is None
+    progress.update(env_steps=900)  # resumed
+    assert progress.seconds_left() is None
+    clock.now += 50
+    progress.update(env_steps=950)
+    assert progress.seconds_left() == pytest.approx(50)
+
+
+def test_plain_output_is_a_line_at_most_every_few_seconds() -> None:
+    progress, clock, out = plain()
+    with progress:
+        for step in range(100):
+            progress.update(env_steps=step, episode_return=float(step))
+            clock.now += SECONDS_BETWEEN_LINES / 10
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 10 + 1  # the last one tells the final state
+    assert lines[1].startswith("10 / 1,000 env steps (1%) | return 10.0")
+    assert lines[-1].startswith("99 / 1,000")
+
+
+def test_a_plain_line_holds_everything_and_is_not_wrapped_or_coloured() -> None:
+    progress, clock, out = plain(max_minutes=2)
+    progress.update(env_steps=0)
+    clock.now += SECONDS_BETWEEN_LINES + 1
+    progress.evaluation(0, mean=3.25, success=0.5)
+    losses = {"loss_state": 1.0, "loss_reward": 2.0, "loss_continuation": 3.0, "loss_q": None}
+    progress.update(env_steps=250, episode_return=1.5, decisions_per_second=40.0, updates_per_second=8.0, **losses)
+    lines = out.getvalue().splitlines()
+    assert lines[1] == "evaluation at 0 steps: return 3.2, success 50%"
+    assert lines[2] == (
+        "250 / 1,000 env steps (25%) | return 1.5 | eval 3.2, success 50% at 0 | state loss 1 | reward loss 2 | "
+        "continuation loss 3 | 40.0 decisions/s, 8.0 updates/s | elapsed 0:00:06 | left 0:00:18"
+    )
+    assert len(lines) == 3
+
+
+def test_notes_and_evaluations_always_show_and_are_not_markup() -> None:
+    progress, _, out = plain()
+    with progress:
+        progress.note("[bold]as it is[/bold] 12")
+        progress.evaluation(5, mean=1.0)
+        progress.evaluation(6, mean=2.0)
+    assert out.getvalue() == (
+        "[bold]as it is[/bold] 12\nevaluation at 5 steps: return 1.0\nevaluation at 6 steps: return 2.0\n"
+    )
+
+
+def test_a_terminal_gets_one_panel_with_every_number() -> None:
+    out = io.StringIO()
+    clock = Clock()
+    console = Console(file=out, force_terminal=True, width=100, color_system=None, _environ={"TERM": "xterm"})
+    with Progress(1000, 5, console, clock) as progress:
+        progress.update(env_steps=0)
+        clock.now += 10
+        progress.evaluation(100, mean=33.3, success=None)
+        progress.update(env_steps=100, episode_return=12.5, loss_q=0.25, decisions_per_second=7.0)
+        out.truncate(0)
+    text = out.getvalue()
+    for part in ("100 / 1,000 env steps (10%)", "12.5", "33.3 at 100", "Q 0.25", "7.0 decisions/s", "0:01:30 left"):
+        assert part in text, text
+    assert "\x1b[?25h" in text, "the cursor comes back"
+
+
+def test_the_terminal_comes_back_after_an_error() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, _environ={"TERM": "xterm"})
+    with pytest.raises(KeyError), Progress(10, console=console):
+        raise KeyError
+    assert "\x1b[?25h" in out.getvalue()
+
+
+def test_a_dumb_terminal_gets_plain_lines() -> None:
+    out = io.StringIO()
+    with Progress(10, console=Console(file=out, force_terminal=True, _environ={"TERM": "dumb"})) as progress:
+        progress.update(env_steps=1)
+    assert out.getvalue().startswith("1 / 10 env steps")
+
+
+def test_a_long_episode_gives_a_sign_of_life_now_and_then() -> None:
+    progress, clock, out = plain()
+    with progress:
+        progress.update(env_steps=0)
+        for decision in range(100):
+            clock.now += SECONDS_OF_SILENCE / 10
+            progress.doing(f"decision {decision}")
+    lines = out.getvalue().splitlines()
+    assert lines[1:-1] == [f"decision {10 * i + 9}" for i in range(10)]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from qttdm.actors.measured import MeasuredPolicy
+from qttdm.common.contracts import DynamicsModel
 from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import Telemetry
-from qttdm.common.models.tdm import TDM
-from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.policies.planning import PlanningPolicy
 
 MOST_ROOTS = 1000  # states that are predicted from, evenly spread: as much work as two decisions of the paper's planner
 
@@ -34,7 +34,7 @@ class Errors:
 
 @torch.inference_mode()
 def model_errors(
-    tdm: TDM, episodes: Sequence[Episode], horizon: int, reward_scale: float, device: torch.device
+    dynamics: DynamicsModel, episodes: Sequence[Episode], horizon: int, reward_scale: float, device: torch.device
 ) -> tuple[Errors, Errors] | None:
     """Of the next step, and of step H = `horizon` predicted open-loop; both as the planner does it, without a history.
 
@@ -51,15 +51,19 @@ def model_errors(
 
     observations, actions = windows("observations", horizon + 1), windows("actions", horizon)  # [R, H+1, M], [R, H, N]
     rewards = windows("rewards", horizon) * reward_scale  # [R, H]
-    rollout = tdm.fan_out(tdm.start(observations[:, 0]), 1, horizon)
-    predictions = list(tdm.imagine(rollout, actions))
+    root = dynamics.start({"observations": observations[:, 0]})
+    rollout = dynamics.select(root, torch.arange(len(roots), device=device), horizon)
+    predicted = []  # of each step: states [R, M], rewards [R]
+    for step in range(horizon):
+        prediction = dynamics.step(rollout, actions[:, step])
+        predicted.append((dynamics.state(rollout)["observations"], prediction.rewards))
 
     def errors(step: int) -> Errors:
         """Of step 0 .. H-1."""
         true = observations[:, step + 1]  # [R, M]
-        state = (predictions[step].observations - true).square().mean()
+        state = (predicted[step][0] - true).square().mean()
         still = (observations[:, 0] - true).square().mean()
-        reward = (predictions[step].rewards - rewards[:, step]).square().mean()
+        reward = (predicted[step][1] - rewards[:, step]).square().mean()
         return Errors(float(state), float(state / still.clamp(min=1e-12)), float(reward))
 
     return errors(0), errors(horizon - 1)
@@ -98,11 +102,12 @@ def tell_evaluation(
     ]
     telemetry.set("qttdm_value_expected", float(np.concatenate(expected).mean()))
     telemetry.set("qttdm_value_realised", float(np.concatenate(got).mean()))
-    if not isinstance(planning := policy.policy, MPCPolicy):
+    planning = policy.policy
+    if not isinstance(planning, PlanningPolicy):
         return
     planner = planning.planner
     with torch.autocast(planning.device.type, torch.bfloat16, enabled=planning.bfloat16):
-        errors = model_errors(planner.dynamics, episodes, planner.config.horizon, reward_scale, planning.device)
+        errors = model_errors(planner.dynamics, episodes, planner.horizon, reward_scale, planning.device)
     if errors is not None:
         for rollout, error in zip(("one_step", "open_loop"), errors, strict=True):
             telemetry.set("qttdm_model_state_error", error.state, rollout=rollout)

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from qttdm.common.contracts import Policy
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.episode import Episode
-from qttdm.planner_service.policies.policy import Policy
+from qttdm.planner_service.policies.lockstep import Lockstep
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -37,14 +38,14 @@ def run_episodes(
     Raises Stopped as soon as should_stop() holds, EnvironmentFailure when an environment breaks.
     """
     recordings = [_Recording(_reset(env, seed)) for env, seed in zip(envs, seeds, strict=True)]
-    policy.begin(list(seeds), exploration)
+    episodes = Lockstep(policy, seeds, exploration)
     if watch:
         watch(envs[0])
     while any(not r.done for r in recordings):
         if should_stop():
             raise Stopped
         # An environment that is done keeps its place in the batch, so that the others' rows do not move.
-        actions = policy.act(np.stack([r.observations[-1] for r in recordings]))  # [E, M] -> [E, N]
+        actions = episodes.act({"observations": np.stack([r.observations[-1] for r in recordings])})  # [E, N]
         for i, (env, recording, seed) in enumerate(zip(envs, recordings, seeds, strict=True)):
             if recording.done:
                 continue

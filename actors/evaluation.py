@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qttdm.actors.episodes import run_episodes
+from qttdm.common.contracts import Policy
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.episode import Episode
 from qttdm.common.seeding import derive_seed
-from qttdm.planner_service.policies.policy import Policy
 
 
 @dataclass(frozen=True)

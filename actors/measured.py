@@ -1,25 +1,33 @@
-"""A policy that tells what it decides and what that costs; the actions are the policy's own."""
+"""Measure what a policy decides and what that costs; the actions are the policy's own."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
+import torch
 
+from qttdm.common.contracts import ArrayTree, Decisions, Policy
 from qttdm.common.metrics.telemetry import Activities, Telemetry
 from qttdm.common.weights import Weights, updates_of
 from qttdm.planner_service.measure import tell_plan
-from qttdm.planner_service.policies.policy import Decisions, Policy
 
 
 class MeasuredPolicy:
-    """Another policy, seen from outside."""
+    """Another policy, with its decisions reported."""
 
     def __init__(self, policy: Policy, telemetry: Telemetry, time_spent: Activities | None = None) -> None:
         self.policy, self.telemetry, self.time_spent = policy, telemetry, time_spent
-        self.decided: Decisions | None = None
         self.promised: list[np.ndarray] = []
         """of the episodes under way, the values [E] of each decision so far"""
+
+    @property
+    def device(self) -> torch.device:
+        """The policy's."""
+        return self.policy.device
 
     @property
     def weights_version(self) -> int:
@@ -32,25 +40,25 @@ class MeasuredPolicy:
             self.policy.load(weights)
         self.telemetry.set("qttdm_weights_updates", updates_of(weights.version))
 
-    def begin(self, seeds: list[int], exploration: float) -> None:
-        """Start one episode in each environment."""
-        self.promised = []
-        self.policy.begin(seeds, exploration)
+    def warm_up(self, environments: int) -> None:
+        """As the policy."""
+        self.policy.warm_up(environments)
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        """float32 [E, M] -> float32 [E, N] in [-1, 1]."""
+    def start(self, seed: int, exploration: float, goal: Any = None) -> Any:
+        """Make the carry of one episode; those of a batch are started together."""
+        self.promised = []
+        return self.policy.start(seed, exploration, goal)
+
+    def decide(self, episodes: Sequence[Any], observations: ArrayTree, deadline: float | None = None) -> Decisions:
+        """As the policy."""
         started = time.perf_counter()
-        if self.time_spent is None:
-            actions = self.policy.act(observations)
-        else:
-            with self.time_spent.on("planning"):
-                actions = self.policy.act(observations)
+        with self.time_spent.on("planning") if self.time_spent is not None else nullcontext():
+            decided = self.policy.decide(episodes, observations, deadline)
         t, seconds = self.telemetry, time.perf_counter() - started
         t.observe("qttdm_decision_seconds", seconds, stage="total")
-        t.inc("qttdm_acted_total", len(observations))
-        self.decided = decided = self.policy.decided
-        if decided is not None:  # decided here, not by a service
+        t.inc("qttdm_acted_total", len(episodes))
+        self.promised.append(decided.values)
+        if decided.figures:  # planned here, not by a service
             t.observe("qttdm_decision_seconds", seconds, stage="plan")
-            self.promised.append(decided.values)
             tell_plan(t, decided)
-        return actions
+        return decided

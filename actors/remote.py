@@ -29,6 +29,7 @@ from qttdm.actors.diagnosis import saturation, tell_evaluation
 from qttdm.actors.episodes import EnvironmentFailure, run_episodes
 from qttdm.actors.evaluation import evaluate
 from qttdm.actors.measured import MeasuredPolicy
+from qttdm.common.contracts import DataSpec, Policy
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.episode import Episode
 from qttdm.common.events import EventLog, Waiting
@@ -37,7 +38,6 @@ from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import GENERATION, Weights, updates_of
-from qttdm.planner_service.policies.policy import Policy
 from qttdm.planner_service.policies.random_actions import RandomPolicy
 from qttdm.replay.client import shard_of
 from qttdm.replay.codec import encode
@@ -56,6 +56,8 @@ class ActorSettings:
     make_env: Callable[[], TaskEnv]
     make_policy: Callable[[Callable[[], object]], Policy]
     """given what to call while it waits for another process, so that this is not taken for hanging"""
+    data: DataSpec
+    """the agent's"""
     envs: int
     """E, environments stepped in lockstep and planned for in one batch"""
     threads: int
@@ -87,7 +89,7 @@ class CollectorActor:
         self.watchdog = Watchdog(settings.run_dir, f"actor-{index}", settings.hang_seconds)
         self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry, self.time_spent)
         self.envs = make_environments(settings, self.watchdog)
-        self.random_policy = RandomPolicy(self.envs[0].task_spec.action_dim)
+        self.random_policy = RandomPolicy(settings.data)
         self._offered: deque[Weights] = deque(maxlen=1)
         """the newest that were sent, until they are loaded: put in by one thread, taken out by another"""
         self._loaded_version = self._newest_version = 0

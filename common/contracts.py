@@ -6,17 +6,24 @@
 
     planning policy = Planner over a DynamicsModel and, where there is one, a ValueFunction
 
-A Tree maps names to arrays or tensors whose first dimension is the environment or the batch, so that joining,
-splitting and padding are generic (common/trees.py).
+Trees map names to arrays or tensors whose first dimension is the environment or the batch, so that joining, splitting
+and padding are generic (common/trees.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-Tree = Mapping[str, Any]
+import numpy as np
+import torch
+from torch import Tensor
+
+from qttdm.common.trees import TensorTree
+from qttdm.common.weights import Weights
+
+ArrayTree = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -46,3 +53,149 @@ class DataSpec:
 def vector_data(obs_dim: int, action_dim: int, window: int, discount: float | None) -> DataSpec:
     """The data of a task with one vector observed and a continuous action."""
     return DataSpec({"observations": ArraySpec((obs_dim,))}, ArraySpec((action_dim,)), window, discount)
+
+
+class Prediction(Protocol):
+    """What a dynamics model says of one step of B imagined sequences."""
+
+    @property
+    def rewards(self) -> Tensor:
+        """[B]"""
+
+    @property
+    def continuation_logits(self) -> Tensor | None:
+        """Log-odds that the episode goes on after it, [B]; None for tasks that cannot terminate."""
+
+
+class DynamicsModel(Protocol):
+    """Imagines. A rollout is the model's own: where B sequences stand. Shapes: actions [B, N] as DataSpec.actions."""
+
+    def start(self, context: TensorTree) -> Any:
+        """Begin at the newest observations of E environments, by name [E, ..]: the roots."""
+
+    def select(self, rollout: Any, index: Tensor, room: int, out: Any = None) -> Any:
+        """Copy sequences by number, index int64 [B] (fan-out repeats, a beam reorders), with room for further steps.
+
+        `rollout` stays as it is. out: a rollout of the same size that is no longer needed; its memory is used again.
+        """
+
+    def step(self, rollout: Any, actions: Tensor) -> Prediction:
+        """Take actions; `rollout` moves on."""
+
+    def state(self, rollout: Any) -> TensorTree:
+        """Where the sequences stand, [B, ..] by name: what values and proposals read, such as `observations`."""
+
+    def quantise(self, actions: Tensor) -> Tensor:
+        """Bring real-valued actions, any shape, to those that the model knows: the nearest bin, or the box."""
+
+    def uniform(self, chance: Tensor) -> Tensor:
+        """Turn uniforms in [0, 1), any shape, into actions that are uniform over those that the model knows."""
+
+
+class ValueFunction(Protocol):
+    """Values states and proposes actions in them. All random numbers are given."""
+
+    def value(self, state: TensorTree) -> Tensor:
+        """Discounted return expected from states [B, ..] on: [B]."""
+
+    def propose(
+        self, state: TensorTree, chance: Tensor, which: Tensor, probability: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Best actions [B, N] in states [B, ..], and their values [B].
+
+        Each dimension is replaced by a uniform one where chance < probability; chance and which are uniform in
+        [0, 1), [B, N]; probability is a number, or [B].
+        """
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The outcome of one decision for E environments."""
+
+    actions: Tensor
+    """[E, N], to execute now"""
+    carry: TensorTree
+    """[E, ..], for the next decision"""
+    values: Tensor
+    """[E], estimated return of the best sequence found"""
+    figures: TensorTree
+    """[E] each, by name: what there is to know about how it was found"""
+    iterations: int
+    """iterations run"""
+
+
+class Planner(Protocol):
+    """Searches in a dynamics model, for E environments at once; an environment's plan does not depend on the others."""
+
+    dynamics: DynamicsModel
+    value_function: ValueFunction | None
+
+    @property
+    def horizon(self) -> int:
+        """H, decisions that it looks ahead."""
+
+    def begin(self, environments: int, device: torch.device) -> TensorTree:
+        """Make the carry [E, ..] of episodes at their start."""
+
+    def draw(self, generators: Sequence[torch.Generator]) -> TensorTree:
+        """Draw all random numbers of one decision, [E, ..], each environment's from its own generator."""
+
+    def plan(
+        self,
+        context: TensorTree,
+        carry: TensorTree,
+        noise: TensorTree,
+        explore: bool | Tensor,
+        more: Callable[[int], bool] | None = None,
+    ) -> Plan:
+        """Decide for each environment: context, the newest observations by name, [E, ..].
+
+        explore: for all, or bool [E]. more: asked after each iteration, with their number so far, whether there is
+        time for another.
+        """
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """One decision for each of E episodes."""
+
+    actions: np.ndarray
+    """[E, N], as DataSpec.actions"""
+    values: np.ndarray
+    """float32 [E], the return expected from here on, discounted"""
+    iterations: int = 0
+    """the planner's; 0 where nothing is planned"""
+    figures: ArrayTree = field(default_factory=dict)
+    """float32 [E] each, by name: the planner's"""
+
+    @property
+    def finite(self) -> np.ndarray:
+        """bool [E]: can one act on it? Networks overflow on observations far beyond all they have seen."""
+        return np.isfinite(self.actions).all(axis=1) & np.isfinite(self.values)
+
+
+class Policy(Protocol):
+    """Chooses actions for whichever episodes are due. It keeps networks; an episode's state is its carry."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it decides."""
+
+    @property
+    def weights_version(self) -> int:
+        """Of the networks that act."""
+
+    def load(self, weights: Weights) -> None:
+        """Take new network weights; used from the next decision on."""
+
+    def start(self, seed: int, exploration: float, goal: Any = None) -> Any:
+        """Make the carry of one episode; exploration in [0, 1], 0 when evaluating."""
+
+    def decide(self, episodes: Sequence[Any], observations: ArrayTree, deadline: float | None = None) -> Decisions:
+        """Decide once for each episode, whose carry moves on: observations by name, [E, ..].
+
+        deadline: in time.monotonic()'s seconds; a planner makes as many iterations as fit, but one at least.
+        """
+
+    def warm_up(self, environments: int) -> None:
+        """Decide for every size of batch up to that many, so that no episode waits for compilation later."""

@@ -21,12 +21,10 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
+from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Policy
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.weights import GENERATION, Weights
-from qttdm.planner_service.policies.greedy import GreedyPolicy
-from qttdm.planner_service.policies.planning import MPCPolicy
-from qttdm.planner_service.policies.policy import Decisions
 from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
 from qttdm.planner_service.serving.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
 
@@ -39,9 +37,9 @@ class PlannerSettings:
 
     run_dir: Path
     service: ServiceConfig
-    make_policy: Callable[[], MPCPolicy | GreedyPolicy]
+    make_policy: Callable[[], Policy]
     """called in the actor's process, where its device is"""
-    obs_dim: int
+    data: DataSpec
     threads: int
     """torch's"""
     hang_seconds: float
@@ -65,7 +63,7 @@ class PlannerActor:
         watchdog.tell(self.telemetry)
         policy = settings.make_policy()
         policy.warm_up(settings.service.max_batch)
-        self.service = PlannerService(settings.service, policy, settings.obs_dim, self.telemetry, watchdog)
+        self.service = PlannerService(settings.service, policy, settings.data, self.telemetry, watchdog)
         self._fetching = asyncio.Lock()
 
     async def begin(self, seeds: list[int], exploration: float) -> list[int] | Refusal:
@@ -78,16 +76,21 @@ class PlannerActor:
             return error.refusal
 
     async def act(
-        self, episodes: list[int], steps: list[int], observations: np.ndarray, oldest: int
+        self, episodes: list[int], steps: list[int], observations: dict[str, np.ndarray], oldest: int
     ) -> list[Answer | Refusal]:
-        """One decision for each episode, by weights of version `oldest` or newer; observations float32 [E, M].
+        """One decision for each episode, by weights of version `oldest` or newer; observations by name, [E, ..].
 
         `busy` while it has none such.
         """
         if not await self._has(oldest):
             return [Refusal("busy", f"no weights of version {oldest} yet", RETRY_MS) for _ in episodes]
-        requests = zip(episodes, steps, np.array(observations), strict=True)  # a copy: Ray's view pins its store
-        return await self.service.act([Request(episode, step, row) for episode, step, row in requests])
+        own = {name: np.array(array) for name, array in observations.items()}  # copies: Ray's views pin its store
+        return await self.service.act(
+            [
+                Request(episode, step, {name: array[i] for name, array in own.items()})
+                for i, (episode, step) in enumerate(zip(episodes, steps, strict=True))
+            ]
+        )
 
     async def end(self, episodes: list[int]) -> None:
         """Release them."""
@@ -132,6 +135,20 @@ class PlannerActor:
         return os.getpid()
 
 
+@dataclass
+class AskedEpisode:
+    """One episode of an actor that asks the service."""
+
+    seed: int
+    exploration: float
+    carry: Any
+    """of the policy of the actor's own, for when it plans alone"""
+    number: int | None = None
+    """the service's; None: not begun there"""
+    step: int = 0
+    """decisions that the service has answered"""
+
+
 class ServicePolicy:
     """A Policy whose decisions come from a PlannerActor, with a policy of its own for when that is gone.
 
@@ -139,31 +156,29 @@ class ServicePolicy:
     own are older than that fetches newer ones first. It is busy until it has them.
     """
 
-    decided: Decisions | None = None
+    device = torch.device("cpu")
 
     def __init__(
         self,
         config: AskingConfig,
         planner: str,
-        local: MPCPolicy | GreedyPolicy,
+        local: Policy,
+        greedy: Policy | None,
         max_staleness: int,
         still_waiting: Callable[[], object] = lambda: None,
     ) -> None:
         """planner: the actor's name. local: takes the same weights, and plans if need be. max_staleness: in updates.
 
-        still_waiting: called before every question, for whoever would take waiting for the service for hanging.
+        greedy: shares the networks of `local` and acts while the service is busy, where the configuration wants that.
+        still_waiting: called before every question, so that waiting for the service is not taken for hanging.
         """
-        self.config, self.name, self.local, self.still_waiting = config, planner, local, still_waiting
-        self.max_staleness = max_staleness
-        self.greedy: GreedyPolicy | None = None
-        if isinstance(local, MPCPolicy) and local.planner.value_function is not None:
-            self.greedy = GreedyPolicy(local.planner.value_function, local.device)
+        self.config, self.name, self.local, self.greedy = config, planner, local, greedy
+        self.max_staleness, self.still_waiting = max_staleness, still_waiting
         self.weights_version = 0
         self.lost = 0
         """times that the service was gone"""
         self._planner: Any = None
-        self._episodes: list[int] = []
-        self._steps: list[int] = []
+        self._begun: list[int] = []
         self._alone = False
 
     def load(self, weights: Weights) -> None:
@@ -174,45 +189,66 @@ class ServicePolicy:
         if self._alone or self.weights_version == 0:
             self.weights_version = weights.version
 
-    def begin(self, seeds: list[int], exploration: float) -> None:
-        """Start one episode for each seed with the service, or alone if it is gone."""
-        self._seeds, self._exploration = seeds, exploration
-        self._alone = False
-        if self._episodes:  # of the episodes before
-            self._planner.end.options(max_task_retries=0).remote(self._episodes)
-        self._begin()
+    def warm_up(self, environments: int) -> None:
+        """The service does that itself."""
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def start(self, seed: int, exploration: float, goal: Any = None) -> AskedEpisode:
+        """Make the carry of one episode, which begins at the service with its first decision."""
+        self._alone = False
+        return AskedEpisode(seed, exploration, self.local.start(seed, exploration, goal))
+
+    def decide(
+        self, episodes: Sequence[AskedEpisode], observations: ArrayTree, deadline: float | None = None
+    ) -> Decisions:
         """As Policy. ServiceError if the service cannot plan for these observations."""
-        actions: dict[int, np.ndarray] = {}  # by row
-        versions = []
-        while not self._alone and (open_rows := [i for i in range(len(observations)) if i not in actions]):
-            episodes, steps = [self._episodes[i] for i in open_rows], [self._steps[i] for i in open_rows]
-            answers = self._ask("act", episodes, steps, observations[open_rows], self._oldest())
-            refusals = [answer for answer in answers or [] if isinstance(answer, Refusal) and answer.code != "busy"]
+        answers: dict[int, Answer] = {}  # by row
+        while not self._alone and (open_rows := [i for i in range(len(episodes)) if i not in answers]):
+            if any(e.number is None for e in episodes):
+                self._begin(episodes)
+                continue
+            asked = [episodes[i] for i in open_rows]
+            numbers, steps = [e.number for e in asked], [e.step for e in asked]
+            rows = {name: array[open_rows] for name, array in observations.items()}
+            replies = self._ask("act", numbers, steps, rows, self._oldest())
+            refusals = [reply for reply in replies or [] if isinstance(reply, Refusal) and reply.code != "busy"]
             if hopeless := [refusal for refusal in refusals if refusal.code not in BEGIN_ANEW]:
                 raise ServiceError(hopeless[0])
-            if answers is None or refusals:
-                actions.clear()  # it restarted, or released the episodes: begun anew there
-                self._begin()
+            if replies is None or refusals:  # it restarted, or released the episodes: begun anew there
+                answers.clear()
+                for episode in episodes:
+                    episode.number = None
                 continue
-            for i, answer in zip(open_rows, answers, strict=True):
-                if isinstance(answer, Answer):
-                    actions[i] = answer.action
-                    self._steps[i] += 1
-                    versions.append(answer.weights_version)
-            if busy := [answer for answer in answers if isinstance(answer, Refusal)]:
+            for i, reply in zip(open_rows, replies, strict=True):
+                if isinstance(reply, Answer):
+                    answers[i] = reply
+                    episodes[i].step += 1
+            if busy := [reply for reply in replies if isinstance(reply, Refusal)]:
                 if self.config.when_busy == "greedy" and self.greedy is not None:
-                    greedy = self._greedily(observations)
-                    actions |= {i: greedy[i] for i in open_rows if i not in actions}
-                    versions.append(self.local.weights_version)
-                else:
-                    self._pause(busy)
+                    return self._fill(episodes, observations, answers)
+                self._pause(busy)
         if self._alone:
+            decisions = self.local.decide([e.carry for e in episodes], observations, deadline)
             self.weights_version = self.local.weights_version
-            return self.local.act(observations)
-        self.weights_version = min(versions)
-        return np.stack([actions[i] for i in range(len(observations))])
+            return decisions
+        return self._decisions([answers[i] for i in range(len(episodes))])
+
+    def _decisions(self, answers: Sequence[Answer]) -> Decisions:
+        """All the service's."""
+        self.weights_version = min(answer.weights_version for answer in answers)
+        actions = np.stack([answer.action for answer in answers])
+        values = np.array([answer.value for answer in answers], np.float32)
+        return Decisions(actions, values, min(answer.iterations for answer in answers))
+
+    def _fill(self, episodes: Sequence[AskedEpisode], observations: ArrayTree, answers: dict[int, Answer]) -> Decisions:
+        """What the service has answered, and the greedy action for the others."""
+        assert self.greedy is not None
+        greedy = self.greedy.decide([self.greedy.start(e.seed, 0.0) for e in episodes], observations)
+        actions, values = greedy.actions.copy(), greedy.values.copy()
+        for i, answer in answers.items():
+            actions[i], values[i] = answer.action, answer.value
+        versions = [answer.weights_version for answer in answers.values()]
+        self.weights_version = min([*versions, self.local.weights_version])
+        return Decisions(actions, values)
 
     def _oldest(self) -> int:
         """Version of the oldest weights that may act.
@@ -223,15 +259,19 @@ class ServicePolicy:
         newest = self.local.weights_version
         return max(newest - self.max_staleness, newest - newest % GENERATION, self.weights_version)
 
-    def _begin(self) -> None:
-        """The episodes at the service, from whatever step they are at: it plans from a cold start. Or alone."""
-        self._episodes, self._steps = [], [0] * len(self._seeds)
-        while not self._alone and not self._episodes:
-            begun = self._ask("begin", self._seeds, self._exploration)
+    def _begin(self, episodes: Sequence[AskedEpisode]) -> None:
+        """All at the service, from whatever step they are at: it plans from a cold start. Those before them end."""
+        if self._begun and self._planner is not None:
+            self._planner.end.options(max_task_retries=0).remote(self._begun)
+        self._begun = []
+        while not self._alone and not self._begun:
+            begun = self._ask("begin", [e.seed for e in episodes], episodes[0].exploration)
             if isinstance(begun, Refusal):
                 self._pause([begun])
             else:
-                self._episodes = begun or []
+                self._begun = begun or []
+        for episode, number in zip(episodes, self._begun, strict=False):
+            episode.number, episode.step = number, 0
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         """The service's answer; None if it is gone, after which this policy is alone or may ask again."""
@@ -247,16 +287,9 @@ class ServicePolicy:
             self.lost += 1
             if self.config.when_gone == "local":
                 self._alone = True
-                self.local.begin(self._seeds, self._exploration)
             else:
                 time.sleep(0.2)
             return None
-
-    def _greedily(self, observations: np.ndarray) -> np.ndarray:
-        """The Q-Transformer's actions [E, N]."""
-        assert self.greedy is not None
-        self.greedy.begin(self._seeds, 0.0)
-        return self.greedy.act(observations)
 
     @staticmethod
     def _pause(refusals: Sequence[Refusal]) -> None:

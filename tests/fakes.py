@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,17 @@ from gymnasium import spaces, wrappers
 from torch import Tensor, nn
 
 from qttdm.common.config import load_config
+from qttdm.common.contracts import DataSpec, Policy, vector_data
 from qttdm.common.environments.task_env import TaskEnv, TaskSpec
 from qttdm.common.models.qt import QT, QTConfig
 from qttdm.common.models.tdm import TDM, Prediction, TDMConfig
 from qttdm.common.models.tokenizer import ActionTokenizer
+from qttdm.common.trees import TensorTree
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
+from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
+from qttdm.planner_service.policies.greedy import GreedyPolicy
+from qttdm.planner_service.policies.lockstep import Lockstep
+from qttdm.planner_service.policies.planning import PlanningPolicy
 
 torch.set_num_threads(1)  # tensors here are tiny: a second thread only waits for the first
 
@@ -40,23 +46,25 @@ class FakeDynamics:
         self.tokenizer = ActionTokenizer(bins)
         self.taken: list[Tensor] = []  # the actions [B, N] of every imagined step
 
-    def start(self, observations: Tensor) -> FakeRollout:
-        return FakeRollout(observations)
+    def start(self, context: TensorTree) -> FakeRollout:
+        return FakeRollout(context["observations"])
 
-    def fan_out(self, root: FakeRollout, copies: int, horizon: int) -> FakeRollout:
-        return FakeRollout(root.observations.repeat_interleave(copies, dim=0))
+    def select(self, rollout: FakeRollout, index: Tensor, room: int, out: Any = None) -> FakeRollout:
+        return FakeRollout(rollout.observations[index])
 
-    def rewind(self, rollout: FakeRollout, root: FakeRollout, copies: int) -> FakeRollout:
-        return FakeRollout(root.observations.repeat_interleave(copies, dim=0))
+    def state(self, rollout: FakeRollout) -> TensorTree:
+        return {"observations": rollout.observations}
+
+    def quantise(self, actions: Tensor) -> Tensor:
+        return self.tokenizer.snap(actions)
+
+    def uniform(self, chance: Tensor) -> Tensor:
+        return self.tokenizer.uniform(chance)
 
     def step(self, rollout: FakeRollout, actions: Tensor) -> Prediction:
         self.taken.append(actions)
         rollout.observations, rewards, logits = self.step_function(rollout.observations, actions)
         return Prediction(rollout.observations, rewards, logits)
-
-    def imagine(self, rollout: FakeRollout, actions: Tensor) -> Iterator[Prediction]:
-        for step in range(actions.shape[1]):
-            yield self.step(rollout, actions[:, step])
 
 
 class FakeValue:
@@ -66,16 +74,14 @@ class FakeValue:
         self.value_function, self.action_dim = value, action_dim
         self.tokenizer = ActionTokenizer(bins)
 
-    def value(self, observations: Tensor, first_dimension_only: bool = False) -> Tensor:
-        return self.value_function(observations)
+    def value(self, state: TensorTree) -> Tensor:
+        return self.value_function(state["observations"])
 
-    def choose(
-        self, observations: Tensor, chance: Tensor | None = None, which: Tensor | None = None, probability: float = 0.0
+    def propose(
+        self, state: TensorTree, chance: Tensor, which: Tensor, probability: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        bins = torch.full((len(observations), self.action_dim), self.tokenizer.bins // 2)
-        if chance is not None and which is not None:
-            bins = self.tokenizer.replace(bins, chance, which, probability)
-        return bins, self.value_function(observations)
+        bins = torch.full((len(chance), self.action_dim), self.tokenizer.bins // 2)
+        return self.tokenizer.decode(self.tokenizer.replace(bins, chance, which, probability)), self.value(state)
 
 
 def randomise(network: nn.Module, std: float = 0.3) -> nn.Module:
@@ -94,11 +100,45 @@ def tiny_tdm(seed: int, obs_dim: int = 3, action_dim: int = 2, bins: int = 7, ca
         return randomise(TDM(config, obs_dim, action_dim, can_terminate))
 
 
-def tiny_qt(seed: int, obs_dim: int = 3, action_dim: int = 2, bins: int = 7) -> QT:
+def planning_policy(config: PlannerConfig, tdm: TDM, qt: QT | None, action_dim: int = 2) -> PlanningPolicy:
+    """Plans with these networks, on the CPU."""
+    networks = nn.ModuleDict({"tdm": tdm} | ({"qt": qt} if qt is not None else {}))
+    planner = Planner(config, 0.95, action_dim, tdm, qt)
+    return PlanningPolicy(planner, networks, tiny_data(tdm.obs_dim, action_dim), torch.device("cpu"))
+
+
+def greedy_policy(qt: QT) -> GreedyPolicy:
+    """Acts by this network, on the CPU."""
+    networks = nn.ModuleDict({"qt": qt})
+    return GreedyPolicy(qt, networks, tiny_data(qt.obs_dim, qt.action_dim), torch.device("cpu"))
+
+
+class Acting:
+    """A policy that acts in lockstep, for one batch of episodes after the other."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+    def begin(self, seeds: Sequence[int], exploration: float) -> None:
+        self.episodes = Lockstep(self.policy, seeds, exploration)
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        return self.episodes.act({"observations": observations})
+
+
+def tiny_data(obs_dim: int = 3, action_dim: int = 2) -> DataSpec:
+    """Data of the tiny networks' task."""
+    return vector_data(obs_dim, action_dim, window=5, discount=0.95)
+
+
+def tiny_qt(seed: int, obs_dim: int = 3, action_dim: int = 2, bins: int = 7, **config: Any) -> QT:
     """A real QT with random weights, a function of the seed, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return randomise(QT(QTConfig(embed_dim=8, num_heads=2, num_layers=2, bins=bins), obs_dim, action_dim))
+        return randomise(QT(QTConfig(embed_dim=8, num_heads=2, num_layers=2, bins=bins, **config), obs_dim, action_dim))
 
 
 class Point(gymnasium.Env[np.ndarray, np.ndarray]):

@@ -1,7 +1,7 @@
 """Nothing computes on two devices at once: planning and both losses on torch's meta device, no GPU needed.
 
 Some operations take a stray CPU tensor there without a word (matrix products, indexing), so a watch on every
-operation's arguments looks for it. `early_stop` asks the device for a number, which meta does not have: it is not here.
+operation's arguments looks for it.
 """
 
 import contextlib
@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_leaves
 from qttdm.common.environments.task_env import TaskSpec
 from qttdm.deploy.agents.agent import make_learner
 from qttdm.deploy.bench.models import random_batch
-from qttdm.planner_service.planners.mppi import Noise, Planner, PlanState
-from qttdm.planner_service.planners.mppi_config import PlannerConfig
+from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
 from tests.fakes import tiny_config, tiny_qt, tiny_tdm
 
 META = torch.device("meta")
@@ -47,26 +46,20 @@ def test_the_watch_sees_a_cpu_tensor(broken):
 
 @pytest.mark.parametrize("explore", [False, True])
 @pytest.mark.parametrize(
-    "economy",
-    [{}, {"keep_elites": 2}, {"noise_exponent": 2.0}, {"terminal_value": "first_dimension"}, {"sample_decay": 1.5}],
+    "economy", [{}, {"keep_elites": 2}, {"execute": "elite"}, {"terminal_value": "first_dimension"}]
 )
 @pytest.mark.parametrize("action_dim", [1, 2])
 def test_planning(explore, economy, action_dim):
-    config = PlannerConfig(**{**PLANNER, **economy})
-    tdm, qt = (make(0, action_dim=action_dim).to(META) for make in (tiny_tdm, tiny_qt))
-    planner, environments, c = Planner(config, 0.9, tdm, qt), 2, config
-    noise = Noise(
-        normal=torch.empty(environments, c.iterations, c.samples, c.horizon, action_dim, device=META),
-        proposal=torch.empty(environments, 2, c.horizon, c.qt_samples, action_dim, device=META),
-        elite=torch.empty(environments, device=META),
-        action=torch.empty(environments, 2, action_dim, device=META),
-    )
-    state = PlanState.initial(environments, config, action_dim, META)
-    planner.prepare(META)  # the one copy from the CPU
+    values = {name: economy[name] for name in ("terminal_value",) if name in economy}
+    config = PlannerConfig(**PLANNER, **{name: value for name, value in economy.items() if name not in values})
+    tdm, qt = tiny_tdm(0, action_dim=action_dim).to(META), tiny_qt(0, action_dim=action_dim, **values).to(META)
+    planner, environments = Planner(config, 0.9, action_dim, tdm, qt), 2
+    noise = {name: part.to(META) for name, part in planner.draw([torch.Generator()] * environments).items()}
+    carry = planner.begin(environments, META)
     with OneDevice():
         for _ in range(2):
-            plan = planner.plan(torch.empty(environments, 3, device=META), state, noise, explore)
-            state = plan.state
+            plan = planner.plan({"observations": torch.empty(environments, 3, device=META)}, carry, noise, explore)
+            carry = plan.carry
     assert plan.actions.shape == (environments, action_dim)
     assert plan.actions.device == META
 

@@ -7,6 +7,8 @@ values, their minimum makes targets.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
 from qttdm.common.models.transformer import Transformer, TransformerConfig, init_weights
 from qttdm.common.shapes import check_shape
+from qttdm.common.trees import TensorTree
 
 
 class QTConfig(TransformerConfig):
@@ -24,6 +27,8 @@ class QTConfig(TransformerConfig):
     num_layers: int = Field(default=2, gt=0)
     bins: int = Field(default=256, ge=2)
     """K, bins per action dimension"""
+    terminal_value: Literal["greedy", "first_dimension"] = "greedy"
+    """V(s): walk all N dimensions, or the maximum over the first one (one pass; equal in the limit by Eq. 2)"""
 
 
 class QT(nn.Module):
@@ -55,7 +60,11 @@ class QT(nn.Module):
         return torch.stack(self._q(hidden))
 
     def choose(
-        self, observations: Tensor, chance: Tensor | None = None, which: Tensor | None = None, probability: float = 0.0
+        self,
+        observations: Tensor,
+        chance: Tensor | None = None,
+        which: Tensor | None = None,
+        probability: float | Tensor = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Walk the dimensions greedily: observations [B, M] -> bins int64 [B, N], value [B].
 
@@ -76,13 +85,22 @@ class QT(nn.Module):
             chosen.append(best)
         return torch.stack(chosen, dim=1), value
 
-    def value(self, observations: Tensor, first_dimension_only: bool = False) -> Tensor:
-        """V(s) [B] of observations [B, M], without random bins.
+    def propose(
+        self, state: TensorTree, chance: Tensor, which: Tensor, probability: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Greedy actions [B, N] with random bins mixed in, and their values [B]; see contracts.ValueFunction."""
+        bins, values = self.choose(state["observations"], chance, which, probability)
+        return self.tokenizer.decode(bins), values
 
-        By Eq. 2 the maximum over the first dimension estimates the same number as the walk over all N, in one pass.
-        """
-        if not first_dimension_only:
+    def value(self, state: TensorTree) -> Tensor:
+        """V(s) [B] of `observations` [B, M], without random bins."""
+        observations = state["observations"]
+        if self.config.terminal_value == "greedy":
             return self.choose(observations)[1]
+        return self.first_dimension_value(observations)
+
+    def first_dimension_value(self, observations: Tensor) -> Tensor:
+        """Maximum over the first dimension's bins, [B, M] -> [B], in one pass."""
         token = self.state_embedding(observations) + self.position_embedding.weight[0]
         return self._mean_q(self.trunk(token.unsqueeze(1)).squeeze(1)).amax(dim=-1)
 

@@ -7,7 +7,6 @@ the episode continues.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from qttdm.common.models.dropout import Dropout
 from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
 from qttdm.common.models.transformer import KeyValueCache, Transformer, TransformerConfig, init_weights
 from qttdm.common.shapes import check_shape
+from qttdm.common.trees import TensorTree
 
 
 class TDMConfig(TransformerConfig):
@@ -91,57 +91,51 @@ class TDM(nn.Module):
         hidden = self.trunk(self.embedding_norm(tokens), stride=self.action_dim + 1)  # [B, L, D]
         return self._predict(hidden, observations)
 
-    def start(self, observations: Tensor) -> Rollout:
+    def start(self, context: TensorTree) -> Rollout:
         """The root of imagination: current states [E, M], encoded once for all sequences imagined from them."""
+        observations = context["observations"]
         check_shape(observations, "E M", M=self.obs_dim)
         cache = self.trunk.new_cache(len(observations), room=1)
         token = self.state_embedding(observations).unsqueeze(1) + self.position_embedding.weight[:1]  # [E, 1, D]
         self.trunk(self.embedding_norm(token), cache=cache)
         return Rollout(observations, cache, steps=0)
 
-    def fan_out(self, root: Rollout, copies: int, horizon: int) -> Rollout:
-        """J = `copies` sequences of each root state, in a row: [E, M] -> [E * J, M], with room for `horizon` steps."""
-        observations = root.observations.repeat_interleave(copies, dim=0)
-        return Rollout(observations, root.cache.fan_out(copies, horizon * (self.action_dim + 1)), root.steps)
-
-    def rewind(self, rollout: Rollout, root: Rollout, copies: int) -> Rollout:
-        """`rollout` put back to where `fan_out(root, copies)` left it, its memory used again."""
-        rollout.cache.rewind(root.cache.length)
-        return Rollout(root.observations.repeat_interleave(copies, dim=0), rollout.cache, root.steps)
+    def select(self, rollout: Rollout, index: Tensor, room: int, out: Rollout | None = None) -> Rollout:
+        """Copy sequences by number, index int64 [B], with room for `room` more steps; see contracts.DynamicsModel."""
+        tokens = rollout.cache.length + room * (self.action_dim + 1)
+        cache = rollout.cache.select(index, tokens, out.cache if out is not None else None)
+        return Rollout(rollout.observations[index], cache, rollout.steps)
 
     def step(self, rollout: Rollout, actions: Tensor) -> Prediction:
-        """Take actions [B, N] in [-1, 1]; `rollout` moves on to the predicted states."""
-        check_shape(actions, "B N", B=len(rollout.observations), N=self.action_dim)
-        return self._advance(rollout, self._action_tokens(actions.unsqueeze(1), rollout.steps)[:, 0])
+        """Take actions [B, N] in [-1, 1]; `rollout` moves on to the predicted states.
 
-    def imagine(self, rollout: Rollout, actions: Tensor) -> Iterator[Prediction]:
-        """Take known sequences of actions [B, H, N], step by step; the same as calling `step` H times."""
-        check_shape(actions, "B H N", B=len(rollout.observations), N=self.action_dim)
-        tokens = self._action_tokens(actions, rollout.steps)  # all at once: fewer, larger operations
-        for step in range(actions.shape[1]):
-            yield self._advance(rollout, tokens[:, step])
-
-    def _action_tokens(self, actions: Tensor, first_step: int) -> Tensor:
-        """Embeddings of actions [B, H, N] at the steps first_step .. first_step+H-1, positions added: [B, H, N, D]."""
-        horizon = actions.shape[1]
-        positions = self.position_embedding.weight.unflatten(0, (self.config.window, self.action_dim + 1))
-        return self.action_embedding(self.tokenizer.encode(actions)) + positions[first_step : first_step + horizon, 1:]
-
-    def _advance(self, rollout: Rollout, tokens: Tensor) -> Prediction:
-        """One pass through the trunk for one step, given its action tokens [B, N, D].
-
-        All tokens of a step are known when it is taken, so they go through together: the N action tokens of the first
-        step (its state was encoded by `start`), state and action tokens of later ones.
+        All tokens of a step are known when it is taken, so they go through the trunk together: the N action tokens of
+        the first step (its state was encoded by `start`), state and action tokens of later ones.
         """
+        check_shape(actions, "B N", B=len(rollout.observations), N=self.action_dim)
+        first = rollout.steps * (self.action_dim + 1)
+        positions = self.position_embedding.weight[first : first + self.action_dim + 1]  # [N+1, D]
+        tokens = self.action_embedding(self.tokenizer.encode(actions)) + positions[1:]  # [B, N, D]
         if rollout.steps > 0:
-            position = self.position_embedding.weight[rollout.steps * (self.action_dim + 1)]
-            states = self.state_embedding(rollout.observations) + position  # [B, D]
+            states = self.state_embedding(rollout.observations) + positions[0]  # [B, D]
             tokens = torch.cat([states.unsqueeze(1), tokens], dim=1)  # [B, N+1, D]
         hidden = self.trunk(self.embedding_norm(tokens), stride=tokens.shape[1], cache=rollout.cache)  # [B, 1, D]
         prediction = self._predict(hidden.squeeze(1), rollout.observations)
         rollout.observations = prediction.observations
         rollout.steps += 1
         return prediction
+
+    def state(self, rollout: Rollout) -> TensorTree:
+        """The newest predicted states, `observations` [B, M]."""
+        return {"observations": rollout.observations}
+
+    def quantise(self, actions: Tensor) -> Tensor:
+        """The nearest bins' values, any shape."""
+        return self.tokenizer.snap(actions)
+
+    def uniform(self, chance: Tensor) -> Tensor:
+        """The values of uniform bins, given uniforms in [0, 1), any shape."""
+        return self.tokenizer.uniform(chance)
 
     def _predict(self, hidden: Tensor, observations: Tensor) -> Prediction:
         """Heads: h_t [..., D] and s_t [..., M] -> Prediction [...].

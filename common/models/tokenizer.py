@@ -30,6 +30,10 @@ class ActionTokenizer:
         half = 0.5 * (self.bins - 1)
         return ((actions.clamp(-1.0, 1.0) + 1.0) * half).round() / half - 1.0
 
+    def uniform(self, chance: Tensor) -> Tensor:
+        """The values of uniform bins: uniforms in [0, 1), any shape -> float32, same shape."""
+        return self.decode((chance * self.bins).long())
+
     def replace(self, bins: Tensor, chance: Tensor, which: Tensor, probability: float | Tensor) -> Tensor:
         """Each bin replaced by a uniform one where chance < probability.
 

@@ -43,10 +43,7 @@ class TransformerConfig(Config):
 
 
 class KeyValueCache:
-    """Keys and values of the tokens seen so far, per layer: a rollout's memory.
-
-    `rewind` forgets the newest tokens without touching memory, so one allocation serves all planner iterations.
-    """
+    """Keys and values of the tokens seen so far, per layer: a rollout's memory."""
 
     def __init__(self, num_layers: int, num_heads: int, sequences: int, room: int, head_dim: int, like: Tensor) -> None:
         """Space for `room` tokens of each sequence, empty; dtype and device of `like`."""
@@ -65,19 +62,18 @@ class KeyValueCache:
         keys, values = memory.flatten(1, 2)[:, :, :end].unbind(0)
         return keys, values
 
-    def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
-        assert length <= self.length, (length, self.length)
-        self.length = length
+    def select(self, index: Tensor, room: int, out: KeyValueCache | None = None) -> KeyValueCache:
+        """Copy sequences by number, index int64 [B], into a cache with space for `room` tokens of each.
 
-    def fan_out(self, copies: int, room: int) -> KeyValueCache:
-        """A new cache with space for `room` tokens in which each sequence stands `copies` times in a row."""
-        _, sequences, num_heads, _, head_dim = self.layers[0].shape
-        wide = KeyValueCache(len(self.layers), num_heads, sequences * copies, room, head_dim, self.layers[0])
-        for source, target in zip(self.layers, wide.layers, strict=True):
-            target.unflatten(1, (sequences, copies))[:, :, :, :, : self.length] = source[:, :, None, :, : self.length]
-        wide.length = self.length
-        return wide
+        out: a cache of that size whose content is no longer needed: its memory is used again.
+        """
+        _, _, num_heads, _, head_dim = self.layers[0].shape
+        if out is None or out.layers[0].shape[1] != len(index) or out.layers[0].shape[3] < room:
+            out = KeyValueCache(len(self.layers), num_heads, len(index), room, head_dim, self.layers[0])
+        for source, target in zip(self.layers, out.layers, strict=True):
+            target[:, :, :, : self.length] = source[:, index, :, : self.length]
+        out.length = self.length
+        return out
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from qttdm.actors.evaluation import Evaluation, evaluate, film
 from qttdm.common.config import ConfigError
+from qttdm.common.contracts import DataSpec, Policy, vector_data
 from qttdm.common.environments.make import make_env
 from qttdm.common.environments.task_env import TaskEnv, TaskSpec
 from qttdm.common.models.qt import QT
@@ -26,8 +28,7 @@ from qttdm.learner.parts.qt import QTLearner
 from qttdm.learner.parts.tdm import TDMLearner
 from qttdm.planner_service.planners.mppi import Planner
 from qttdm.planner_service.policies.greedy import GreedyPolicy
-from qttdm.planner_service.policies.planning import MPCPolicy
-from qttdm.planner_service.policies.policy import Policy
+from qttdm.planner_service.policies.planning import PlanningPolicy
 
 
 def choose_device(name: str) -> torch.device:
@@ -72,16 +73,31 @@ def make_learner(config: RunConfig, spec: TaskSpec, device: torch.device) -> Lea
     return Learner(config.learner, parts, device, total_updates, use_bfloat16(config, device))
 
 
-def make_policy(config: RunConfig, spec: TaskSpec, device: torch.device) -> MPCPolicy | GreedyPolicy:
+def data_of(config: RunConfig, spec: TaskSpec) -> DataSpec:
+    """What the agent wants of each step of the task."""
+    return vector_data(spec.obs_dim, spec.action_dim, config.tdm.window, config.discount)
+
+
+def make_policy(config: RunConfig, spec: TaskSpec, device: torch.device) -> PlanningPolicy | GreedyPolicy:
     """What acts with the learner's weights: a copy of its own, to be filled with `load`."""
     with torch.random.fork_rng(
         devices=[]
     ):  # initial weights are thrown away: they must not move the learner's random stream
         tdm, qt = make_tdm(config, spec).to(device), make_qt(config, spec).to(device)
+    data = data_of(config, spec)
     if config.agent == "qt":
-        return GreedyPolicy(qt, device)
-    planner = Planner(config.planner, config.discount, tdm, qt if config.agent == "qt-tdm" else None)
-    return MPCPolicy(planner, device, use_bfloat16(config, device))
+        return GreedyPolicy(qt, nn.ModuleDict({"qt": qt}), data, device)
+    networks = nn.ModuleDict({"tdm": tdm} | ({"qt": qt} if config.agent == "qt-tdm" else {}))
+    value_function = qt if config.agent == "qt-tdm" else None
+    planner = Planner(config.planner, config.discount, spec.action_dim, tdm, value_function)
+    return PlanningPolicy(planner, networks, data, device, use_bfloat16(config, device), config.planner.compile)
+
+
+def greedy_beside(policy: PlanningPolicy | GreedyPolicy, data: DataSpec) -> GreedyPolicy | None:
+    """The greedy policy of a planning policy's value function, with its networks; None where it has none."""
+    if isinstance(policy, PlanningPolicy) and policy.planner.value_function is not None:
+        return GreedyPolicy(policy.planner.value_function, policy.networks, data, policy.device)
+    return None
 
 
 def exploration(config: RunConfig, env_steps: int) -> float:
@@ -101,6 +117,7 @@ class Agent:
         self.env = make_env(config.task, config.env)
         self.spec = self.env.task_spec
         check_fits(config, self.spec)
+        self.data = data_of(config, self.spec)
         self.policy = make_policy(config, self.spec, self.device)
         self._eval_envs: list[TaskEnv] = []
 

@@ -23,7 +23,7 @@ from qttdm.actors.episodes import run_episodes
 from qttdm.common.config import load_config
 from qttdm.common.environments.make import make_env
 from qttdm.common.weights import Weights
-from qttdm.deploy.agents.agent import make_qt, make_tdm
+from qttdm.deploy.agents.agent import data_of, make_qt, make_tdm
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.learner.remote import Broadcast
 from qttdm.learner.tickets import Ticket
@@ -105,7 +105,7 @@ def parts() -> None:
     env = make_env(config.task, config.env)
     spec = env.task_spec
     started = time.perf_counter()
-    [episode] = run_episodes([env], RandomPolicy(spec.action_dim), [0], exploration=1.0)
+    [episode] = run_episodes([env], RandomPolicy(data_of(config, spec)), [0], exploration=1.0)
     simulating = (time.perf_counter() - started) / episode.decisions
     replay = Replay(config.replay, spec.obs_dim, spec.action_dim, config.tdm.window, config.discount, seed=0)
     replay.add(episode)

@@ -21,6 +21,7 @@ from qttdm.common.environments.task_env import TaskSpec
 from qttdm.deploy.agents.agent import choose_device, make_learner, make_policy
 from qttdm.deploy.bench.arithmetic import cpu_threads, product_rate, timings
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
+from qttdm.planner_service.policies.lockstep import Lockstep
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def time_decision(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: i
 def decision(c: RunConfig, spec: TaskSpec, device: torch.device, environments: int) -> Callable[[], object]:
     """One decision for all environments, to be called again and again."""
     policy = make_policy(c, spec, device)
-    policy.begin(list(range(environments)), exploration=1.0)
-    observations = np.zeros((environments, spec.obs_dim), np.float32)
-    return lambda: policy.act(observations)
+    episodes = Lockstep(policy, range(environments), exploration=1.0)
+    observations = {"observations": np.zeros((environments, spec.obs_dim), np.float32)}
+    return lambda: episodes.act(observations)
 
 
 def operations(action: Callable[[], object]) -> float:

@@ -31,7 +31,8 @@ from qttdm.deploy.agents.agent import choose_device, make_policy
 from qttdm.deploy.bench.arithmetic import cpu_threads
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.planner_service.policies.greedy import GreedyPolicy
-from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.policies.lockstep import Lockstep
+from qttdm.planner_service.policies.planning import PlanningPolicy
 from qttdm.planner_service.serving.client import Client
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
@@ -79,7 +80,7 @@ class Measured:
         return len(self.latency) / self.seconds
 
 
-def fresh_policy(case: Case, overrides: list[str], threads: int) -> MPCPolicy | GreedyPolicy:
+def fresh_policy(case: Case, overrides: list[str], threads: int) -> PlanningPolicy | GreedyPolicy:
     """A fresh agent's, in a process that is a server's."""
     torch.set_num_threads(threads)
     config = load_config(RunConfig, preset_path(case.preset), overrides=overrides)
@@ -92,7 +93,7 @@ def run_server(case: Case, overrides: list[str], threads: int, port: Connection)
     policy.warm_up(max(case.clients))
 
     async def serve() -> None:
-        service = PlannerService(ServiceConfig(), policy, case.obs_dim)
+        service = PlannerService(ServiceConfig(), policy, policy.data)
         server = Server(ServerConfig(port=0, max_connections=1000), service, {})
         port.send(await server.start())
         await asyncio.Event().wait()
@@ -104,11 +105,11 @@ def run_bare_server(case: Case, overrides: list[str], threads: int, port: Connec
     """Likewise, for one client, with nothing between the socket and the policy but its thread."""
     policy, planner = fresh_policy(case, overrides, threads), ThreadPoolExecutor(max_workers=1)
     policy.warm_up(1)
-    policy.begin([0], 0.0)
+    episodes = Lockstep(policy, [0], 0.0)
 
     def decide(observation: bytes) -> bytes:
         began = time.perf_counter()
-        action = policy.act(np.frombuffer(observation, np.float32)[None].copy())[0]
+        action = episodes.act({"observations": np.frombuffer(observation, np.float32)[None].copy()})[0]
         return np.append(action, time.perf_counter() - began).astype(np.float32).tobytes()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -191,14 +192,14 @@ def bare_overhead(case: Case, overrides: list[str], threads: int) -> float:
     return float(np.median(beyond[1:]))
 
 
-def one_at_a_time(policy: MPCPolicy | GreedyPolicy, case: Case) -> float:
+def one_at_a_time(policy: PlanningPolicy | GreedyPolicy, case: Case) -> float:
     """Decisions per second of the policy itself, for one environment."""
-    policy.begin([0], 0.0)
+    episodes = Lockstep(policy, [0], 0.0)
     observations = np.random.default_rng(0).standard_normal((1000, 1, case.obs_dim), dtype=np.float32)
-    policy.act(observations[0])
+    episodes.act({"observations": observations[0]})
     began, decisions = time.perf_counter(), 0
     while decisions < 2 or time.perf_counter() < began + 0.5 * case.seconds:
-        policy.act(observations[decisions % 1000])
+        episodes.act({"observations": observations[decisions % 1000]})
         decisions += 1
     return decisions / (time.perf_counter() - began)
 

@@ -23,6 +23,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from qttdm.actors.remote import ActorSettings, CollectorActor, EvaluatorActor
+from qttdm.common.contracts import Policy
 from qttdm.common.environments.make import make_env
 from qttdm.common.environments.task_env import TaskSpec
 from qttdm.common.events import EventLog
@@ -30,15 +31,14 @@ from qttdm.common.metrics.sinks import make_sinks
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
-from qttdm.deploy.agents.agent import choose_device, exploration, make_learner, make_policy
+from qttdm.deploy.agents.agent import choose_device, data_of, exploration, greedy_beside, make_learner, make_policy
 from qttdm.deploy.cluster.reporting import reported, tell_end
 from qttdm.deploy.configs.cluster_config import NAMESPACE, SeedState
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.learner.learner import Learner, NonFiniteLossError
 from qttdm.learner.remote import LearnerActor, LearnerSettings
 from qttdm.planner_service.policies.greedy import GreedyPolicy
-from qttdm.planner_service.policies.planning import MPCPolicy
-from qttdm.planner_service.policies.policy import Policy
+from qttdm.planner_service.policies.planning import PlanningPolicy
 from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
 from qttdm.replay.limiter import Pace
 from qttdm.replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
@@ -300,7 +300,7 @@ class SeedRun:
             run_dir=self.run_dir.path,
             service=c.cluster.service,
             make_policy=partial(policy_here, c, self.spec),
-            obs_dim=self.spec.obs_dim,
+            data=data_of(c, self.spec),
             threads=c.threads or max(1, int(c.cluster.planner_cpus)),
             hang_seconds=c.cluster.hang_seconds,
             telemetry=self._make_telemetry,
@@ -316,6 +316,7 @@ class SeedRun:
             make_policy=partial(evaluating_policy, c, self.spec)
             if evaluator
             else partial(acting_policy, c, self.spec, planner),
+            data=data_of(c, self.spec),
             envs=c.training.eval_episodes if evaluator else c.cluster.envs_per_actor,
             threads=c.threads or max(1, int(cpus)),
             max_staleness=c.cluster.max_staleness,
@@ -376,7 +377,7 @@ def task_spec(config: RunConfig) -> TaskSpec:
     return env.task_spec
 
 
-def policy_here(config: RunConfig, spec: TaskSpec) -> MPCPolicy | GreedyPolicy:
+def policy_here(config: RunConfig, spec: TaskSpec) -> PlanningPolicy | GreedyPolicy:
     """The agent's policy on the device that this process was given."""
     return make_policy(config, spec, choose_device(config.device))
 
@@ -395,4 +396,5 @@ def acting_policy(
     local = make_policy(config, spec, torch.device("cpu"))
     if planner is None:
         return local
-    return ServicePolicy(config.cluster.asking, planner, local, config.cluster.max_staleness, still_waiting)
+    c, greedy = config.cluster, greedy_beside(local, data_of(config, spec))
+    return ServicePolicy(c.asking, planner, local, greedy, c.max_staleness, still_waiting)

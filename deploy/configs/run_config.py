@@ -17,7 +17,7 @@ from qttdm.common.models.tdm import TDMConfig
 from qttdm.deploy.configs.cluster_config import ClusterConfig
 from qttdm.learner.learner import LearnerConfig
 from qttdm.learner.schedule import TrainingConfig
-from qttdm.planner_service.planners.mppi_config import PRESETS, PlannerConfig
+from qttdm.planner_service.planners.mppi import PRESETS, PlannerConfig
 from qttdm.planner_service.policies.greedy import EpsilonConfig
 from qttdm.replay.buffer import ReplayConfig
 
@@ -55,7 +55,7 @@ def check_fits(config: RunConfig, spec: TaskSpec) -> None:
     window, decisions = config.tdm.window, spec.episode_decisions
     n_steps = config.learner.qt.n_step
     total = config.training.env_steps // spec.action_repeat
-    samples = config.planner.samples_at(config.planner.iterations - 1)
+    samples = config.planner.samples
     checks = [
         (
             window <= decisions,

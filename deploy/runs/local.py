@@ -32,7 +32,7 @@ from qttdm.common.metrics.telemetry import Activities, MakeTelemetry, Telemetry
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import Weights
-from qttdm.deploy.agents.agent import Agent, exploration, make_learner
+from qttdm.deploy.agents.agent import Agent, data_of, exploration, make_learner
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
@@ -78,7 +78,7 @@ class LocalRun:
         spec = self.agent.spec
         torch.manual_seed(derive_seed(config.seed, "learner"))
         self.learner = make_learner(config, spec, self.device)
-        self.random_policy = RandomPolicy(spec.action_dim)
+        self.random_policy = RandomPolicy(data_of(config, spec))
         replay_seed = derive_seed(config.seed, "replay")
         try:
             self.replay = Replay(

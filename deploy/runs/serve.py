@@ -95,7 +95,7 @@ async def serve(
     telemetry: Telemetry | None = None,
 ) -> bool:
     """Until SIGTERM or Ctrl-C. True if everybody who had asked by then was answered."""
-    service = PlannerService(config.service, agent.policy, agent.spec.obs_dim, telemetry)
+    service = PlannerService(config.service, agent.policy, agent.data, telemetry)
     server = Server(config.server, service, describe(agent), token, tls)
     agent.policy.warm_up(config.service.max_batch)  # the slow first decisions are nobody's
     port = await server.start()

@@ -1,22 +1,23 @@
-"""Act by the Q-Transformer alone: the paper's QT ablation."""
+"""Act by a value function alone, without planning: the paper's QT ablation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
 from qttdm.common.config import Config
-from qttdm.common.models.qt import QT
+from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, ValueFunction
 from qttdm.common.weights import Weights
-from qttdm.planner_service.policies.policy import Decisions, EpisodeState, freeze, seeded_generator
+from qttdm.planner_service.policies.planning import blank_observations, freeze, on_device, seeded_generator
 
 
 class EpsilonConfig(Config):
-    """The QT ablation's epsilon-greedy collecting: chance of a uniform action, falling linearly."""
+    """Epsilon-greedy collecting: chance of a uniform action, falling linearly."""
 
     start: float = Field(default=1.0, ge=0, le=1)
     end: float = Field(default=0.01, ge=0, le=1)
@@ -28,47 +29,50 @@ class EpsilonConfig(Config):
         return self.start + (self.end - self.start) * min(1.0, progress / self.share)
 
 
-class GreedyPolicy:
-    """The QT alone: its greedy action, or with probability `exploration` a uniform one."""
+@dataclass
+class GreedyEpisode:
+    """What one episode carries from decision to decision."""
 
-    def __init__(self, qt: QT, device: torch.device) -> None:
-        self.qt, self.device = qt, device
-        self.networks = nn.ModuleDict({"qt": qt})
-        freeze(self.networks)
+    generator: torch.Generator
+    exploration: float
+    """chance of a uniform action"""
+
+
+class GreedyPolicy:
+    """The value function's best action, or with probability `exploration` a uniform one."""
+
+    def __init__(
+        self, value_function: ValueFunction, networks: nn.ModuleDict, data: DataSpec, device: torch.device
+    ) -> None:
+        """networks: the value function's, in the learner's order; they are frozen and take the weights loaded."""
+        self.value_function, self.networks, self.data, self.device = value_function, networks, data, device
+        freeze(networks)
         self.weights_version = 0
-        self.decided: Decisions | None = None
 
     def load(self, weights: Weights) -> None:
+        """Take new network weights."""
         weights.copy_into(self.networks)
         self.weights_version = weights.version
 
-    def start(self, seed: int, exploration: float) -> EpisodeState:
-        """Of an episode, at its start."""
-        return EpisodeState(seeded_generator(seed, torch.device("cpu")), exploration)
-
     def warm_up(self, environments: int) -> None:
         """Decide once for so many."""
-        episodes = [self.start(seed, 0.0) for seed in range(environments)]
-        self.decide(episodes, np.zeros((environments, self.qt.obs_dim), np.float32))
+        self.decide(
+            [self.start(seed, 0.0) for seed in range(environments)], blank_observations(self.data, environments)
+        )
+
+    def start(self, seed: int, exploration: float, goal: Any = None) -> GreedyEpisode:
+        """Make the carry of one episode."""
+        return GreedyEpisode(seeded_generator(seed, torch.device("cpu")), exploration)
 
     @torch.no_grad()
     def decide(
-        self, episodes: Sequence[EpisodeState], observations: np.ndarray, deadline: float | None = None
+        self, episodes: Sequence[GreedyEpisode], observations: ArrayTree, deadline: float | None = None
     ) -> Decisions:
-        """One decision for each episode, in which it moves on: observations float32 [E, M]. It has no iterations, so
-        that a deadline changes nothing."""
-        bins, values = self.qt.choose(torch.from_numpy(observations).to(self.device))  # [E, N], [E]
-        uniform = torch.stack([torch.rand(1 + self.qt.action_dim, generator=e.generator) for e in episodes])
-        chance = uniform[:, :1].expand(-1, self.qt.action_dim)  # one draw decides for the whole action
-        exploration = torch.tensor([[e.exploration] for e in episodes])  # [E, 1]
-        bins = self.qt.tokenizer.replace(bins.cpu(), chance, uniform[:, 1:], exploration)
-        nothing = np.zeros(len(episodes), np.float32)
-        actions = self.qt.tokenizer.decode(bins).numpy()
-        return Decisions(actions, values.float().cpu().numpy(), iterations=0, terminal=nothing, std=nothing)
-
-    def begin(self, seeds: list[int], exploration: float) -> None:
-        self.episodes = [self.start(seed, exploration) for seed in seeds]
-
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        self.decided = self.decide(self.episodes, observations)
-        return self.decided.actions
+        """Decide once for each episode; there are no iterations that a deadline could end."""
+        (action_dim,) = self.data.actions.shape
+        uniform = torch.stack([torch.rand(1 + action_dim, generator=e.generator) for e in episodes]).to(self.device)
+        chance = uniform[:, :1].expand(-1, action_dim)  # one draw decides for the whole action
+        probability = torch.tensor([e.exploration for e in episodes], device=self.device)  # [E]
+        context = on_device(observations, self.device)
+        actions, values = self.value_function.propose(context, chance, uniform[:, 1:], probability)
+        return Decisions(actions.cpu().numpy(), values.float().cpu().numpy())

@@ -1,108 +1,137 @@
-"""Plan every decision (Algorithm 2), for E environments at once."""
+"""Plan every decision, with any planner: the policy that owns the networks and carries each episode's warm start."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Plan, Planner
+from qttdm.common.seeding import derive_seed
+from qttdm.common.trees import TensorTree, join, split, take
 from qttdm.common.weights import Weights
-from qttdm.planner_service.planners.mppi import Noise, Plan, Planner, PlanState, draw_noise
-from qttdm.planner_service.policies.policy import Decisions, EpisodeState, freeze, seeded_generator
 
 
-class MPCPolicy:
-    """Plans every decision. Exploration > 0 turns on the planner's own: a drawn elite, some random bins."""
+@dataclass
+class PlannedEpisode:
+    """What one episode carries from decision to decision."""
 
-    def __init__(self, planner: Planner, device: torch.device, bfloat16: bool = False) -> None:
-        """bfloat16: plan under autocast."""
-        self.planner, self.device, self.bfloat16 = planner, device, bfloat16
-        self.networks = nn.ModuleDict({"tdm": planner.dynamics})
-        if planner.value_function is not None:
-            self.networks["qt"] = planner.value_function
-        freeze(self.networks)
+    generator: torch.Generator
+    exploration: float
+    """in [0, 1], 0 when evaluating; above 0 turns on the planner's own"""
+    carry: TensorTree
+    """the planner's, E = 1"""
+
+
+class PlanningPolicy:
+    """Plans for whichever episodes are due, in one batch; an episode's actions do not depend on the others."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        networks: nn.ModuleDict,
+        data: DataSpec,
+        device: torch.device,
+        bfloat16: bool = False,
+        compile: bool = False,
+    ) -> None:
+        """networks: all that the planner uses, in the learner's order; they are frozen and take the weights loaded.
+
+        bfloat16: plan under autocast. compile: one graph of the whole decision, on a GPU a CUDA graph.
+        """
+        self.planner, self.networks, self.data = planner, networks, data
+        self.device, self.bfloat16 = device, bfloat16
+        freeze(networks)
         self.weights_version = 0
-        self.decided: Decisions | None = None
-        planner.prepare(device)
         # One graph, or an error: a break in it would be a wait for the device in the middle of a decision.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
-        self.compiled = torch.compile(planner.plan, mode=mode, fullgraph=True) if planner.config.compile else None
+        self.compiled = torch.compile(planner.plan, mode=mode, fullgraph=True) if compile else None
 
     def load(self, weights: Weights) -> None:
+        """Take new network weights."""
         weights.copy_into(self.networks)
         self.weights_version = weights.version
 
-    def start(self, seed: int, exploration: float) -> EpisodeState:
-        """Of an episode, at its start."""
-        initial = PlanState.initial(1, self.planner.config, self.planner.dynamics.action_dim, self.device)
-        return EpisodeState(seeded_generator(seed, self.device), exploration, initial)
+    def start(self, seed: int, exploration: float, goal: Any = None) -> PlannedEpisode:
+        """Make the carry of one episode."""
+        return PlannedEpisode(seeded_generator(seed, self.device), exploration, self.planner.begin(1, self.device))
 
     def decide(
-        self, episodes: Sequence[EpisodeState], observations: np.ndarray, deadline: float | None = None
+        self, episodes: Sequence[PlannedEpisode], observations: ArrayTree, deadline: float | None = None
     ) -> Decisions:
-        """One decision for each episode, in which it moves on: observations float32 [E, M].
-
-        deadline: in time.monotonic()'s seconds; as many iterations as fit, but one at least.
-        """
-        noise = draw_noise([e.generator for e in episodes], self.planner.config, self.planner.dynamics.action_dim)
-        state = PlanState.join([e.plan for e in episodes if e.plan is not None])
-        on_device = torch.from_numpy(observations).to(self.device)
+        """Decide once for each episode. Where the plan is not finite the episode keeps its warm start."""
+        noise = self.planner.draw([e.generator for e in episodes])
+        carry = join([e.carry for e in episodes])
+        context = on_device(observations, self.device)
         explores = [e.exploration > 0 for e in episodes]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if deadline is None and self.compiled is not None:
-                explore = torch.tensor(explores, device=self.device)
-                plan = self._plan_padded(on_device, state, noise, explore)
+                plan = self._plan_padded(context, carry, noise, torch.tensor(explores, device=self.device))
             else:  # with a deadline never compiled: that would be for one number of iterations
                 mixed = explores[0] if len(set(explores)) == 1 else torch.tensor(explores, device=self.device)
                 more = None if deadline is None else until(deadline, self.device)
-                plan = self.planner.plan(on_device, state, noise, mixed, more)
-        for episode, own in zip(episodes, plan.state.split(), strict=True):
-            episode.plan = own
-        numbers = torch.stack([plan.values, plan.terminal, plan.std.mean(dim=(1, 2))]).float().cpu().numpy()  # [3, E]
-        values, terminal, std_mean = numbers
-        return Decisions(plan.actions.cpu().numpy(), values, plan.iterations, terminal, std_mean)
+                plan = self.planner.plan(context, carry, noise, mixed, more)
+        names = list(plan.figures)
+        numbers = torch.stack([plan.values, *plan.figures.values()]).float().cpu().numpy()  # [1 + F, E]
+        figures = dict(zip(names, numbers[1:], strict=True))
+        decisions = Decisions(plan.actions.cpu().numpy(), numbers[0], plan.iterations, figures)
+        for episode, own, finite in zip(episodes, split(plan.carry), decisions.finite, strict=True):
+            if finite:  # one that is not would spoil all that follows
+                episode.carry = own
+        return decisions
 
-    def _plan_padded(self, observations: Tensor, state: PlanState, noise: Noise, explore: Tensor) -> Plan:
+    def _plan_padded(self, context: TensorTree, carry: TensorTree, noise: TensorTree, explore: Tensor) -> Plan:
         """The compiled plan, of the next power of two of environments: a graph is captured for each size that comes.
 
         Copies of the first environment fill up; an environment's plan does not depend on the company. What comes out
         is copied: it belongs to the CUDA graph, whose next replay overwrites it.
         """
         assert self.compiled is not None
-        environments = len(observations)
+        environments = len(explore)
         index = torch.zeros(next_power_of_two(environments), dtype=torch.long, device=self.device)
         index[:environments] = torch.arange(environments, device=self.device)
+        plan = self.compiled(take(context, index), take(carry, index), take(noise, index), explore[index])
 
-        def filled(part: Tensor) -> Tensor:
-            return part[index]
+        def own(tree: TensorTree) -> dict[str, Tensor]:
+            return {name: tensor[:environments].clone() for name, tensor in tree.items()}
 
-        wide = PlanState(*map(filled, vars(state).values()))
-        plan = self.compiled(filled(observations), wide, Noise(*map(filled, vars(noise).values())), filled(explore))
-
-        def own(part: Tensor) -> Tensor:
-            return part[:environments].clone()
-
-        after = PlanState(*map(own, vars(plan.state).values()))
-        return Plan(own(plan.actions), after, own(plan.values), own(plan.terminal), own(plan.std), plan.iterations)
+        bare = own({"actions": plan.actions, "values": plan.values})
+        return Plan(bare["actions"], own(plan.carry), bare["values"], own(plan.figures), plan.iterations)
 
     def warm_up(self, environments: int) -> None:
-        """Decide once for every size of batch up to that many, so that nobody waits for compilation later."""
+        """Decide for every size of batch up to that many, so that no episode waits for compilation later."""
         size, most = 1, next_power_of_two(environments) if self.compiled is not None else 1
         while size <= most:
             episodes = [self.start(seed, 0.0) for seed in range(size)]
             for _ in range(3 if self.compiled is not None else 1):  # compile, capture, replay
-                self.decide(episodes, np.zeros((size, self.planner.dynamics.obs_dim), np.float32))
+                self.decide(episodes, blank_observations(self.data, size))
             size *= 2
 
-    def begin(self, seeds: list[int], exploration: float) -> None:
-        self.episodes = [self.start(seed, exploration) for seed in seeds]
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        self.decided = self.decide(self.episodes, observations)
-        return self.decided.actions
+def freeze(networks: nn.Module) -> None:
+    """Eval mode, no gradients: a policy's networks are never trained."""
+    networks.eval()
+    networks.requires_grad_(False)
+
+
+def seeded_generator(seed: int, device: torch.device) -> torch.Generator:
+    """A generator of its own for one episode."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, "policy"))
+
+
+def on_device(observations: ArrayTree, device: torch.device) -> dict[str, Tensor]:
+    """Copy observations by name, [E, ..], to the device."""
+    return {name: torch.from_numpy(array).to(device) for name, array in observations.items()}
+
+
+def blank_observations(data: DataSpec, environments: int) -> dict[str, np.ndarray]:
+    """Zeros in the shape of E environments' observations."""
+    return {name: np.zeros((environments, *a.shape), a.dtype) for name, a in data.observations.items()}
 
 
 def next_power_of_two(number: int) -> int:

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import torch
+
+from qttdm.common.contracts import ArrayTree, DataSpec, Decisions
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import Weights
-from qttdm.planner_service.policies.policy import Decisions
 
 
 class RandomPolicy:
-    """Uniform actions in [-1, 1]: the seed episodes."""
+    """Uniform actions: in [-1, 1], or one of the choices."""
 
-    weights_version = 0
-    decided: Decisions | None = None
+    weights_version, device = 0, torch.device("cpu")
 
-    def __init__(self, action_dim: int) -> None:
-        self.action_dim = action_dim
+    def __init__(self, data: DataSpec) -> None:
+        self.data = data
 
     def load(self, weights: Weights) -> None:
         """Nothing here learns."""
 
-    def begin(self, seeds: list[int], exploration: float) -> None:
-        self.generators = [np.random.default_rng(derive_seed(seed, "random actions")) for seed in seeds]
+    def warm_up(self, environments: int) -> None:
+        """Nothing to prepare."""
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        return np.stack([g.uniform(-1, 1, self.action_dim) for g in self.generators]).astype(np.float32)
+    def start(self, seed: int, exploration: float, goal: Any = None) -> np.random.Generator:
+        """Make the generator of one episode."""
+        return np.random.default_rng(derive_seed(seed, "random actions"))
+
+    def decide(
+        self, episodes: Sequence[np.random.Generator], observations: ArrayTree, deadline: float | None = None
+    ) -> Decisions:
+        """Draw an action for each episode."""
+        actions, choices = self.data.actions, self.data.choices
+        drawn = [
+            g.uniform(-1, 1, actions.shape) if choices is None else g.integers(choices, size=actions.shape)
+            for g in episodes
+        ]
+        return Decisions(np.stack(drawn).astype(actions.dtype), np.zeros(len(episodes), np.float32))

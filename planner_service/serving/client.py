@@ -117,7 +117,9 @@ class ClientEpisode:
 
         Raises ServiceError on any other refusal.
         """
-        request = Request(self.number, self.step, np.asarray(observation, np.float32), deadline_ms, anytime)
+        request = Request(
+            self.number, self.step, {"observations": np.asarray(observation, np.float32)}, deadline_ms, anytime
+        )
         while True:
             (outcome,) = self.client.act([request])
             if isinstance(outcome, Answer):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 REFUSALS = {
-    "bad_observation": "the observation has another length, or holds a NaN or an infinity",
+    "bad_observation": "an observation is missing, unknown, of another shape or dtype, or holds a NaN or an infinity",
     "unknown_episode": "no such episode: never begun, ended, or released after its client's silence",
     "wrong_step": "the episode is at another step, or still waits for an answer",
     "busy": "too many requests or episodes at once; ask again after `retry_ms`",
@@ -26,8 +27,8 @@ class Request:
     """as `begin` numbered it"""
     step: int
     """decisions answered in this episode so far; one that was answered last is answered again, from memory"""
-    observation: np.ndarray
-    """float32 [M]"""
+    observations: Mapping[str, np.ndarray]
+    """by name, as DataSpec.observations"""
     deadline_ms: float | None = None
     """ms after its arrival at the service by which the answer is wanted; None: whenever"""
     anytime: bool = False

@@ -22,19 +22,17 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from qttdm.common.config import Config
+from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Policy
 from qttdm.common.metrics.gpu import watch_gpu
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.weights import Weights, updates_of
 from qttdm.planner_service.measure import tell_plan
-from qttdm.planner_service.policies.greedy import GreedyPolicy
-from qttdm.planner_service.policies.planning import MPCPolicy
-from qttdm.planner_service.policies.policy import Decisions, EpisodeState
 from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
 
 TELL_AFTER_S = 1e-3
@@ -92,7 +90,8 @@ class ServiceStatus:
 
 @dataclass
 class _Episode:
-    state: EpisodeState
+    state: Any
+    """the policy's carry"""
     seen: float
     """when its client last asked, in time.monotonic()'s seconds, as all times here"""
     step: int = 0
@@ -141,13 +140,13 @@ class PlannerService:
     def __init__(
         self,
         config: ServiceConfig,
-        policy: MPCPolicy | GreedyPolicy,
-        obs_dim: int,
+        policy: Policy,
+        data: DataSpec,
         telemetry: Telemetry | None = None,
         watch: AbstractContextManager[None] = nullcontext(),  # noqa: B008 - it has no state
     ) -> None:
         """telemetry: a planner's; None: nothing is told. watch: entered for each batch's planning: a Watchdog."""
-        self.config, self.policy, self.obs_dim, self.watch = config, policy, obs_dim, watch
+        self.config, self.policy, self.data, self.watch = config, policy, data, watch
         self.telemetry = telemetry or Telemetry.silent("planner")
         self._episodes: dict[int, _Episode] = {}
         self._numbers = count(1)
@@ -227,7 +226,7 @@ class PlannerService:
         if episode is None:
             return self._refuse("unknown_episode", "no such episode of this client; begin one")
         episode.seen = now
-        if problem := observation_problem(request.observation, self.obs_dim):
+        if problem := observation_problem(request.observations, self.data):
             return self._refuse("bad_observation", problem)
         if episode.waiting is not None and request.step == episode.step:  # asked again
             return episode.waiting
@@ -365,13 +364,11 @@ class PlannerService:
         """In the planner's thread: a batch's decisions."""
         began = time.monotonic()
         states = [w.episode.state for w in batch]
-        observations = np.stack([w.request.observation for w in batch])  # [E, M]
-        before = [state.plan for state in states]
+        observations = {
+            name: np.stack([w.request.observations[name] for w in batch]) for name in self.data.observations
+        }
         with self.watch:
             decisions = self.policy.decide(states, observations, deadline)
-        for state, plan, finite in zip(states, before, decisions.finite, strict=True):
-            if not finite:
-                state.plan = plan  # a warm start that is not finite would spoil all that follows
         return _Planned(decisions, self.policy.weights_version, began, time.monotonic())
 
     def _load(self, weights: Weights) -> None:
@@ -388,13 +385,19 @@ class PlannerService:
         self.telemetry.set("qttdm_weights_updates", updates_of(self.policy.weights_version))
 
 
-def observation_problem(observation: np.ndarray, obs_dim: int) -> str | None:
-    """What is wrong with an observation, which must be float32 [M] and finite; None if nothing is."""
-    if observation.dtype != np.float32:
-        return f"got {observation.dtype} numbers, want float32"
-    if observation.shape != (obs_dim,):
-        return f"got {list(observation.shape)} numbers, want [{obs_dim}]"
-    if not np.isfinite(observation).all():
-        worst = int(np.flatnonzero(~np.isfinite(observation))[0])
-        return f"number {worst} is {observation[worst]}, want finite ones"
+def observation_problem(observations: ArrayTree, data: DataSpec) -> str | None:
+    """What is wrong with observations, which must be as `data` says and finite; None if nothing is."""
+    if missing := sorted(data.observations.keys() - observations.keys()):
+        return f"there is no {missing[0]!r}; want {', '.join(data.observations)}"
+    if unknown := sorted(observations.keys() - data.observations.keys()):
+        return f"got {unknown[0]!r}, want only {', '.join(data.observations)}"
+    for name, want in data.observations.items():
+        got = observations[name]
+        if got.dtype != np.dtype(want.dtype):
+            return f"{name}: got {got.dtype} numbers, want {want.dtype}"
+        if got.shape != want.shape:
+            return f"{name}: got {list(got.shape)} numbers, want {list(want.shape)}"
+        if not (finite := np.isfinite(got)).all():
+            worst = int(np.flatnonzero(~finite)[0])
+            return f"{name}: number {worst} is {got.flat[worst]}, want finite ones"
     return None

@@ -129,7 +129,10 @@ def read_call(payload: bytes) -> Call:
 
 def write_request(request: Request) -> dict[str, Any]:
     """As an act carries it."""
-    fields = {**vars(request), "observation": np.asarray(request.observation, "<f4").tobytes()}
+    fields = {
+        **{k: v for k, v in vars(request).items() if k != "observations"},
+        "observation": np.asarray(request.observations["observations"], "<f4").tobytes(),
+    }
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -137,7 +140,7 @@ def read_request(wire: WireRequest) -> Request:
     """Undo `write_request`. An observation whose bytes are no float32 numbers comes back empty: nobody has M = 0."""
     whole = len(wire.observation) % 4 == 0
     observation = np.frombuffer(wire.observation if whole else b"", "<f4").astype(np.float32, copy=False)
-    return Request(wire.episode, wire.step, observation, wire.deadline_ms, wire.anytime)
+    return Request(wire.episode, wire.step, {"observations": observation}, wire.deadline_ms, wire.anytime)
 
 
 def write_outcome(outcome: Answer | Refusal) -> dict[str, Any]:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from qttdm.actors.episodes import EnvironmentFailure, Stopped, run_episodes
+from qttdm.common.contracts import Decisions
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
 from qttdm.planner_service.policies.random_actions import RandomPolicy
-from tests.fakes import point_env
+from tests.fakes import point_env, tiny_data
 
 
 class Scripted:
@@ -18,15 +19,17 @@ class Scripted:
     def __init__(self, changes=False):
         self.changes, self.asked, self.began = changes, [], None
 
-    def begin(self, seeds, exploration):
-        self.began = (seeds, exploration)
+    def start(self, seed, exploration):
+        self.began = ([*(self.began or ([],))[0], seed], exploration)
 
-    def act(self, observations):
+    def decide(self, episodes, context):
+        observations = context["observations"]
         if self.changes and len(self.asked) == 3:
             self.weights_version = 9
         self.asked.append(observations.copy())
         rows = np.arange(len(observations))[:, None]
-        return (0.1 * (len(self.asked) - 5 * rows).clip(-9, 9) * np.ones(2)).astype(np.float32)
+        actions = (0.1 * (len(self.asked) - 5 * rows).clip(-9, 9) * np.ones(2)).astype(np.float32)
+        return Decisions(actions, np.zeros(len(actions), np.float32))
 
 
 def collect(envs, policy, seeds=None, exploration=1.0, **more):
@@ -95,7 +98,7 @@ class TestLockstep:
         assert done.unwrapped.age == 2
 
     def test_an_episode_does_not_depend_on_its_neighbours(self):
-        envs, policy = [point_env(5), point_env(3), point_env(6)], RandomPolicy(2)
+        envs, policy = [point_env(5), point_env(3), point_env(6)], RandomPolicy(tiny_data())
         together = collect(envs, policy, seeds=[1, 2, 3])
         (alone,) = collect(envs[2:], policy, seeds=[3])
         for name in ("observations", "actions", "rewards"):
@@ -113,7 +116,7 @@ class TestLockstep:
 
 class TestSeeds:
     def test_an_episode_is_a_function_of_its_seed(self):
-        env, policy = point_env(6), RandomPolicy(2)
+        env, policy = point_env(6), RandomPolicy(tiny_data())
         (first,), (other,), (again,) = (collect([env], policy, seeds=[s]) for s in (1, 2, 1))
         assert np.array_equal(first.observations, again.observations)
         assert np.array_equal(first.actions, again.actions)
@@ -129,7 +132,7 @@ class TestStopping:
         assert env.unwrapped.age == 3
 
     def test_an_environment_that_was_stopped_can_start_anew(self):
-        env, policy = point_env(6), RandomPolicy(2)
+        env, policy = point_env(6), RandomPolicy(tiny_data())
         (whole,) = collect([env], policy, seeds=[1])
         asked = []
         with pytest.raises(Stopped):
@@ -151,7 +154,7 @@ def spoil(env, name, call, change):
     return env
 
 
-def diverge(answer):
+def diverge(*_):
     raise ArithmeticError("Physics state is invalid.\n  BADQACC in mj_step.")
 
 
@@ -184,7 +187,7 @@ class TestFailures:
 
     def test_what_the_policy_raises_is_not_the_environments(self):
         policy = Scripted()
-        policy.act = diverge
+        policy.decide = diverge
         with pytest.raises(ArithmeticError):
             collect([point_env(3)], policy)
 

@@ -13,7 +13,7 @@ from qttdm.deploy.agents.agent import make_learner, make_policy
 from qttdm.deploy.bench.models import random_batch
 from qttdm.deploy.cluster.seed_run import evaluating_policy
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
-from qttdm.planner_service.planners.mppi import PlanState, draw_noise
+from qttdm.planner_service.policies.lockstep import Lockstep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,13 +53,11 @@ def test_policies_act_on_the_gpu(agent):
     c = config(f"agent={agent}")
     policy = make_policy(c, SPEC, torch.device("cuda"))
     policy.load(make_learner(c, SPEC, torch.device("cuda")).weights())
-    policy.begin([0, 1, 2], exploration=1.0)
-    observations = np.random.default_rng(0).standard_normal((3, SPEC.obs_dim), np.float32)
-    first = policy.act(observations)
-    policy.begin([0, 1, 2], exploration=1.0)
+    observations = {"observations": np.random.default_rng(0).standard_normal((3, SPEC.obs_dim), np.float32)}
+    first = Lockstep(policy, [0, 1, 2], exploration=1.0).act(observations)
     assert first.shape == (3, SPEC.action_dim)
     assert (np.abs(first) <= 1).all()
-    assert policy.act(observations) == pytest.approx(first)
+    assert Lockstep(policy, [0, 1, 2], exploration=1.0).act(observations) == pytest.approx(first)
 
 
 def test_updates_are_timed_on_the_gpu_without_waiting_for_it_and_its_use_is_told():
@@ -92,13 +90,14 @@ def test_a_compiled_decision_is_the_uncompiled_one_for_every_size_of_batch(preci
     compiled.warm_up(4)
     for environments in (1, 3, 4):
         observations = np.random.default_rng(0).standard_normal((environments, SPEC.obs_dim), np.float32)
-        actions = []
+        decided = []
         for policy in (plain, compiled):
-            policy.begin(list(range(environments)), exploration=0.0)
-            actions.append([policy.act(observations) for _ in range(3)])
+            episodes = [policy.start(seed, 0.0) for seed in range(environments)]
+            decided.append([policy.decide(episodes, {"observations": observations}) for _ in range(3)])
+        actions = [[d.actions for d in decisions] for decisions in decided]
         # Fused, products round differently; a sample carried over the edge of a bin is one bin further.
         assert np.mean(np.abs(np.subtract(*actions)) < 0.02) > 0.9
-        assert compiled.decided.values == pytest.approx(plain.decided.values, rel=0.02, abs=0.02)
+        assert decided[1][-1].values == pytest.approx(decided[0][-1].values, rel=0.02, abs=0.02)
 
 
 def test_an_evaluator_with_a_gpu_plans_on_it():
@@ -112,13 +111,13 @@ def test_a_compiled_decision_is_few_launches():
     """CUDA's own count: a captured decision is the replay of a graph, and what brings its inputs there."""
     policy = make_policy(config("planner.compile=true", "planner.iterations=2"), SPEC, torch.device("cuda"))
     policy.warm_up(1)
-    policy.begin([0], exploration=0.0)
-    observations = np.zeros((1, SPEC.obs_dim), np.float32)
-    policy.act(observations)
+    episodes = Lockstep(policy, [0], exploration=0.0)
+    observations = {"observations": np.zeros((1, SPEC.obs_dim), np.float32)}
+    episodes.act(observations)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     ) as profile:
-        policy.act(observations)
+        episodes.act(observations)
     called = {event.key: event.count for event in profile.key_averages()}
     assert called.get("cudaGraphLaunch", 0) >= 1
     assert called.get("cudaLaunchKernel", 0) < 100
@@ -127,12 +126,12 @@ def test_a_compiled_decision_is_few_launches():
 def test_nothing_in_a_decision_waits_for_the_gpu():
     policy = make_policy(config(), SPEC, torch.device("cuda"))
     planner, device = policy.planner, torch.device("cuda")
-    noise = draw_noise([torch.Generator(device).manual_seed(0)], planner.config, SPEC.action_dim)
-    state = PlanState.initial(1, planner.config, SPEC.action_dim, device)
-    observations = torch.zeros(1, SPEC.obs_dim, device=device)
-    planner.plan(observations, state, noise, explore=True)  # constants are made the first time
+    noise = planner.draw([torch.Generator(device).manual_seed(0)])
+    carry = planner.begin(1, device)
+    context = {"observations": torch.zeros(1, SPEC.obs_dim, device=device)}
+    planner.plan(context, carry, noise, explore=True)  # constants are made the first time
     torch.cuda.set_sync_debug_mode("error")
     try:
-        planner.plan(observations, state, noise, explore=True)
+        planner.plan(context, carry, noise, explore=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")

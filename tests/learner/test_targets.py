@@ -270,7 +270,7 @@ def test_the_learner_finds_the_optimal_values_of_a_small_mdp():
             np.testing.assert_allclose(q[:, 0], first, atol=0.05)
             np.testing.assert_allclose(q[:, 1], joint[:, taken], atol=0.05)
         chosen, walked = network.choose(states)
-        by_first = network.value(states, first_dimension_only=True)
+        by_first = network.first_dimension_value(states)
     optimal = first.max(axis=1)
     np.testing.assert_allclose(walked, optimal, atol=0.05)
     np.testing.assert_allclose(by_first, optimal, atol=0.05)

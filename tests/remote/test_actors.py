@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from torch import nn
 
 from qttdm.actors.attempts import MOST_ATTEMPTS
 from qttdm.actors.remote import ActorSettings, CollectorActor, EvaluatorActor
@@ -22,7 +23,7 @@ from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.learner.tickets import Ticket
 from qttdm.planner_service.policies.greedy import GreedyPolicy
 from qttdm.replay.codec import decode
-from tests.fakes import point_env, tiny_qt
+from tests.fakes import point_env, tiny_data, tiny_qt
 from tests.remote.live import PATIENCE
 
 pytestmark = pytest.mark.ray
@@ -32,7 +33,8 @@ VERSION = GENERATION + 7
 
 def policy(networks: int = 0) -> GreedyPolicy:
     """With random networks, a function of that number."""
-    return GreedyPolicy(tiny_qt(networks), torch.device("cpu"))
+    qt = tiny_qt(networks)
+    return GreedyPolicy(qt, nn.ModuleDict({"qt": qt}), tiny_data(), torch.device("cpu"))
 
 
 def weights(version: int) -> Weights:
@@ -48,6 +50,7 @@ def settings(directory: Path, **changes: Any) -> ActorSettings:
     values: dict[str, Any] = {
         "run_dir": directory,
         "seed": 3,
+        "data": tiny_data(),
         "make_env": partial(point_env, 5),
         "make_policy": own_policy,
         "envs": 1,

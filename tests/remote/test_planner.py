@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import ray
 import torch
+from torch import nn
 
 from qttdm.common.weights import Weights
+from qttdm.deploy.agents.agent import greedy_beside
 from qttdm.deploy.cluster.seed_run import RESTARTED
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.learner.remote import Broadcast
-from qttdm.planner_service.planners.mppi import Planner
-from qttdm.planner_service.planners.mppi_config import PlannerConfig
-from qttdm.planner_service.policies.greedy import GreedyPolicy
-from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
+from qttdm.planner_service.policies.planning import PlanningPolicy
 from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
 from qttdm.planner_service.serving.messages import Refusal, ServiceError
 from qttdm.planner_service.serving.service import AskingConfig, ServiceConfig
-from tests.fakes import tiny_qt, tiny_tdm
+from tests.fakes import Acting, tiny_data, tiny_qt, tiny_tdm
 from tests.remote.live import PATIENCE, Live, check_books, settings, until
 
 pytestmark = pytest.mark.ray
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 VERSION = 10**9 + 7
 
 
-class HangingPolicy(MPCPolicy):
+class HangingPolicy(PlanningPolicy):
     """Hangs in a decision as long as a file is there; takes the file away, so that it does so once."""
 
     trap: Path | None = None
@@ -48,9 +48,11 @@ class HangingPolicy(MPCPolicy):
         return super().decide(episodes, observations, deadline)
 
 
-def policy(networks: int, trap: Path | None = None) -> MPCPolicy:
+def policy(networks: int, trap: Path | None = None) -> PlanningPolicy:
     """With random networks, a function of that number."""
-    it = HangingPolicy(Planner(SMALL, 0.95, tiny_tdm(networks), tiny_qt(networks)), CPU)
+    tdm, qt = tiny_tdm(networks), tiny_qt(networks)
+    parts = nn.ModuleDict({"tdm": tdm, "qt": qt})
+    it = HangingPolicy(Planner(SMALL, 0.95, 2, tdm, qt), parts, tiny_data(), CPU)
     it.trap = trap
     return it
 
@@ -78,7 +80,7 @@ class Service:
             run_dir=directory,
             service=ServiceConfig(**service),
             make_policy=partial(policy, 99, self.trap),
-            obs_dim=3,
+            data=tiny_data(),
             threads=1,
             hang_seconds=hang_seconds,
         )
@@ -98,9 +100,11 @@ class Service:
     def pid(self) -> int:
         return ray.get(self.actor.alive.remote(), timeout=PATIENCE)
 
-    def client(self, max_staleness: int = 1000, **asking) -> ServicePolicy:
+    def client(self, max_staleness: int = 1000, **asking) -> Acting:
         """An actor's policy, which has the learner's weights as well."""
-        return ServicePolicy(AskingConfig(**asking), "planner", local(), max_staleness)
+        own = local().policy
+        greedy = greedy_beside(own, tiny_data())
+        return Acting(ServicePolicy(AskingConfig(**asking), "planner", own, greedy, max_staleness))
 
     def close(self) -> None:
         for actor in (self.actor, self.learner):
@@ -121,11 +125,11 @@ def start(cluster, tmp_path):
         service.close()
 
 
-def local(networks: int = 0) -> MPCPolicy:
+def local(networks: int = 0) -> Acting:
     """What an actor has of its own, with the learner's weights."""
     it = policy(networks)
     it.load(Weights.of(policy(networks).networks, VERSION))
-    return it
+    return Acting(it)
 
 
 def observations(environments: int, step: int) -> np.ndarray:
@@ -204,7 +208,7 @@ class TestStale:
 
     NEW = VERSION + 10
 
-    def client(self, service: Service, version: int = NEW, **more) -> ServicePolicy:
+    def client(self, service: Service, version: int = NEW, **more) -> Acting:
         """In an episode planned by the old weights, when newer ones have reached the actor."""
         client = service.client(**more)
         play(client, [0], 1)
@@ -223,7 +227,7 @@ class TestStale:
         assert beyond.weights_version == self.NEW
         within.act(observations(1, 2))
         assert within.weights_version == self.NEW
-        local = policy(0)
+        local = Acting(policy(0))
         play(local, [0], 1)
         local.load(Weights.of(policy(5).networks, self.NEW))
         np.testing.assert_allclose(got, local.act(observations(1, 1)), atol=1e-5)  # warm: it is the same episode
@@ -241,7 +245,9 @@ class TestStale:
     def test_or_acts_greedily_by_its_own(self, start):
         client = self.client(start(), max_staleness=9, when_busy="greedy")
         got = client.act(observations(1, 1))
-        np.testing.assert_allclose(got, play(GreedyPolicy(tiny_qt(5), CPU), [0], 1, first=1)[0], atol=1e-5)
+        np.testing.assert_allclose(
+            got, play(Acting(greedy_beside(policy(5), tiny_data())), [0], 1, first=1)[0], atol=1e-5
+        )
         assert client.weights_version == self.NEW
 
     def test_what_acted_last_is_not_gone_back_behind_however_old_weights_may_be(self, start):
@@ -249,7 +255,7 @@ class TestStale:
         client = self.client(service, max_staleness=9, when_busy="greedy")
         client.act(observations(1, 1))  # greedily, by the new ones
         assert client.weights_version == self.NEW
-        client.max_staleness = 1000
+        client.policy.max_staleness = 1000
         client.act(observations(1, 2))
         assert client.weights_version == self.NEW
         service.publish(5, self.NEW)
@@ -337,7 +343,7 @@ class TestGone:
         service = start()
         client = service.client()
         play(client, [0], 2)
-        ray.get(service.actor.end.remote(client._episodes), timeout=PATIENCE)
+        ray.get(service.actor.end.remote(client.policy._begun), timeout=PATIENCE)
         after = [client.act(observations(1, step)) for step in range(2, 5)]
         np.testing.assert_allclose(after, play(local(), [0], 3, first=2), atol=1e-5)
         assert client.lost == 0
@@ -363,7 +369,7 @@ class TestBusy:
         client = start(**self.QUEUE).client(when_busy="greedy")
         first, second = play(client, [0, 1], 4).swapaxes(0, 1)
         np.testing.assert_allclose(first, play(local(), [0, 1], 4)[:, 0], atol=1e-5)
-        greedy = GreedyPolicy(tiny_qt(0), CPU)
+        greedy = Acting(greedy_beside(policy(0), tiny_data()))
         np.testing.assert_allclose(second, play(greedy, [0, 1], 4)[:, 1], atol=1e-5)
         assert client.lost == 0
 

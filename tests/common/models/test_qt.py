@@ -53,7 +53,7 @@ def test_choosing_equals_a_greedy_loop(action_dim: int):
         assert bins[b].tolist() == want_bins
         assert value[b].item() == pytest.approx(want_value, rel=1e-9)
     assert len(set(map(tuple, bins.tolist()))) > 1  # otherwise this shows little
-    torch.testing.assert_close(qt.value(states), value)
+    torch.testing.assert_close(qt.value({"observations": states}), value)
 
 
 @dimensions
@@ -87,13 +87,13 @@ def test_no_and_all_bins_replaced():
 def test_states_do_not_see_each_other():
     qt, states = make_qt(), make_states()
     bins, value = qt.choose(states)
-    first = qt.value(states, first_dimension_only=True)
+    first = qt.first_dimension_value(states)
     q = qt(states, bins[:, :-1])
     for b in range(len(states)):
         alone = states[b : b + 1]
         assert torch.equal(qt.choose(alone)[0][0], bins[b])
         torch.testing.assert_close(qt.choose(alone)[1][0], value[b])
-        torch.testing.assert_close(qt.value(alone, first_dimension_only=True)[0], first[b])
+        torch.testing.assert_close(qt.first_dimension_value(alone)[0], first[b])
         torch.testing.assert_close(qt(alone, bins[b : b + 1, :-1])[:, 0], q[:, b])
 
 
@@ -101,9 +101,8 @@ def test_states_do_not_see_each_other():
 def test_valuing_is_not_random():
     qt, states = make_qt(), make_states()
     state = torch.get_rng_state()
-    for first_dimension_only in (False, True):
-        first = qt.value(states, first_dimension_only)
-        assert torch.equal(qt.value(states, first_dimension_only), first)
+    for value in (lambda: qt.value({"observations": states}), lambda: qt.first_dimension_value(states)):
+        assert torch.equal(value(), value())
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -112,7 +111,7 @@ def test_valuing_is_not_random():
 def test_valuing_by_the_first_dimension_is_its_maximum_of_the_mean(action_dim: int):
     qt, states = make_qt(action_dim), make_states()
     q = qt(states, torch.empty(6, 0, dtype=torch.int64))[:, :, 0]  # [2, B, K]
-    torch.testing.assert_close(qt.value(states, first_dimension_only=True), q.mean(dim=0).amax(dim=-1))
+    torch.testing.assert_close(qt.first_dimension_value(states), q.mean(dim=0).amax(dim=-1))
 
 
 @dimensions
@@ -123,10 +122,10 @@ def test_number_of_passes(action_dim: int):
     qt.choose(make_states())
     assert passed == [1] * action_dim  # each token once
     passed.clear()
-    qt.value(make_states())
+    qt.value({"observations": make_states()})
     assert len(passed) == action_dim
     passed.clear()
-    qt.value(make_states(), first_dimension_only=True)
+    qt.first_dimension_value(make_states())
     assert passed == [1]
 
 
@@ -175,7 +174,7 @@ def test_autocast_does_not_make_bins_tie():
     want, chosen = qt(states, bins), qt.choose(states)[0]
     with torch.autocast("cpu", torch.bfloat16):
         got, chosen_narrow = qt(states, bins), qt.choose(states)[0]
-        value = qt.value(states, first_dimension_only=True)
+        value = qt.first_dimension_value(states)
     assert got.dtype == value.dtype == torch.float32
     assert (got - want).abs().max() < 0.1 * want.std(dim=-1).mean()
     assert (got == got.amax(dim=-1, keepdim=True)).sum(dim=-1).float().mean() < 1.1

@@ -55,6 +55,36 @@ def slow_rollout(tdm: TDM, observations: Tensor, actions: Tensor) -> list[Predic
     return predictions
 
 
+def start(tdm, observations):
+    return tdm.start({"observations": observations})
+
+
+def fan_out(tdm, root, copies, out=None):
+    """Each root `copies` times in a row, with room for the horizon."""
+    return tdm.select(root, torch.arange(len(root.observations)).repeat_interleave(copies), HORIZON, out)
+
+
+def imagine(tdm, rollout, actions):
+    for step in range(actions.shape[1]):
+        yield tdm.step(rollout, actions[:, step])
+
+
+@torch.no_grad()
+def test_a_beam_reorders_and_drops_sequences():
+    tdm, actions = make_tdm(), torch.rand(6, HORIZON, 2) * 2 - 1
+    rollout = fan_out(tdm, start(tdm, torch.randn(6, OBS_DIM)), 1)
+    first = tdm.step(rollout, actions[:, 0])
+    index = torch.tensor([4, 4, 1])
+    beam = tdm.select(rollout, index, HORIZON - 1)
+    torch.testing.assert_close(tdm.state(beam)["observations"], first.observations[index])
+    tdm.step(rollout, actions[:, 1])  # the source goes on by itself
+    want = tdm.step(rollout, actions[:, 2])
+    tdm.step(beam, actions[index, 1])
+    got = tdm.step(beam, actions[index, 2])
+    torch.testing.assert_close(got.rewards, want.rewards[index])
+    torch.testing.assert_close(got.observations, want.observations[index])
+
+
 @variants
 @torch.no_grad()
 def test_stepping_equals_the_full_forward_pass(action_dim: int, can_terminate: bool, predict_change: bool):
@@ -63,45 +93,21 @@ def test_stepping_equals_the_full_forward_pass(action_dim: int, can_terminate: b
     actions = torch.rand(2 * copies, HORIZON, action_dim) * 2 - 1
     want = slow_rollout(tdm, roots.repeat_interleave(copies, dim=0), actions)
 
-    rollout = tdm.fan_out(tdm.start(roots), copies, HORIZON)
+    rollout = fan_out(tdm, start(tdm, roots), copies)
     for step in range(HORIZON):
         assert_same(tdm.step(rollout, actions[:, step]), want[step])
         torch.testing.assert_close(rollout.observations, want[step].observations)
         assert rollout.steps == step + 1
 
 
-@variants
-@torch.no_grad()
-def test_imagining_equals_the_full_forward_pass(action_dim: int, can_terminate: bool, predict_change: bool):
-    tdm = make_tdm(action_dim, can_terminate, predict_change)
-    roots, copies = torch.randn(2, OBS_DIM), 4
-    actions = torch.rand(2 * copies, HORIZON, action_dim) * 2 - 1
-    want = slow_rollout(tdm, roots.repeat_interleave(copies, dim=0), actions)
-    got = list(tdm.imagine(tdm.fan_out(tdm.start(roots), copies, HORIZON), actions))
-    assert len(got) == HORIZON
-    for one, other in zip(got, want, strict=True):
-        assert_same(one, other)
-
-
-@torch.no_grad()
-def test_imagining_goes_on_where_steps_left_off():
-    tdm = make_tdm()
-    roots, actions = torch.randn(3, OBS_DIM), torch.rand(3, HORIZON, 2) * 2 - 1
-    want = slow_rollout(tdm, roots, actions)
-    rollout = tdm.fan_out(tdm.start(roots), 1, HORIZON)
-    assert_same(tdm.step(rollout, actions[:, 0]), want[0])
-    for one, other in zip(tdm.imagine(rollout, actions[:, 1:]), want[1:], strict=True):
-        assert_same(one, other)
-
-
 @torch.no_grad()
 def test_rollouts_do_not_see_each_other():
     tdm = make_tdm()
     roots, actions = torch.randn(5, OBS_DIM), torch.rand(5, HORIZON, 2) * 2 - 1
-    together = list(tdm.imagine(tdm.fan_out(tdm.start(roots), 1, HORIZON), actions))
+    together = list(imagine(tdm, fan_out(tdm, start(tdm, roots), 1), actions))
     for b in range(5):
         one = slice(b, b + 1)
-        alone = list(tdm.imagine(tdm.fan_out(tdm.start(roots[one]), 1, HORIZON), actions[one]))
+        alone = list(imagine(tdm, fan_out(tdm, start(tdm, roots[one]), 1), actions[one]))
         for got, want in zip(alone, together, strict=True):
             torch.testing.assert_close(got.observations, want.observations[one])
             torch.testing.assert_close(got.rewards, want.rewards[one])
@@ -113,11 +119,11 @@ def test_tokens_that_pass_the_trunk():
     tdm, passed = make_tdm(action_dim=6), []
     tdm.trunk.register_forward_pre_hook(lambda _module, inputs: passed.append(tuple(inputs[0].shape[:2])))
     roots, copies = torch.randn(2, OBS_DIM), 50
-    root = tdm.start(roots)
-    rollout = tdm.fan_out(root, copies, HORIZON)
+    root = start(tdm, roots)
+    rollout = fan_out(tdm, root, copies)
     for actions in (torch.zeros(100, HORIZON, 6), torch.ones(100, HORIZON, 6)):
-        list(tdm.imagine(rollout, actions))
-        rollout = tdm.rewind(rollout, root, copies)
+        list(imagine(tdm, rollout, actions))
+        rollout = fan_out(tdm, root, copies, out=rollout)
     assert passed == [(2, 1)] + 2 * [(100, 6), (100, 7), (100, 7)]
 
 
@@ -126,27 +132,27 @@ def test_tokens_that_pass_the_trunk():
 def test_the_cache_has_room_for_the_horizon_and_no_more(action_dim: int):
     tdm = make_tdm(action_dim, embed_dim=8, num_layers=3)
     sequences = 2 * 5
-    rollout = tdm.fan_out(tdm.start(torch.randn(2, OBS_DIM)), 5, HORIZON)
-    keys_and_values = 2 * sequences * HORIZON * (action_dim + 1) * 8
+    rollout = fan_out(tdm, start(tdm, torch.randn(2, OBS_DIM)), 5)
+    keys_and_values = 2 * sequences * (1 + HORIZON * (action_dim + 1)) * 8
     assert sum(layer.numel() for layer in rollout.cache.layers) == 3 * keys_and_values
-    list(tdm.imagine(rollout, torch.zeros(sequences, HORIZON, action_dim)))
+    list(imagine(tdm, rollout, torch.zeros(sequences, HORIZON, action_dim)))
     assert rollout.cache.length == HORIZON * (action_dim + 1)
 
 
 @torch.no_grad()
-def test_rewinding_uses_the_memory_again_and_forgets_everything():
+def test_selecting_into_a_rollout_uses_its_memory_again_and_forgets_everything():
     tdm, copies = make_tdm(), 4
-    root = tdm.start(torch.randn(2, OBS_DIM))
+    root = start(tdm, torch.randn(2, OBS_DIM))
     first, second = torch.rand(2, 8, HORIZON, 2) * 2 - 1
-    rollout = tdm.fan_out(root, copies, HORIZON)
+    rollout = fan_out(tdm, root, copies)
     memory = [layer.data_ptr() for layer in rollout.cache.layers]
-    before = list(tdm.imagine(rollout, first))
-    rollout = tdm.rewind(rollout, root, copies)
+    before = list(imagine(tdm, rollout, first))
+    rollout = fan_out(tdm, root, copies, out=rollout)
     assert rollout.steps == 0
-    other = list(tdm.imagine(rollout, second))
+    other = list(imagine(tdm, rollout, second))
     assert not torch.allclose(other[-1].rewards, before[-1].rewards)
-    rollout = tdm.rewind(rollout, root, copies)
-    after = list(tdm.imagine(rollout, first))
+    rollout = fan_out(tdm, root, copies, out=rollout)
+    after = list(imagine(tdm, rollout, first))
     for got, want in zip(after, before, strict=True):
         assert torch.equal(got.observations, want.observations)
         assert torch.equal(got.rewards, want.rewards)
@@ -274,4 +280,4 @@ def test_other_shapes_are_refused():
     with pytest.raises(AssertionError, match="want"):
         tdm(observations[..., :-1], actions)
     with pytest.raises(AssertionError, match="want"):
-        tdm.start(observations)
+        start(tdm, observations)

@@ -137,7 +137,7 @@ def test_a_cache_under_autocast_is_bfloat16_and_continues_the_sequence(split: li
         full = trunk(x)
         cache = trunk.new_cache(len(x), room=TOKENS)
         parts = [trunk(part, cache=cache) for part in x.split(split, dim=1)]
-        wide = cache.fan_out(2, room=TOKENS)
+        wide = cache.select(torch.arange(len(x)).repeat_interleave(2), room=TOKENS)
     assert {layer.dtype for layer in cache.layers + wide.layers} == {torch.bfloat16}
     # bfloat16 keeps 8 bits; errors of 2^-8 add up over three blocks.
     torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0.1, atol=0.1)
@@ -152,20 +152,19 @@ def test_a_cache_and_a_stride_go_together(split: list[int]):
     full = trunk(x)
     cache, start = trunk.new_cache(len(x), room=TOKENS), 0
     for size in split:
-        for stride in (2, size):  # the second is read off and taken back, as a rollout does
-            got = trunk(x[:, start : start + size], stride=stride, cache=cache)
+        before = cache.select(torch.arange(len(x)), room=TOKENS)
+        for stride, tokens in ((2, before), (size, cache)):
+            got = trunk(x[:, start : start + size], stride=stride, cache=tokens)
             torch.testing.assert_close(got, full[:, start : start + size][:, (size - 1) % stride :: stride])
-            if stride == 2:
-                cache.rewind(start)
         start += size
 
 
 @torch.no_grad()
-def test_fan_out_copies_each_sequence_in_a_row():
+def test_selecting_copies_sequences():
     trunk, x = make_trunk().eval(), make_input(2)
     cache = trunk.new_cache(2, room=4)
     trunk(x[:, :4], cache=cache)
-    wide = cache.fan_out(3, room=9)
+    wide = cache.select(torch.arange(2).repeat_interleave(3), room=9)
     assert wide.length == 4
     rest = make_input(6, 5, seed=4)
     got = trunk(rest, cache=wide)
@@ -173,24 +172,25 @@ def test_fan_out_copies_each_sequence_in_a_row():
     torch.testing.assert_close(got, want)
     # The source is as it was: it has no more tokens, and none of the copies' writes.
     assert cache.length == 4
-    again = trunk(x[:, 4:8], cache=cache.fan_out(1, room=8))
+    again = trunk(x[:, 4:8], cache=cache.select(torch.arange(2), room=8))
     torch.testing.assert_close(again, trunk(x)[:, 4:8])
 
 
 @torch.no_grad()
-def test_rewinding_forgets_the_newest_tokens_and_uses_their_memory_again():
+def test_selecting_into_a_cache_uses_its_memory_again():
     trunk, x, other = make_trunk().eval(), make_input(), make_input(seed=9)
-    cache = trunk.new_cache(len(x), room=TOKENS)
-    trunk(x[:, :5], cache=cache)
+    root, everything = trunk.new_cache(len(x), room=5), torch.arange(len(x))
+    trunk(x[:, :5], cache=root)
+    cache = root.select(everything, room=TOKENS)
     memory = [layer.data_ptr() for layer in cache.layers]
     for continuation in (x, other, x):
         got = trunk(continuation[:, 5:], cache=cache)
         torch.testing.assert_close(got, trunk(torch.cat([x[:, :5], continuation[:, 5:]], dim=1))[:, 5:])
-        cache.rewind(5)
+        cache = root.select(everything, room=TOKENS, out=cache)
         assert cache.length == 5
     assert [layer.data_ptr() for layer in cache.layers] == memory
-    with pytest.raises(AssertionError):
-        cache.rewind(6)
+    larger = root.select(everything, room=TOKENS + 1, out=cache)  # too small for it: not used
+    assert larger.layers[0].data_ptr() != memory[0]
 
 
 def test_a_token_too_many_is_refused():

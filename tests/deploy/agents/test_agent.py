@@ -7,7 +7,7 @@ from qttdm.common.config import ConfigError
 from qttdm.common.environments.task_env import TaskSpec
 from qttdm.deploy.agents.agent import choose_device, exploration, make_learner, make_policy, use_bfloat16
 from qttdm.planner_service.policies.greedy import GreedyPolicy
-from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.policies.planning import PlanningPolicy
 from tests.fakes import tiny_config
 
 CPU = torch.device("cpu")
@@ -38,8 +38,8 @@ def test_the_policy_takes_what_the_learner_gives_and_keeps_its_own_copy(agent):
 def test_how_each_agent_acts():
     policies = {agent: make_policy(tiny_config(agent=agent), SPEC, CPU) for agent in NETWORKS}
     assert isinstance(policies["qt"], GreedyPolicy)  # no planning
-    assert isinstance(policies["tdm"], MPCPolicy)
-    assert isinstance(policies["qt-tdm"], MPCPolicy)
+    assert isinstance(policies["tdm"], PlanningPolicy)
+    assert isinstance(policies["qt-tdm"], PlanningPolicy)
     assert policies["tdm"].planner.value_function is None  # no proposals, no terminal value
     assert policies["tdm"].planner.config.qt_samples == 0
     assert policies["qt-tdm"].planner.value_function is not None

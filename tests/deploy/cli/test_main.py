@@ -15,7 +15,7 @@ import tests.fakes  # noqa: F401 - registers the toy tasks
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.deploy.cli.main import main
 from qttdm.deploy.runs.trained import TrainedAgent
-from qttdm.planner_service.planners.mppi_config import PRESETS
+from qttdm.planner_service.planners.mppi import PRESETS
 
 ROOT = Path(__file__).parents[3]
 TINY = [

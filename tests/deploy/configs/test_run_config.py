@@ -65,11 +65,8 @@ class TestPaper:
                 "min_std": 0.05,
                 "max_std": 2.0,
                 "random_bins": 0.1,
-                # the economies are not the paper's
-                "sample_decay": 1.0,
-                "early_stop": False,
-                "noise_exponent": 0.0,
                 "keep_elites": 0,
+                "execute": "elite",
             },
             "replay": {"sampler": "uniform"},
             "epsilon": {"start": 1.0, "end": 0.01, "share": 0.3},

@@ -20,7 +20,7 @@ from qttdm.deploy.runs.local import new_run
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.serving.client import Client
 from qttdm.planner_service.serving.messages import ServiceError, ServiceLost
-from tests.fakes import randomise, tiny_config
+from tests.fakes import Acting, randomise, tiny_config
 
 ROOT = Path(__file__).parents[3]
 PENDULUM = ["env={action_repeat: 20, episode_steps: 200}", "tdm.window=4"]
@@ -87,6 +87,7 @@ def observation(step):
 def local_actions(path, seed, steps):
     """What the run's own policy does."""
     policy = TrainedAgent(path).policy
+    policy = Acting(policy)
     policy.begin([seed], 0.0)
     return np.stack([policy.act(observation(step)[None])[0] for step in steps])
 

@@ -6,35 +6,43 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from qttdm.common.weights import Weights
-from qttdm.planner_service.planners.mppi import Planner, PlanState, draw_noise
-from qttdm.planner_service.planners.mppi_config import PlannerConfig
+from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
 from qttdm.planner_service.policies.greedy import EpsilonConfig, GreedyPolicy
-from qttdm.planner_service.policies.planning import MPCPolicy, next_power_of_two, until
+from qttdm.planner_service.policies.lockstep import Lockstep
+from qttdm.planner_service.policies.planning import PlanningPolicy, next_power_of_two, on_device, until
 from qttdm.planner_service.policies.random_actions import RandomPolicy
-from tests.fakes import tiny_qt, tiny_tdm
+from tests.fakes import tiny_data, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
 OBSERVATIONS = np.array([[0.1, -0.5, 1.0], [1.0, 0.3, -0.2], [-2.0, 0.0, 0.4]], np.float32)
+CONTEXT = {"observations": OBSERVATIONS}
 
 
-def mpc(**config):
+def mpc(compile=False, **config):
     settings = {"samples": 16, "elites": 4, "qt_samples": 3, "iterations": 2, **config}
-    return MPCPolicy(Planner(PlannerConfig(**settings), 0.95, tiny_tdm(0), tiny_qt(1)), CPU)
+    return planning(PlannerConfig(**settings), tiny_tdm(0), tiny_qt(1), compile)
 
 
-def greedy():
-    return GreedyPolicy(tiny_qt(1), CPU)
+def planning(config, tdm, qt, compile=False):
+    networks = nn.ModuleDict({"tdm": tdm} | ({"qt": qt} if qt is not None else {}))
+    return PlanningPolicy(Planner(config, 0.95, 2, tdm, qt), networks, tiny_data(), CPU, compile=compile)
 
 
-POLICIES = {"mpc": mpc, "greedy": greedy, "random": lambda: RandomPolicy(2)}
+def greedy(qt=None):
+    qt = qt or tiny_qt(1)
+    return GreedyPolicy(qt, nn.ModuleDict({"qt": qt}), tiny_data(), CPU)
+
+
+POLICIES = {"mpc": mpc, "greedy": greedy, "random": lambda: RandomPolicy(tiny_data())}
 LEARNED = ["mpc", "greedy"]
 
 
 def act(policy, seeds=(3, 4, 5), exploration=1.0, observations=OBSERVATIONS, decisions=2):
-    policy.begin(list(seeds), exploration)
-    return np.stack([policy.act(observations) for _ in range(decisions)])
+    episodes = Lockstep(policy, seeds, exploration)
+    return np.stack([episodes.act({"observations": observations}) for _ in range(decisions)])
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -49,7 +57,7 @@ class TestContract:
     def test_the_seeds_decide(self, name):
         policy = POLICIES[name]()
         first, again, other = act(policy), act(policy), act(policy, seeds=(6, 7, 8))
-        assert np.array_equal(first, again)  # also: `begin` leaves nothing of an earlier episode
+        assert np.array_equal(first, again)  # also: an episode leaves nothing of an earlier episode
         assert not np.array_equal(first, other)
 
     def test_each_environment_has_its_own_stream(self, name):
@@ -92,7 +100,7 @@ class TestWeights:
     def test_freezes_networks_handed_over_in_training(self, name):
         tdm, qt = tiny_tdm(0).train().requires_grad_(True), tiny_qt(1).train().requires_grad_(True)
         config = PlannerConfig(samples=4, elites=2)
-        policy = MPCPolicy(Planner(config, 0.9, tdm, qt), CPU) if name == "mpc" else GreedyPolicy(qt, CPU)
+        policy = planning(config, tdm, qt) if name == "mpc" else greedy(qt)
         assert not any(module.training for module in policy.networks.modules())
         assert not any(parameter.requires_grad for parameter in policy.networks.parameters())
 
@@ -107,7 +115,8 @@ class TestDecide:
         episodes = {seed: policy.start(seed, seed % 2) for seed in alone}  # some explore, some do not
         together = {seed: [] for seed in alone}
         for due in [(3,), (5, 3), (4, 5, 3), (4, 3), (5, 4), (4, 5)]:
-            actions = policy.decide([episodes[s] for s in due], np.repeat(OBSERVATIONS[:1], len(due), axis=0)).actions
+            context = {"observations": np.repeat(OBSERVATIONS[:1], len(due), axis=0)}
+            actions = policy.decide([episodes[s] for s in due], context).actions
             for seed, action in zip(due, actions, strict=True):
                 together[seed].append(action)
         for seed, actions in together.items():
@@ -116,14 +125,14 @@ class TestDecide:
 
     def test_comes_with_a_value_for_each(self, name):
         policy = POLICIES[name]()
-        decisions = policy.decide([policy.start(seed, 0.0) for seed in (3, 4, 5)], OBSERVATIONS)
+        decisions = policy.decide([policy.start(seed, 0.0) for seed in (3, 4, 5)], CONTEXT)
         assert decisions.values.dtype == np.float32
         if name == "greedy":
-            want, iterations = policy.qt.value(torch.from_numpy(OBSERVATIONS)), 0
+            want, iterations = policy.value_function.value(on_device(CONTEXT, CPU)), 0
         else:
-            noise = draw_noise([policy.start(seed, 0.0).generator for seed in (3, 4, 5)], policy.planner.config, 2)
-            state = PlanState.initial(3, policy.planner.config, 2, CPU)
-            want, iterations = policy.planner.plan(torch.from_numpy(OBSERVATIONS), state, noise, False).values, 2
+            noise = policy.planner.draw([policy.start(seed, 0.0).generator for seed in (3, 4, 5)])
+            carry = policy.planner.begin(3, CPU)
+            want, iterations = policy.planner.plan(on_device(CONTEXT, CPU), carry, noise, False).values, 2
         assert np.allclose(decisions.values, want, atol=1e-5)
         assert decisions.iterations == iterations
 
@@ -131,7 +140,7 @@ class TestDecide:
         policy = POLICIES[name]()
         calm, wild = act(policy, exploration=0.0, decisions=1)[0], act(policy, exploration=1.0, decisions=1)[0]
         episodes = [policy.start(seed, exploration) for seed, exploration in [(3, 1.0), (4, 0.0), (5, 1.0)]]
-        mixed = policy.decide(episodes, OBSERVATIONS).actions
+        mixed = policy.decide(episodes, CONTEXT).actions
         assert np.allclose(mixed[::2], wild[::2], atol=1e-5)
         assert np.allclose(mixed[1], calm[1], atol=1e-5)
 
@@ -141,7 +150,7 @@ class TestDeadline:
         policy = mpc(iterations=6)
         for left, fitting in [(-1.0, {1}), (3600.0, {6})]:
             episodes = [policy.start(seed, 0.0) for seed in (3, 4, 5)]
-            decisions = policy.decide(episodes, OBSERVATIONS, deadline=time.monotonic() + left)
+            decisions = policy.decide(episodes, CONTEXT, deadline=time.monotonic() + left)
             assert decisions.iterations in fitting
             assert np.abs(decisions.actions).max() <= 1
 
@@ -152,10 +161,10 @@ class TestDeadline:
         assert [more(1), more(2), more(3)] == [True, True, False]
 
 
-class TestMPCPolicy:
+class TestPlanningPolicy:
     def test_networks_are_those_the_planner_uses(self):
         assert list(mpc().networks) == ["tdm", "qt"]
-        alone = MPCPolicy(Planner(PlannerConfig(samples=4, elites=2), 0.9, tiny_tdm(0), None), CPU)
+        alone = planning(PlannerConfig(samples=4, elites=2), tiny_tdm(0), None)
         assert list(alone.networks) == ["tdm"]
         assert act(alone).shape == (2, 3, 2)
 
@@ -166,18 +175,29 @@ class TestMPCPolicy:
 
     def test_the_warm_start_lasts_within_an_episode_and_ends_with_it(self):
         policy = mpc(init_std=0.5)
-        actions = act(policy, decisions=3)
-        assert all(e.plan.mean.abs().max() > 0 for e in policy.episodes)  # something was handed on
-        policy.begin([3, 4, 5], 1.0)
-        assert all(e.plan.mean.abs().max() == 0 for e in policy.episodes)
-        assert np.array_equal(policy.act(OBSERVATIONS), actions[0])
+        episodes = Lockstep(policy, [3, 4, 5], 1.0)
+        actions = [episodes.act(CONTEXT) for _ in range(3)]
+        assert all(e.carry["mean"].abs().max() > 0 for e in episodes.episodes)  # something was handed on
+        again = Lockstep(policy, [3, 4, 5], 1.0)
+        assert all(e.carry["mean"].abs().max() == 0 for e in again.episodes)
+        assert np.array_equal(again.act(CONTEXT), actions[0])
+
+    def test_a_plan_that_is_not_finite_leaves_the_warm_start_as_it_was(self):
+        policy = mpc()
+        episodes = [policy.start(seed, 0.0) for seed in (3, 4, 5)]
+        policy.decide(episodes, CONTEXT)
+        before = [e.carry for e in episodes]
+        absurd = OBSERVATIONS.copy()
+        absurd[1] = 3e38
+        assert policy.decide(episodes, {"observations": absurd}).finite.tolist() == [True, False, True]
+        assert [e.carry is was for e, was in zip(episodes, before, strict=True)] == [False, True, False]
 
 
 class TestGreedyPolicy:
     def test_without_exploration_it_is_the_greedy_action(self):
         policy = greedy()
-        bins, _ = policy.qt.choose(torch.from_numpy(OBSERVATIONS))
-        want = policy.qt.tokenizer.decode(bins).numpy()
+        bins, _ = policy.value_function.choose(torch.from_numpy(OBSERVATIONS))
+        want = policy.value_function.tokenizer.decode(bins).numpy()
         assert all(np.array_equal(actions, want) for actions in act(policy, exploration=0.0, decisions=5))
 
     @pytest.mark.parametrize("epsilon", [0.3, 1.0])
@@ -185,8 +205,8 @@ class TestGreedyPolicy:
         policy, environments = greedy(), 3000
         observations = np.repeat(OBSERVATIONS[:1], environments, axis=0)
         (actions,) = act(policy, range(environments), epsilon, observations, decisions=1)
-        bins = policy.qt.tokenizer.encode(torch.from_numpy(actions))
-        best = policy.qt.choose(torch.from_numpy(OBSERVATIONS[:1]))[0]
+        bins = policy.value_function.tokenizer.encode(torch.from_numpy(actions))
+        best = policy.value_function.choose(torch.from_numpy(OBSERVATIONS[:1]))[0]
         # One draw decides for the whole action: it is greedy with 1 - epsilon, or by chance.
         stayed = (bins == best).all(dim=1).float().mean().item()
         assert stayed == pytest.approx(1 - epsilon + epsilon / 49, abs=0.03)
@@ -198,7 +218,7 @@ class TestGreedyPolicy:
 
 
 def test_random_actions_are_uniform():
-    (actions,) = act(RandomPolicy(2), range(3000), observations=np.zeros((3000, 3), np.float32), decisions=1)
+    (actions,) = act(RandomPolicy(tiny_data()), range(3000), observations=np.zeros((3000, 3), np.float32), decisions=1)
     counts, _ = np.histogram(actions, bins=8, range=(-1, 1))
     assert counts / actions.size == pytest.approx(np.full(8, 1 / 8), abs=0.02)
     assert abs(np.corrcoef(actions.T)[0, 1]) < 0.06
@@ -217,13 +237,12 @@ class TestCompiled:
     def test_the_whole_decision_is_one_graph_for_each_power_of_two_and_the_same_decision(self, monkeypatch):
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=self.backend))
         self.sizes = []
-        settings = {"horizon": 1, "keep_elites": 2, "noise_exponent": 1.0}
+        settings = {"horizon": 1, "keep_elites": 2}
         plain, compiled = mpc(**settings), mpc(compile=True, **settings)
         for episodes, exploration in ((1, 0.0), (3, 1.0), (4, 0.0)):
             seeds, observations = range(episodes), np.resize(OBSERVATIONS, (episodes, 3))
             got = act(compiled, seeds, exploration, observations)
             np.testing.assert_allclose(got, act(plain, seeds, exploration, observations), atol=1e-5)
-            np.testing.assert_allclose(compiled.decided.values, plain.decided.values, atol=1e-5)
         assert self.sizes == [1, 1, 4, 4, 4, 4]
 
     def backend(self, graph, example_inputs, **_):

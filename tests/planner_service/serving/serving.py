@@ -9,13 +9,11 @@ from contextlib import contextmanager
 import msgpack
 import torch
 
-from qttdm.planner_service.planners.mppi import Planner
-from qttdm.planner_service.planners.mppi_config import PlannerConfig
-from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.planners.mppi import PlannerConfig
 from qttdm.planner_service.serving.client import Client
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
-from tests.fakes import tiny_qt, tiny_tdm
+from tests.fakes import planning_policy, tiny_data, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
 INFO = {"task": "gym/FakePoint-v0", "agent": "qt-tdm", "obs_dim": 3, "action_dim": 2, "action_repeat": 8}
@@ -24,14 +22,14 @@ INFO = {"task": "gym/FakePoint-v0", "agent": "qt-tdm", "obs_dim": 3, "action_dim
 def tiny_policy(action_dim=2):
     """Plans in milliseconds."""
     config = PlannerConfig(samples=8, elites=4, qt_samples=2, iterations=2, horizon=2)
-    return MPCPolicy(Planner(config, 0.95, tiny_tdm(0, 3, action_dim), tiny_qt(1, 3, action_dim)), CPU)
+    return planning_policy(config, tiny_tdm(0, 3, action_dim), tiny_qt(1, 3, action_dim), action_dim)
 
 
 class Serving:
     """A server and the loop it runs in."""
 
     def __init__(self, policy, service, server, info, **more):
-        self.service = PlannerService(ServiceConfig(**service), policy, obs_dim=3)
+        self.service = PlannerService(ServiceConfig(**service), policy, tiny_data())
         self.server = Server(ServerConfig(port=0, **server), self.service, info, **more)
 
     def run(self, coroutine):

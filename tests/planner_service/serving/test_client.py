@@ -10,8 +10,10 @@ import pytest
 
 from qttdm.planner_service.serving.client import Client
 from qttdm.planner_service.serving.messages import Answer, Request, ServiceError, ServiceLost
+from tests.fakes import Acting
 from tests.planner_service.serving.serving import INFO, serving, tiny_policy
-from tests.planner_service.serving.test_service import GatedPolicy, observation
+from tests.planner_service.serving.test_service import GatedPolicy
+from tests.planner_service.serving.test_service import numbers as observation
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,6 +32,7 @@ def client(served):
 
 def local(seed, exploration, steps):
     policy = tiny_policy()
+    policy = Acting(policy)
     policy.begin([seed], exploration)
     return np.stack([policy.act(observation(step)[None])[0] for step in range(steps)])
 
@@ -57,13 +60,13 @@ def test_answers_are_complete(client):
 def test_many_episodes_in_one_call(client, served):
     episodes = client.begin([1, 2, 3])
     batches = served.service._counts["batches"]
-    outcomes = client.act([Request(e, 0, observation(0)) for e in [*episodes, 999]])
+    outcomes = client.act([Request(e, 0, {"observations": observation(0)}) for e in [*episodes, 999]])
     for seed, answer in zip([1, 2, 3], outcomes, strict=False):
         assert np.allclose(answer.action, local(seed, 0.0, 1)[0], atol=1e-5)
     assert outcomes[3].code == "unknown_episode"
     assert served.service._counts["batches"] == batches + 1
     client.end(episodes)
-    assert client.act([Request(episodes[0], 1, observation(0))])[0].code == "unknown_episode"
+    assert client.act([Request(episodes[0], 1, {"observations": observation(0)})])[0].code == "unknown_episode"
 
 
 def test_info_and_health(client):
@@ -84,7 +87,7 @@ def test_info_and_health(client):
 
 
 def test_refusals_are_errors_with_their_code(client):
-    with pytest.raises(ServiceError, match=r"bad_observation: got \[4\] numbers, want \[3\]") as error:
+    with pytest.raises(ServiceError, match=r"bad_observation: observations: got \[4\] numbers, want \[3\]") as error:
         client.episode(seed=0).act(np.zeros(4))
     assert error.value.refusal.code == "bad_observation"
     with pytest.raises(ServiceError, match="bad_message: exploration"):

@@ -12,8 +12,9 @@ import pytest
 
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
+from tests.fakes import Acting
 from tests.planner_service.serving.serving import INFO, serving, tiny_policy
-from tests.planner_service.serving.test_service import observation
+from tests.planner_service.serving.test_service import numbers as observation
 
 ROOT = Path(__file__).parents[3]
 CLIENTS = ROOT / "docs" / "clients"
@@ -38,6 +39,7 @@ class TestNode:
         assert (ran.returncode, ran.stderr) == (0, "")
         got = [json.loads(line) for line in ran.stdout.splitlines()]
         policy = tiny_policy()
+        policy = Acting(policy)
         policy.begin([5], 0.0)
         assert np.allclose(got, [policy.act(o[None])[0] for o in observations], atol=1e-5)
 
@@ -46,7 +48,7 @@ class TestNode:
             refused = self.run(it.port, QTTDM_TOKEN="guess")
             assert (refused.returncode, refused.stderr) == (1, "unauthorised: the token is missing or wrong\n")
             short = self.run(it.port, lines=[[1.0, 2.0]], QTTDM_TOKEN="sesame")
-        assert (short.returncode, short.stderr) == (1, "bad_observation: got [2] numbers, want [3]\n")
+        assert (short.returncode, short.stderr) == (1, "bad_observation: observations: got [2] numbers, want [3]\n")
 
     def test_packs_and_unpacks_all_that_the_protocol_has(self):
         """Its msgpack against ours, both ways."""
@@ -84,6 +86,7 @@ def test_the_examples_drive_a_gymnasium_environment_to_the_same_return(tmp_path,
         assert it.service._counts["answers"] == 10  # 200 steps, each action held for 20
     env = make_env("gym/Pendulum-v1", EnvConfig(action_repeat=20))
     policy = tiny_policy(action_dim=1)
+    policy = Acting(policy)
     policy.begin([0], 0.0)
     (observation, _), score, over = env.reset(seed=0), 0.0, False
     while not over:

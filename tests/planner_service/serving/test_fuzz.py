@@ -15,14 +15,12 @@ import msgpack
 import numpy as np
 import pytest
 
-from qttdm.planner_service.planners.mppi import Planner
-from qttdm.planner_service.planners.mppi_config import PlannerConfig
-from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.planners.mppi import PlannerConfig
 from qttdm.planner_service.serving.messages import REFUSALS
 from qttdm.planner_service.serving.wire import ERRORS
-from tests.fakes import tiny_qt, tiny_tdm
-from tests.planner_service.serving.serving import CPU, serving
-from tests.planner_service.serving.test_service import observation
+from tests.fakes import Acting, planning_policy, tiny_qt, tiny_tdm
+from tests.planner_service.serving.serving import serving
+from tests.planner_service.serving.test_service import numbers as observation
 
 FRAMES, BURST = 100_000, 100
 MAX_FRAME = 4096
@@ -40,7 +38,7 @@ ODD_FLOATS = [math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e30, 1e-45, -0.0,
 def minimal_policy():
     """Real networks and a real plan, as small as they come."""
     config = PlannerConfig(samples=4, elites=2, qt_samples=1, iterations=2, horizon=1)
-    return MPCPolicy(Planner(config, 0.95, tiny_tdm(0), tiny_qt(1)), CPU)
+    return planning_policy(config, tiny_tdm(0), tiny_qt(1))
 
 
 def messages(episode):
@@ -149,6 +147,7 @@ def resident_megabytes():
 def local_actions(seed):
     """An episode's, [10, N]."""
     policy = minimal_policy()
+    policy = Acting(policy)
     policy.begin([seed], 0.5)
     return np.stack([policy.act(observation(step)[None])[0] for step in range(10)])
 

@@ -21,8 +21,10 @@ from qttdm.planner_service.serving.messages import ServiceError, ServiceLost
 from qttdm.planner_service.serving.server import Server, ServerConfig, is_loopback
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 from qttdm.planner_service.serving.wire import frame
+from tests.fakes import Acting
 from tests.planner_service.serving.serving import INFO, Raw, serving, tiny_policy
-from tests.planner_service.serving.test_service import GatedPolicy, observation
+from tests.planner_service.serving.test_service import GatedPolicy
+from tests.planner_service.serving.test_service import numbers as observation
 
 QUICK = {"frame_timeout_s": 0.3}
 
@@ -41,6 +43,7 @@ def the_others(request):
         yield
         return
     policy = tiny_policy()
+    policy = Acting(policy)
     policy.begin([7], 0.5)
     with request.getfixturevalue("served").client() as client:
         episode = client.episode(seed=7, exploration=0.5)
@@ -299,6 +302,7 @@ class TestTLS:
         with encrypted.client(tls=trusting) as client:
             episode = client.episode(seed=7)
             policy = tiny_policy()
+            policy = Acting(policy)
             policy.begin([7], 0.0)
             for step in range(3):
                 got = episode.act(observation(step)).action

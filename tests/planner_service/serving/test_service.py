@@ -11,40 +11,45 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from qttdm.common.weights import Weights
-from qttdm.planner_service.planners.mppi import Planner
-from qttdm.planner_service.planners.mppi_config import PlannerConfig
-from qttdm.planner_service.policies.greedy import GreedyPolicy
-from qttdm.planner_service.policies.planning import MPCPolicy
+from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
+from qttdm.planner_service.policies.lockstep import Lockstep
+from qttdm.planner_service.policies.planning import PlanningPolicy, on_device
 from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request, ServiceError
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
-from tests.fakes import FakeDynamics, FakeValue, randomise, tiny_qt, tiny_tdm
+from tests.fakes import FakeDynamics, FakeValue, greedy_policy, planning_policy, randomise, tiny_data, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
 SMALL = {"samples": 12, "elites": 4, "qt_samples": 3, "iterations": 3, "horizon": 2}
 
 
 def mpc(**config):
-    return MPCPolicy(Planner(PlannerConfig(**{**SMALL, **config}), 0.95, tiny_tdm(0), tiny_qt(1)), CPU)
+    return planning_policy(PlannerConfig(**{**SMALL, **config}), tiny_tdm(0), tiny_qt(1))
 
 
 def greedy(**_):
-    return GreedyPolicy(tiny_qt(1), CPU)
+    return greedy_policy(tiny_qt(1))
 
 
 POLICIES = {"mpc": mpc, "keeps elites": lambda: mpc(keep_elites=2), "greedy": greedy}
 
 
-def observation(seed):
+def numbers(seed):
     return np.random.default_rng(seed).standard_normal(3).astype(np.float32)
 
 
-class GatedPolicy(MPCPolicy):
+def observation(seed):
+    return {"observations": numbers(seed)}
+
+
+class GatedPolicy(PlanningPolicy):
     """Waits in each batch until it may go on; notes how many were in it, and the deadline."""
 
     def __init__(self):
-        super().__init__(mpc().planner, CPU)
+        usual = mpc()
+        super().__init__(usual.planner, usual.networks, usual.data, CPU)
         self.gate, self.batches = threading.Event(), []
 
     def decide(self, episodes, observations, deadline=None):
@@ -53,15 +58,15 @@ class GatedPolicy(MPCPolicy):
         return super().decide(episodes, observations, deadline)
 
 
-class FunctionPolicy(MPCPolicy):
+class FunctionPolicy(PlanningPolicy):
     """Plans with functions for networks."""
 
     def __init__(self, planner):
-        self.planner, self.compiled, self.device, self.bfloat16, self.weights_version = planner, None, CPU, False, 0
+        super().__init__(planner, nn.ModuleDict(), tiny_data(), CPU)
 
 
 def service(policy=None, **config):
-    return PlannerService(ServiceConfig(**config), policy or mpc(), obs_dim=3)
+    return PlannerService(ServiceConfig(**config), policy or mpc(), tiny_data())
 
 
 def answered(outcomes):
@@ -79,8 +84,13 @@ async def until(condition):
 
 def local_actions(policy, seed, exploration, decisions):
     """What the policy itself does alone, [decisions, N]."""
-    policy.begin([seed], exploration)
-    return np.stack([policy.act(observation(1000 * seed + step)[None])[0] for step in range(decisions)])
+    episodes = Lockstep(policy, [seed], exploration)
+    return np.stack([episodes.act(batch(observation(1000 * seed + step)))[0] for step in range(decisions)])
+
+
+def batch(observations):
+    """Of one environment."""
+    return {name: array[None] for name, array in observations.items()}
 
 
 async def one_by_one(service, seed, exploration, decisions, pause):
@@ -125,7 +135,7 @@ class TestSameAnswers:
 
         def fake():
             dynamics, value = FakeDynamics(step, 2, 21), FakeValue(lambda s: -(s[:, 0] ** 2), 2, 21)
-            return FunctionPolicy(Planner(PlannerConfig(**SMALL), 0.95, dynamics, value))
+            return FunctionPolicy(Planner(PlannerConfig(**SMALL), 0.95, 2, dynamics, value))
 
         clients = [(seed, [0.0, 0.5][seed % 2], 6) for seed in range(9)]
 
@@ -149,7 +159,7 @@ class TestAnswers:
 
         answer, took = asyncio.run(run())
         policy = mpc()
-        decisions = policy.decide([policy.start(3, 0.0)], observation(0)[None])
+        decisions = policy.decide([policy.start(3, 0.0)], batch(observation(0)))
         assert np.allclose(answer.action, decisions.actions[0], atol=1e-5)
         assert answer.action.dtype == np.float32
         assert answer.value == pytest.approx(decisions.values[0], abs=1e-4)
@@ -164,7 +174,7 @@ class TestAnswers:
             return await serving.act([Request(episode, 0, observation(0))])
 
         (answer,) = asyncio.run(run())
-        want = tiny_qt(1).value(torch.from_numpy(observation(0)[None])).item()
+        want = tiny_qt(1).value(on_device(batch(observation(0)), CPU)).item()
         assert answer.value == pytest.approx(want, abs=1e-5)
         assert answer.iterations == 0
 
@@ -180,8 +190,7 @@ class TestAnswers:
         assert outcomes.pop(2).code == "unknown_episode"
         policy = mpc()
         for i, answer in enumerate(answered(outcomes)):
-            policy.begin([i], 0.0)
-            assert np.allclose(answer.action, policy.act(observation(i)[None])[0], atol=1e-5)
+            assert np.allclose(answer.action, Lockstep(policy, [i], 0.0).act(batch(observation(i)))[0], atol=1e-5)
 
     def test_asked_again_the_answer_is_the_same_and_the_episode_does_not_move(self):
         async def run():
@@ -202,10 +211,9 @@ class TestAnswers:
         first, once_more, second, batches = asyncio.run(run())
         assert once_more is first
         assert len(batches) == 2
-        policy = mpc()
-        policy.begin([3], 0.0)
+        policy = Lockstep(mpc(), [3], 0.0)
         for step, answer in enumerate([first, second]):
-            assert np.allclose(answer.action, policy.act(observation(step)[None])[0], atol=1e-5)
+            assert np.allclose(answer.action, policy.act(batch(observation(step)))[0], atol=1e-5)
 
 
 class TestBatches:
@@ -318,7 +326,7 @@ class TestWeights:
             policies[version].load(snapshots[version])
         for seed, answer in answers:
             policy = policies[answer.weights_version]
-            decided = policy.decide([policy.start(0, 0.0)], observation(seed)[None])
+            decided = policy.decide([policy.start(0, 0.0)], batch(observation(seed)))
             assert np.array_equal(answer.action, decided.actions[0])
             assert answer.value == pytest.approx(decided.values[0], abs=1e-4)
 
@@ -368,7 +376,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("bad", "words"),
         [
-            (np.zeros(2, np.float32), r"got \[2\] numbers, want \[3\]"),
+            (np.zeros(2, np.float32), r"observations: got \[2\] numbers, want \[3\]"),
             (np.zeros((3, 1), np.float32), r"got \[3, 1\] numbers, want \[3\]"),
             (np.zeros(3), "got float64 numbers, want float32"),
             (np.array([0, np.nan, 0], np.float32), "number 1 is nan"),
@@ -379,7 +387,7 @@ class TestRefusals:
         async def run():
             serving = service()
             episodes = await serving.begin([0, 1, 2])
-            observations = [observation(0), bad, observation(2)]
+            observations = [observation(0), {"observations": bad}, observation(2)]
             first = await serving.act([Request(e, 0, o) for e, o in zip(episodes, observations, strict=True)])
             second = await serving.act([Request(episodes[1], 0, observation(1))])
             return first, second
@@ -389,8 +397,7 @@ class TestRefusals:
         assert re.search(words, refused.message)
         policy = mpc()
         for i, answer in enumerate(answered([good, afterwards, also_good])):
-            policy.begin([i], 0.0)
-            assert np.allclose(answer.action, policy.act(observation(i)[None])[0], atol=1e-5)
+            assert np.allclose(answer.action, Lockstep(policy, [i], 0.0).act(batch(observation(i)))[0], atol=1e-5)
 
     def test_steps_are_counted(self):
         async def run():
@@ -497,7 +504,7 @@ class TestRefusals:
         async def run():
             serving = service()
             episodes = await serving.begin([0, 1])
-            huge = np.full(3, 3e38, np.float32)
+            huge = {"observations": np.full(3, 3e38, np.float32)}
             outcomes = await serving.act(
                 [Request(e, 0, o) for e, o in zip(episodes, [huge, observation(1)], strict=True)]
             )
@@ -506,9 +513,8 @@ class TestRefusals:
 
         (overflowed, good), afterwards = asyncio.run(run())
         assert (overflowed.code, overflowed.message) == ("failed", "the plan for this observation is not finite")
-        policy = mpc()
-        policy.begin([1], 0.0)
-        assert np.allclose(good.action, policy.act(observation(1)[None])[0], atol=1e-5)
+        policy = Lockstep(mpc(), [1], 0.0)
+        assert np.allclose(good.action, policy.act(batch(observation(1)))[0], atol=1e-5)
         answered(afterwards)
 
     def test_every_code_is_listed(self):
@@ -533,9 +539,8 @@ class TestDeadlines:
         assert (late.code, late.message) == ("late", "waited 30 ms")
         (answer,) = answered(afterwards)
         assert not answer.late
-        policy = mpc()
-        policy.begin([1], 0.0)
-        assert np.allclose(answer.action, policy.act(observation(1)[None])[0], atol=1e-5)
+        policy = Lockstep(mpc(), [1], 0.0)
+        assert np.allclose(answer.action, policy.act(batch(observation(1)))[0], atol=1e-5)
 
     def test_missed_while_it_waits_for_company_it_is_late_too(self):
         async def run():

@@ -31,13 +31,18 @@ def test_a_frame_is_its_length_and_one_map():
 
 
 @pytest.mark.parametrize(
-    "request_", [Request(1, 2, np.array([1, -2.5], np.float32)), Request(3, 0, np.zeros(3, np.float32), 12.5, True)]
+    "request_",
+    [
+        Request(1, 2, {"observations": np.array([1, -2.5], np.float32)}),
+        Request(3, 0, {"observations": np.zeros(3, np.float32)}, 12.5, True),
+    ],
 )
 def test_requests_arrive_as_they_were(request_):
     (wired,) = call(call="act", requests=[wire.write_request(request_)]).requests
     got = wire.read_request(wired)
-    assert got.observation.dtype == np.float32
-    assert np.array_equal(got.observation, request_.observation)
+    observation = got.observations["observations"]
+    assert observation.dtype == np.float32
+    assert np.array_equal(observation, request_.observations["observations"])
     assert (got.episode, got.step, got.deadline_ms, got.anytime) == (
         request_.episode,
         request_.step,
@@ -47,7 +52,7 @@ def test_requests_arrive_as_they_were(request_):
 
 
 def test_observations_are_little_endian_float32():
-    request = wire.write_request(Request(1, 0, np.array([1.0, -2.0])))
+    request = wire.write_request(Request(1, 0, {"observations": np.array([1.0, -2.0])}))
     assert request["observation"] == bytes.fromhex("0000803f000000c0")
     assert set(request) == {"episode", "step", "observation", "anytime"}
 
@@ -138,7 +143,7 @@ def test_errors_do_not_repeat_what_was_sent():
 
 def test_bytes_that_are_no_numbers_are_an_empty_observation():
     (request,) = call(**act(observation=b"\0" * 11)).requests
-    assert wire.read_request(request).observation.shape == (0,)
+    assert wire.read_request(request).observations["observations"].shape == (0,)
 
 
 class TestProtocolPage:

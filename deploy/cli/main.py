@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -65,8 +64,7 @@ def train(
 
     began, alone = time.monotonic(), metrics.serve()
     if resume:
-        options = {field.name: getattr(settings, field.name) for field in fields(settings)}
-        given = [n for n, v in {**options, "seed": seed, "run_dir": run_dir}.items() if v not in (None, ())]
+        given = [n for n, v in {**vars(settings), "seed": seed, "run_dir": run_dir}.items() if v not in (None, ())]
         if given:
             option = given[0].replace("_", "-")
             raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{option}")

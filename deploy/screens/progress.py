@@ -46,6 +46,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self.values:  # the newest evaluation came after the newest values
+            self._display.show(self.view())
         self._display.__exit__(kind, error, traceback)
 
     def update(self, **values: Any) -> None:
@@ -65,6 +67,8 @@ class Progress:
     def evaluation(self, env_steps: int, mean: float, success: float | None = None) -> None:
         """Show an evaluation's mean return, and its share of successes where the task defines success."""
         self._evaluated = mean
+        if self._display.live:
+            self._display.show(self.view())
         solved = "" if success is None else f", success {success:.0%}"
         self.note(f"evaluation at {env_steps:,} steps: return {mean:.1f}{solved}")
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from textwrap import fill, indent
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -31,7 +32,9 @@ class ConfigError(ValueError):
 class Config(BaseModel):
     """Base of every component's settings: frozen, strict about types, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 C = TypeVar("C", bound=Config)
@@ -257,3 +260,17 @@ def _section(schema: type[Config], key: Sequence[str | int]) -> list[str]:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; `load_config` reads it back to an equal object."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def commented_yaml(config: Config) -> str:
+    """As `dump_config`, with the docstring of each field as a comment above it."""
+    lines = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        lines += fill(field.description or "", 118, initial_indent="# ", subsequent_indent="# ").splitlines()
+        if isinstance(value, Config) and type(value).model_fields:
+            lines += [f"{name}:", indent(commented_yaml(value), "  ").rstrip()]
+        else:
+            plain = config.model_dump(mode="json", include={name})
+            lines.append(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True).rstrip())
+    return "\n".join(lines) + "\n"

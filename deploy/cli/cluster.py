@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
@@ -10,11 +9,15 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from qttdm.common.config import ConfigError, load_config
+from cyclopts import Parameter
+
+from qttdm.common.config import ConfigError
 from qttdm.common.run_dir import RunDir
+from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, new_app, stopping
 from qttdm.deploy.cluster.auth import choose_mode
 
 if TYPE_CHECKING:
@@ -26,68 +29,59 @@ RUNS = Path("runs")
 ANSWER_SECONDS = 30.0  # for a run to say how it goes
 JOB_SERVICE_SECONDS = 60.0  # for it to be ready, on a head that has just been started
 
-
-def add_parser(commands: Any) -> None:
-    """Put `cluster` and its commands beside the others."""
-    from qttdm.deploy.cli.main import PlannerPreset, positive_float, positive_int  # this module is imported by that one
-
-    cluster = commands.add_parser("cluster", help="train seeds on a Ray cluster, look at them, stop them, go on")
-    actions = cluster.add_subparsers(metavar="COMMAND", required=True)
-
-    p = actions.add_parser("train", help="train one or more seeds of a task")
-    p.set_defaults(command=train)
-    p.add_argument("--name", metavar="NAME", help="of the run, and its directory's; default: <task>-<time>")
-    p.add_argument("--preset", metavar="P", help="debug, laptop (default), paper-dmc, paper-metaworld or a .yaml file")
-    p.add_argument("--task", metavar="T", help="such as dmc/walker-walk; `qttdm tasks` lists them")
-    p.add_argument("--agent", metavar="A", help="qt-tdm (default), tdm or qt")
-    p.add_argument("--seeds", metavar="S,S,..", type=seed_list, default=[0, 1], help="default: 0,1")
-    p.add_argument("--actors", metavar="N", type=positive_int, help="collecting processes of a seed")
-    p.add_argument("--shards", metavar="N", type=positive_int, help="replay processes of a seed")
-    p.add_argument("--gpus-per-seed", metavar="X", type=positive_float, help="such as 1, 0.5 or 0.25; default: none")
-    p.add_argument("--env-steps", metavar="N", type=positive_int, help="simulator steps to train each seed for")
-    p.add_argument(
-        "--planner", metavar="NAME", action=PlannerPreset, help="exact (the paper's) or fast; --set wins over it"
-    )
-    p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="such as cluster.publish_every=20")
-    p.add_argument("--runs-dir", metavar="DIR", type=Path, default=RUNS, help="default: runs; shared by all nodes")
-    p.add_argument("--detach", action="store_true", help="leave it to the cluster (a Ray job) and return")
-
-    p = actions.add_parser("resume", help="go on with a run that was stopped or died")
-    p.set_defaults(command=resume)
-    p.add_argument("name", metavar="NAME")
-    p.add_argument("--runs-dir", metavar="DIR", type=Path, default=RUNS)
-    p.add_argument(
-        "--accept-losses", action="store_true", help="also if the replay lost episodes that the checkpoints count on"
-    )
-    p.add_argument("--detach", action="store_true", help="leave it to the cluster (a Ray job) and return")
-
-    p = actions.add_parser("status", help="how the runs on the cluster are going")
-    p.set_defaults(command=status)
-    p.add_argument("name", metavar="NAME", nargs="?")
-
-    p = actions.add_parser("stop", help="save a run's seeds and take them off the cluster")
-    p.set_defaults(command=stop)
-    p.add_argument("name", metavar="NAME")
+RunsDir = Annotated[Path, Parameter(help="shared by all nodes")]
+Detach = Annotated[bool, Parameter(help="leave it to the cluster (a Ray job) and return")]
+Name = Annotated[str, Parameter(help="the run's")]
+cluster = new_app("cluster", "Train seeds on a Ray cluster, look at them, stop them, go on.")
 
 
-def seed_list(text: str) -> list[int]:
-    """argparse type: "0,1,2" -> [0, 1, 2], each once."""
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
-        raise argparse.ArgumentTypeError(f"got {text!r}, want different whole numbers from 0, such as 0,1,2")
-    return [int(part) for part in parts]
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SeedSettings(Settings):
+    """What the seeds of a new run are made from."""
+
+    seeds: str = "0,1"
+    """different whole numbers, such as 0,1,2"""
+    actors: Count | None = None
+    """collecting processes of a seed"""
+    shards: Count | None = None
+    """replay processes of a seed"""
+    gpus_per_seed: Positive | None = None
+    """such as 1, 0.5 or 0.25; default: none"""
+
+    def configs(self) -> list[RunConfig]:
+        """One resolved configuration for each seed. ConfigError if they do not fit together or to the task."""
+        parts = self.seeds.split(",")
+        if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+            raise ConfigError(f"--seeds: got {self.seeds!r}, want different whole numbers from 0, such as 0,1,2")
+        from qttdm.deploy.cluster.seed_run import task_spec
+
+        shortcuts = {f"cluster.{name}": getattr(self, name) for name in ("actors", "shards", "gpus_per_seed")}
+        configs = [self.load(int(part), shortcuts) for part in parts]
+        check_cluster(configs[0], task_spec(configs[0]))
+        return configs
 
 
-def train(options: argparse.Namespace) -> None:
-    """Start a run of several seeds and stay with it, or leave it to the cluster."""
+@cluster.command
+def train(
+    *,
+    name: str | None = None,
+    settings: SeedSettings = SeedSettings(),
+    runs_dir: RunsDir = RUNS,
+    detach: Detach = False,
+) -> None:
+    """Train one or more seeds of a task.
+
+    Args:
+        name: of the run, and its directory's; default: <task>-<time>
+    """
     choose_mode()
-    configs = seed_configs(options)
-    directory = new_directory(options.runs_dir, options.name, configs[0].task)
+    configs = settings.configs()
+    directory = new_directory(runs_dir, name, configs[0].task)
 
     from qttdm.deploy.cluster.cluster_run import new_seeds
-    from qttdm.deploy.cluster.preflight import check_nodes, check_resources, connect
+    from qttdm.deploy.cluster.preflight import check_nodes, check_resources
 
-    connect()
     refuse_running(directory.name)
     room = check_resources(configs[0].cluster.bundles(), len(configs))
     RunDir.create(directory)
@@ -96,8 +90,8 @@ def train(options: argparse.Namespace) -> None:
         seeds = new_seeds(directory, configs)
         print(f"{configs[0].agent} on {configs[0].task}, seeds {', '.join(str(c.seed) for c in configs)}: {directory}")
         print(room)
-        if options.detach:
-            detach(directory)
+        if detach:
+            submit(directory)
             return
     except BaseException:  # nothing has started: the corrected command finds the name free
         shutil.rmtree(directory)
@@ -105,22 +99,23 @@ def train(options: argparse.Namespace) -> None:
     drive(directory, seeds)
 
 
-def resume(options: argparse.Namespace) -> None:
-    """Go on with every seed that is not finished, from its last checkpoint and with the replay that its shards kept.
+@cluster.command
+def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = False, detach: Detach = False) -> None:
+    """Go on with a run that was stopped or died: every seed that is not finished, from its last checkpoint.
 
-    A seed whose shards have less than its checkpoint counts on fails, unless `--accept-losses`.
+    Args:
+        accept_losses: also if the replay lost episodes that the checkpoints count on
     """
     choose_mode()
-    directory = (options.runs_dir / options.name).absolute()
+    directory = (runs_dir / name).absolute()
 
     from qttdm.deploy.cluster.cluster_run import old_seeds
-    from qttdm.deploy.cluster.preflight import check_nodes, check_resources, connect
+    from qttdm.deploy.cluster.preflight import check_nodes, check_resources
 
     seeds = old_seeds(directory)
     for seed in seeds:
         check_cluster(seed.config, seed.spec)  # config.yaml may have been edited
-        seed.accept_losses = options.accept_losses
-    connect()
+        seed.accept_losses = accept_losses
     refuse_running(directory.name)
     left = [seed for seed in seeds if seed.state != "finished"]
     if left:
@@ -128,42 +123,38 @@ def resume(options: argparse.Namespace) -> None:
         check_nodes(directory)
         print(f"goes on with seeds {', '.join(str(seed.config.seed) for seed in left)}: {directory}")
         print(room)
-    if options.detach:
-        detach(directory, *["--accept-losses"] * options.accept_losses)
+    if detach:
+        submit(directory, *["--accept-losses"] * accept_losses)
     else:
         drive(directory, seeds)
 
 
-def status(options: argparse.Namespace) -> None:
-    """A table, or lines, for each run that is on the cluster."""
-    choose_mode()
-    from qttdm.deploy.cluster.preflight import connect, named_runs
-    from qttdm.deploy.screens.cluster_progress import ClusterProgress
+@cluster.command
+def status(name: Name | None = None, /) -> None:
+    """Show how the runs on the cluster are going."""
+    from qttdm.deploy.screens.cluster_rows import cluster_view
+    from qttdm.deploy.screens.rows import print_views
 
-    connect()
-    names = [options.name] if options.name else named_runs()
+    there = running()
+    names = [name] if name else there
     if not names:
         print("no run is on this cluster")
-    for name in names:
-        notice = ask(name, "read")
-        print(f"{name}: {notice['task']}, {notice['directory']}")
-        with ClusterProgress() as progress:
-            progress.show(notice)
+    for one in names:
+        notice = ask(one, "read")
+        print_views([cluster_view(notice, f"{one}: {notice['task']}, {notice['directory']}")])
 
 
-def stop(options: argparse.Namespace) -> None:
-    """Ask a run to save and leave; returns when it has."""
-    choose_mode()
-    from qttdm.deploy.cluster.preflight import connect, named_runs
-
-    connect()
-    ask(options.name, "ask_stop")
-    print(f"stopping {options.name}", flush=True)
-    while options.name in named_runs():
+@cluster.command
+def stop(name: Name, /) -> None:
+    """Save a run's seeds and take them off the cluster."""
+    running()
+    ask(name, "ask_stop")
+    print(f"stopping {name}", flush=True)
+    while name in running():
         time.sleep(0.5)
         with suppress(ConfigError):  # a board that was killed meanwhile has forgotten, and is perhaps not back yet
-            ask(options.name, "ask_stop")
-    print(f"stopped; go on with: qttdm cluster resume {options.name}")
+            ask(name, "ask_stop")
+    print(f"stopped; go on with: qttdm cluster resume {name}")
 
 
 def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
@@ -180,38 +171,6 @@ def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
             f"{directory}: cannot be made, {there} is no directory that may be written to; want another --runs-dir"
         )
     return directory
-
-
-def seed_configs(options: argparse.Namespace) -> list[RunConfig]:
-    """One resolved configuration for each seed. ConfigError if they do not fit together or to the task."""
-    from qttdm.deploy.cluster.seed_run import task_spec
-    from qttdm.deploy.configs.run_config import RunConfig, preset_path
-
-    shortcuts = {
-        "cluster.actors": options.actors,
-        "cluster.shards": options.shards,
-        "cluster.gpus_per_seed": options.gpus_per_seed,
-        "training.env_steps": options.env_steps,
-    }
-    overrides = [*options.set]
-    for key, value in shortcuts.items():
-        if value is not None:
-            if any(item.startswith(f"{key}=") for item in options.set):
-                raise ConfigError(f"--{key.rpartition('.')[2].replace('_', '-')} and --set {key} are the same setting")
-            overrides.append(f"{key}={float(value)}" if key == "cluster.gpus_per_seed" else f"{key}={value}")
-    configs = [
-        load_config(
-            RunConfig,
-            preset_path(options.preset or "laptop"),
-            overrides=overrides,
-            task=options.task,
-            seed=seed,
-            agent=options.agent,
-        )
-        for seed in options.seeds
-    ]
-    check_cluster(configs[0], task_spec(configs[0]))
-    return configs
 
 
 def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
@@ -235,21 +194,20 @@ def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
 
 
 def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
-    """Stay with a run to its end, then its summary. SeedsFailed if some of its seeds did."""
-    from qttdm.deploy.cli.main import StopWhen
+    """Stay with a run to its end, then its summary. RunFailed if some of its seeds did."""
     from qttdm.deploy.cluster.cluster_run import ClusterRun
     from qttdm.deploy.cluster.exporter_actor import ensure_exporter
-    from qttdm.deploy.screens.cluster_progress import ClusterProgress
+    from qttdm.deploy.screens.cluster_rows import cluster_view
+    from qttdm.deploy.screens.display import Display
     from qttdm.deploy.screens.plot import plot_runs
 
     run = ClusterRun(directory, seeds)
-    stop = StopWhen(None)
-    cluster = seeds[0].config.cluster
-    if cluster.metrics_port is not None:
-        print(ensure_exporter(cluster.metrics_host, cluster.metrics_port))
-    with RunDir(directory).lock(), stop:
-        with ClusterProgress() as progress:
-            run.run(progress.show, lambda: stop.interrupted)
+    c = seeds[0].config.cluster
+    if c.metrics_port is not None:
+        print(ensure_exporter(c.metrics_host, c.metrics_port))
+    with RunDir(directory).lock(), stopping() as stopped:
+        with Display() as display:
+            run.run(lambda notice: display.show(cluster_view(notice)), stopped)
         finished = [seed for seed in seeds if seed.state == "finished"]
         for seed in finished:
             curve_and_video(seed.run_dir)
@@ -261,7 +219,7 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
     failed = [seed for seed in seeds if seed.state == "failed"]
     if failed:
         lines = [f"seed {seed.config.seed}: {seed.error} ({seed.run_dir.path / 'failure.txt'})" for seed in failed]
-        raise SeedsFailed("; ".join(lines))
+        raise RunFailed("; ".join(lines))
 
 
 def curve_and_video(run_dir: RunDir) -> None:
@@ -280,11 +238,7 @@ def curve_and_video(run_dir: RunDir) -> None:
             print(f"no video: {error}")
 
 
-class SeedsFailed(RuntimeError):  # noqa: N818 - some seeds of a run failed; the others went on
-    """Which, and why, in one line."""
-
-
-def detach(directory: Path, *flags: str) -> None:
+def submit(directory: Path, *flags: str) -> None:
     """Have the cluster go on with a run as a job of its own. flags: of `resume`. ConfigError: it has no job service."""
     import ray
     from ray.job_submission import JobSubmissionClient
@@ -311,11 +265,19 @@ def detach(directory: Path, *flags: str) -> None:
     print(f"look: qttdm cluster status {name}; stop: qttdm cluster stop {name}; log: ray job logs {job}")
 
 
+def running() -> list[str]:
+    """Connect to the cluster; returns the names of the runs on it. ConfigError if there is no cluster."""
+    choose_mode()
+    from qttdm.deploy.cluster.preflight import connect, named_runs
+
+    connect()
+    return named_runs()
+
+
 def ask(name: str, method: str) -> Any:
     """A question to a run's board. ConfigError if there is no such run on the cluster."""
     import ray
 
-    from qttdm.deploy.cluster.preflight import named_runs
     from qttdm.deploy.configs.cluster_config import NAMESPACE
 
     try:
@@ -324,13 +286,11 @@ def ask(name: str, method: str) -> Any:
     except ray.exceptions.GetTimeoutError:
         raise ConfigError(f"{name}: does not answer within {ANSWER_SECONDS:g} s; look at `ray status`") from None
     except (ValueError, ray.exceptions.RayError):
-        there = ", ".join(named_runs()) or "none"
+        there = ", ".join(running()) or "none"
         raise ConfigError(f"{name}: no such run is on the cluster now; there: {there}") from None
 
 
 def refuse_running(name: str) -> None:
     """ConfigError if the run is on the cluster already."""
-    from qttdm.deploy.cluster.preflight import named_runs
-
-    if name in named_runs():
+    if name in running():
         raise ConfigError(f"{name}: is running on the cluster; look at it with: qttdm cluster status {name}")

@@ -72,7 +72,8 @@ def plot_runs(run_dirs: Sequence[Path], out: Path, references: Path | None = Non
     table: list[Row] = [("task", "group", "runs", "at step", "score", "mean", "95% interval", "IQM")]
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         here = [run for run in runs if run.task == task]
-        score = metric or _natural_metric(here)
+        known = all(line.get("success") is not None for run in here for line in run.evaluations)
+        score = metric or ("success" if known else "episode_return")
         published = read_references(references, task, score) if references else {}
         table += _draw_task(axes, task, here, score, published)
     try:
@@ -201,11 +202,6 @@ def interquartile_mean(values: Array) -> Array:
     return np.tensordot(np.diff(edges) / 0.5, np.sort(values, axis=0), axes=1)
 
 
-def _natural_metric(runs: Sequence[Run]) -> str:
-    told = all(line.get("success") is not None for run in runs for line in run.evaluations)
-    return "success" if told else "episode_return"
-
-
 def _draw_task(axes: Axes, task: str, runs: Sequence[Run], metric: str, references: dict[str, Curve]) -> list[Row]:
     """Draw one panel; returns the table's row of each group."""
     if len(runs) == 1 and metric == "episode_return":
@@ -229,13 +225,12 @@ def _draw_task(axes: Axes, task: str, runs: Sequence[Run], metric: str, referenc
 def _draw_group(axes: Axes, label: str, grid: Array, values: Array, colour: str) -> None:
     """Mean line and interval band of values [R, G]; a single run gets markers at its evaluations instead."""
     if len(values) == 1:
-        axes.plot(grid, values[0], color=colour, marker="o", markersize=3.5, linewidth=1.8, label=label, zorder=3)
+        style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": label}
     else:
         low, high = bootstrap_interval(values)
-        axes.plot(
-            grid, values.mean(axis=0), color=colour, linewidth=1.8, label=f"{label} ({len(values)} runs)", zorder=3
-        )
+        style = {"label": f"{label} ({len(values)} runs)"}
         axes.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(grid, values.mean(axis=0), color=colour, linewidth=1.8, zorder=3, **style)
 
 
 def _score(task: str, label: str, metric: str, grid: Array, values: Array) -> Row:
@@ -249,11 +244,9 @@ def _score(task: str, label: str, metric: str, grid: Array, values: Array) -> Ro
 
 
 def _draw_training(axes: Axes, run: Run) -> None:
-    points = [
-        (line["env_steps"], line["episode_return"]) for line in run.episodes if line["episode_return"] is not None
-    ]
-    if points:
-        steps, returns = zip(*points, strict=True)
+    lines = [line for line in run.episodes if line["episode_return"] is not None]
+    if lines:
+        steps, returns = ([line[name] for line in lines] for name in ("env_steps", "episode_return"))
         axes.plot(steps, returns, color="0.6", linewidth=0.7, label="training episodes", zorder=1)
 
 
@@ -262,13 +255,8 @@ def _draw_references(axes: Axes, references: dict[str, Curve], span: float) -> N
     for number, (source, (steps, values)) in enumerate(sorted(references.items())):
         shown = steps <= span
         shade = str(0.35 + 0.4 * number / max(1, len(references)))
-        style: dict[str, Any] = {
-            "linestyle": ("--", ":", "-.")[number % 3],
-            "linewidth": 1.1,
-            "marker": ".",
-            "markersize": 4,
-        }
-        axes.plot(steps[shown], values[shown], color=shade, **style, label=source, zorder=2)
+        style: dict[str, Any] = {"linestyle": ("--", ":", "-.")[number % 3], "linewidth": 1.1, "marker": "."}
+        axes.plot(steps[shown], values[shown], color=shade, **style, markersize=4, label=source, zorder=2)
 
 
 def _decorate(axes: Axes, task: str, metric: str) -> None:

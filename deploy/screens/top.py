@@ -1,6 +1,6 @@
-"""`qttdm top`: is it well, what is the bottleneck, when is it done: live in a terminal, from the exporter itself.
+"""`qttdm top`: all runs of a cluster, live in a terminal, from the exporter's metrics.
 
-exporter --/metrics, every 2 s--> Scrape --two of them--> one table for each run, and what is wrong
+exporter --/metrics, every 2 s--> Scrape --two of them--> a table for each run, and what is wrong
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ import urllib.request
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from qttdm.common.config import ConfigError
+from qttdm.deploy.screens.display import Display
+from qttdm.deploy.screens.rows import Row, View, print_views, short_time
 
-EVERY = 2.0  # seconds between two looks; processes report that often
+EVERY = 2.0  # seconds between two scrapes; processes report that often
 SPEED_OVER = 30.0  # seconds over which speeds are taken
 STUCK = 120.0  # seconds without an update or an episode that are worth a line
-PLAIN_WIDTH = 160  # columns, where there is no terminal
 DISK = 0.1  # free share of a disk below which it is worth a line
 
 
@@ -39,7 +35,7 @@ class Scrape:
 
     @staticmethod
     def of(text: str, now: float) -> Scrape:
-        """From what /metrics answers."""
+        """Parse what /metrics answers."""
         samples: dict[str, list[tuple[dict[str, str], float]]] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
@@ -47,76 +43,52 @@ class Scrape:
         return Scrape(now, samples)
 
     def series(self, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
-        """Those that have these labels."""
+        """Select the samples that have these labels."""
         found = self.samples.get(name, [])
-        return [(own, value) for own, value in found if all(own.get(label) == labels[label] for label in labels)]
-
-    def total(self, name: str, **labels: str) -> float | None:
-        """Their sum; None if there are none."""
-        values = [value for _, value in self.series(name, **labels)]
-        return sum(values) if values else None
+        return [(own, value) for own, value in found if labels.items() <= own.items()]
 
     def most(self, name: str, **labels: str) -> float | None:
         """The largest of them; None if there are none."""
         return max((value for _, value in self.series(name, **labels)), default=None)
 
-
-@dataclass(frozen=True)
-class Pair:
-    """Two scrapes, for what is counted per second."""
-
-    old: Scrape
-    new: Scrape
-
-    def speed(self, name: str, **labels: str) -> float | None:
-        """Of a counter; None before there are two."""
-        before, now, seconds = self.old.total(name, **labels), self.new.total(name, **labels), self.seconds
-        return None if before is None or now is None or seconds <= 0 else (now - before) / seconds
-
-    @property
-    def seconds(self) -> float:
-        """Between them."""
-        return self.new.time - self.old.time
+    def total(self, name: str, **labels: str) -> float:
+        """Their sum."""
+        return sum(value for _, value in self.series(name, **labels))
 
 
-COLUMNS = (
-    *("seed", "is", "steps", "left", "eval", "return", "steps/s", "upd/s"),
-    *("learner", "stale", "saved", "died"),
-)
+def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
+    """One seed; speeds and idle time are between the two scrapes."""
 
+    def speed(name: str) -> float | None:
+        known = old.series(name, **labels) and new.series(name, **labels) and new.time > old.time
+        return (new.total(name, **labels) - old.total(name, **labels)) / (new.time - old.time) if known else None
 
-def row(pair: Pair, labels: dict[str, str]) -> list[str]:
-    """The columns of one seed."""
-    new = pair.new
+    def spent(**activity: str) -> float:
+        return sum(
+            sign * scrape.total("qttdm_learner_seconds_total", **labels, **activity)
+            for sign, scrape in ((1, new), (-1, old))
+        )
+
     done, target = new.most("qttdm_env_steps_total", **labels), new.most("qttdm_target_env_steps", **labels)
-    spent = new.most("qttdm_run_seconds", **labels)
-    states = [own["state"] for own, value in new.series("qttdm_seed_state", **labels) if value == 1]
-    left = spent * max(0.0, target / done - 1) if spent and done and target else None
-    return [
-        labels["seed"],
-        states[0] if states else "-",
-        f"{done:,.0f} ({done / target:.0%})" if done is not None and target else "-",
-        _duration(left),
-        _number(new.most("qttdm_evaluation_return", **labels), ".1f"),
-        _number(new.most("qttdm_episode_return_last", **labels), ".1f"),
-        _number(pair.speed("qttdm_env_steps_total", **labels), ".1f"),
-        _number(pair.speed("qttdm_updates_total", **labels), ".1f"),
-        busiest(pair, labels),
-        _number(new.most("qttdm_staleness_updates", **labels), ".0f"),
-        _duration(new.most("qttdm_checkpoint_age_seconds", **labels)),
-        _number(new.total("qttdm_process_restarts_total", **labels), ".0f"),
-    ]
-
-
-def busiest(pair: Pair, labels: dict[str, str]) -> str:
-    """What the learner does most, and the share of its time."""
-    name = "qttdm_learner_seconds_total"
-    activities = {own["activity"] for own, _ in pair.new.series(name, **labels)}
-    speeds = {activity: pair.speed(name, **labels, activity=activity) or 0.0 for activity in activities}
-    if not sum(speeds.values()):
-        return "-"
-    most = max(speeds, key=lambda activity: speeds[activity])
-    return f"{speeds[most] / sum(speeds.values()):.0%} {most.replace('_', ' ')}"
+    seconds, all_time = new.most("qttdm_run_seconds", **labels), spent()
+    waited = spent(activity="waiting_for_decisions") + spent(activity="waiting_for_batches")
+    decisions = new.total("qttdm_replay_decisions", **labels)
+    capacity = new.total("qttdm_replay_capacity_decisions", **labels)
+    return Row(
+        seed=int(labels["seed"]),
+        state=next((own["state"] for own, value in new.series("qttdm_seed_state", **labels) if value), "-"),
+        env_steps=done or 0,
+        target=target or 0,
+        seconds_left=seconds * max(0.0, target / done - 1) if seconds and done and target else None,
+        episode_return=new.most("qttdm_episode_return_last", **labels),
+        eval_return=new.most("qttdm_evaluation_return", **labels),
+        updates_per_second=speed("qttdm_updates_total"),
+        decisions_per_second=speed("qttdm_decisions_total"),
+        idle=waited / all_time if all_time > 0 else None,
+        fill=decisions / capacity if capacity else None,
+        staleness=new.most("qttdm_staleness_updates", **labels),
+        restarts=new.total("qttdm_process_restarts_total", **labels),
+    )
 
 
 def troubles(scrape: Scrape, run: str) -> list[str]:
@@ -125,10 +97,10 @@ def troubles(scrape: Scrape, run: str) -> list[str]:
     for own, up in scrape.series("qttdm_process_up", run=run):
         if not up:
             age = scrape.most("qttdm_process_heartbeat_age_seconds", **own)
-            lines.append(f"seed {own['seed']}: {own['component']} {own['index']} is silent for {_duration(age)}")
+            lines.append(f"seed {own['seed']}: {own['component']} {own['index']} is silent for {short_time(age)}")
     for own, age in scrape.series("qttdm_progress_age_seconds", run=run):
         if age > STUCK:
-            lines.append(f"seed {own['seed']}: no update and no episode for {_duration(age)}")
+            lines.append(f"seed {own['seed']}: no update and no episode for {short_time(age)}")
     for own, number in scrape.series("qttdm_failures_total", run=run):
         if number:
             lines.append(f"seed {own['seed']}: {number:.0f} of {own['component']} {own['index']}: {own['kind']}")
@@ -136,54 +108,27 @@ def troubles(scrape: Scrape, run: str) -> list[str]:
         own["seed"]: free / (scrape.most("qttdm_disk_size_bytes", **own) or 1)
         for own, free in scrape.series("qttdm_disk_free_bytes", run=run)
     }
-    lines += [f"seed {seed}: {share:.0%} of its disk is free" for seed, share in disks.items() if share < DISK]
-    return lines
+    return lines + [f"seed {seed}: {share:.0%} of its disk is free" for seed, share in disks.items() if share < DISK]
 
 
-def components(pair: Pair, run: str) -> list[list[str]]:
-    """Of each component: how many report of how many, processors, memory, decisions per second."""
-    rows = []
-    for component in dict.fromkeys(own["component"] for own, _ in pair.new.series("qttdm_process_up", run=run)):
-        labels = {"run": run, "component": component}
-        up = [value for _, value in pair.new.series("qttdm_process_up", **labels)]
-        memory = pair.new.total("qttdm_process_resident_bytes", **labels)
-        rows.append(
-            [
-                component,
-                f"{sum(up):.0f} of {len(up)}",
-                _number(pair.speed("qttdm_process_cpu_seconds_total", **labels), ".2f"),
-                "-" if memory is None else f"{memory / 2**30:.1f} GiB",
-                _number(pair.speed("qttdm_acted_total", **labels), ".1f"),
-            ]
-        )
-    return rows
-
-
-def screen(pair: Pair) -> RenderableType:
+def metric_views(old: Scrape, new: Scrape) -> list[View]:
     """All runs that the exporter knows."""
-    seeds = {
-        (own["run"], own["task"], own["seed"]): None
-        for name in ("qttdm_env_steps_total", "qttdm_seed_state")
-        for own, _ in pair.new.samples.get(name, [])
-    }
-    parts: list[RenderableType] = []
-    for run in sorted({run for run, _, _ in seeds}):
-        tasks = sorted({task for name, task, _ in seeds if name == run})
-        table = _table(f"{run}: {', '.join(tasks)}", COLUMNS)
-        for name, task, seed in sorted(seeds, key=lambda key: (key[1], int(key[2]))):
-            if name == run:
-                table.add_row(*row(pair, {"run": run, "task": task, "seed": seed}))
-        processes = _table(None, ("component", "reporting", "processors", "memory", "decisions/s"))
-        for cells in components(pair, run):
-            processes.add_row(*cells)
-        parts += [table, Text(), *([processes] if processes.rows else [])]
-        parts += [Text(f"! {line}", style="bold red") for line in troubles(pair.new, run)]
-        parts.append(Text())
-    return Group(*parts) if parts else Text("no run has reported yet")
+    runs: dict[str, set[tuple[str, int]]] = {}
+    for name in ("qttdm_env_steps_total", "qttdm_seed_state"):
+        for own, _ in new.samples.get(name, []):
+            runs.setdefault(own["run"], set()).add((own["task"], int(own["seed"])))
+    return [
+        View(
+            f"{run}: {', '.join(sorted({task for task, _ in seeds}))}",
+            [row(old, new, {"run": run, "task": task, "seed": str(seed)}) for task, seed in sorted(seeds)],
+            troubles=troubles(new, run),
+        )
+        for run, seeds in sorted(runs.items())
+    ] or [View("no run has reported yet", [])]
 
 
 def scrape(url: str) -> Scrape:
-    """ConfigError, one line, if nobody answers."""
+    """Ask the exporter. ConfigError, one line, if nobody answers."""
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return Scrape.of(answer.read().decode(), time.monotonic())
@@ -196,43 +141,22 @@ def scrape(url: str) -> Scrape:
 
 
 def top(url: str, once: bool, console: Console | None = None) -> None:
-    """Until Ctrl-C; once, or where there is no terminal: after two looks, and no more. ConfigError as `scrape`."""
+    """Show all runs until Ctrl-C; once, or where there is no terminal: after two scrapes, and no more."""
     console = console or Console()
-    looks = deque([scrape(url)])
+    scrapes = deque([scrape(url)])
     if once or not console.is_terminal:
         time.sleep(2 * EVERY)
-        if not console.is_terminal:
-            console.width = PLAIN_WIDTH
-        console.print(screen(Pair(looks[0], scrape(url))))
+        print_views(metric_views(scrapes[0], scrape(url)), console)
         return
-    note = Text()
-    with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
+    with suppress(KeyboardInterrupt), Display(console, whole_screen=True) as display:
         while True:
-            live.update(Group(screen(Pair(looks[0], looks[-1])), note), refresh=True)
+            views = metric_views(scrapes[0], scrapes[-1])
+            display.show(*views)
             time.sleep(EVERY)
             try:
-                looks.append(scrape(url))
-                note = Text()
+                scrapes.append(scrape(url))
             except ConfigError as error:  # it comes back by itself
-                note = Text(str(error), style="red")
-            while looks[-1].time - looks[0].time > SPEED_OVER:
-                looks.popleft()
-
-
-def _table(title: str | None, columns: tuple[str, ...]) -> Table:
-    table: Any = Table(
-        title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False, collapse_padding=True
-    )
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("is", "component", "learner") else "right")
-    assert isinstance(table, Table)
-    return table
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _duration(seconds: float | None) -> str:
-    """61.9 -> "0:01:01"."""
-    return "-" if seconds is None else str(timedelta(seconds=int(seconds)))
+                display.show(*views, View(str(error), []))
+                time.sleep(EVERY)
+            while scrapes[-1].time - scrapes[0].time > SPEED_OVER:
+                scrapes.popleft()

@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from qttdm.deploy.cli.main import _parser
+from qttdm.deploy.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PLATFORMS = ROOT / "deploy" / "platforms"
@@ -63,7 +63,7 @@ def test_there_are_commands_to_check():
 def test_commands_are_ones_that_the_command_line_takes(line):
     program, *words = shlex.split(line)
     assert program == "qttdm"
-    _parser().parse_args(words)
+    app.parse_args(words, print_error=False, exit_on_error=False)
 
 
 def test_the_same_torch_and_ray_everywhere():
@@ -214,9 +214,8 @@ shutil.rmtree(files)
 @pytest.mark.ray
 def test_the_pods_hold_all_seeds_of_the_entrypoint_at_once():
     """Asked of Ray's own scheduler: nodes with the pods' CPUs and GPUs, and the seeds' placement groups."""
-    from qttdm.deploy.cli.cluster import seed_configs
-
-    configs = seed_configs(_parser().parse_args(shlex.split(load(RAY_JOB)["spec"]["entrypoint"])[1:]))
+    words = shlex.split(load(RAY_JOB)["spec"]["entrypoint"])[1:]
+    configs = app.parse_args(words, print_error=False, exit_on_error=False)[1].arguments["settings"].configs()
     nodes = []
     for group in groups()[1:]:
         requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]

@@ -194,8 +194,8 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     def steps() -> int:
         status, out, err = run_main(capsys, "status", "walk")
         assert (status, err) == (0, "")
-        assert out.startswith(f"walk: dmc/cartpole-swingup, {run}\nseed 0 | state ")
-        return int(re.search(r"env steps ([\d,]+)", out)[1].replace(",", ""))
+        assert out.startswith(f"walk: dmc/cartpole-swingup, {run}\nseed ")
+        return int(re.search(r"^ *0 +\w+ +([\d,]+)", out, re.MULTILINE)[1].replace(",", ""))
 
     def goes(child: subprocess.Popen[str]) -> bool:
         assert child.poll() is None, ended(child)
@@ -210,7 +210,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     until(lambda: goes(training), "it is on the cluster")
     ray.get(ray.get_actor("walk/board", NAMESPACE).__ray_ready__.remote(), timeout=PATIENCE)
     until(lambda: steps() > 800, "it trains")
-    assert "state running" in run_main(capsys, "status")[1]
+    assert re.search(r"^ *0 +running ", run_main(capsys, "status")[1], re.MULTILINE)
     line = one_line(*run_main(capsys, *ENDLESS, "--name=walk", "--runs-dir=elsewhere"))
     assert "walk: is running on the cluster; look at it with: qttdm cluster status walk" in line
     assert "walk: is running on the cluster" in one_line(*run_main(capsys, "resume", "walk"))
@@ -313,7 +313,7 @@ def test_detached_it_goes_on_without_the_client(guarded, tmp_path):
     assert "stop: qttdm cluster stop walk" in out
     metrics = tmp_path / "runs" / "walk" / "seed-0" / "metrics.jsonl"
     until(lambda: metrics.exists() and len(read_metrics(metrics)) > 3, "it trains")
-    assert "seed 0 | state running" in qttdm("status")
+    assert re.search(r"^ *0 +running ", qttdm("status"), re.MULTILINE)
     assert "stopped; go on with" in qttdm("stop", "walk")
     assert qttdm("status") == "no run is on this cluster\n"
     until(lambda: "driver: stopped" in (metrics.parent / "events.log").read_text(), "it has said so")

@@ -16,8 +16,8 @@ import pytest
 import ray
 
 from qttdm.common.config import dump_config, load_config
-from qttdm.deploy.cli.cluster import seed_configs
-from qttdm.deploy.cli.main import _parser, main
+from qttdm.deploy.cli.cluster import SeedSettings
+from qttdm.deploy.cli.main import app, main
 from qttdm.deploy.cluster.cluster_run import new_seeds
 from qttdm.deploy.configs.run_config import RunConfig
 
@@ -38,10 +38,7 @@ def here(tmp_path, monkeypatch):
 
 def refused(capsys, *arguments):
     """The one line that the command ends with, exit status 2, without another word."""
-    try:
-        status = main(["cluster", *map(str, arguments)])
-    except SystemExit as exit_:  # argparse
-        status = exit_.code
+    status = main(["cluster", *map(str, arguments)])
     out, err = capsys.readouterr()
     assert (status, out) == (2, ""), err
     assert re.fullmatch(r"qttdm: .*\n", err), err
@@ -60,12 +57,12 @@ def refused(capsys, *arguments):
         (["--seeds", "-1"], ["--seeds", "'-1'", "from 0"]),
         (["--seeds", ""], ["--seeds", "''"]),
         (["--seeds", "0,"], ["--seeds", "'0,'"]),
-        (["--actors", "-1"], ["--actors", "'-1'", "from 1"]),
-        (["--actors", "0"], ["--actors", "'0'", "from 1"]),
-        (["--shards", "-2"], ["--shards", "'-2'", "from 1"]),
-        (["--gpus-per-seed", "-0.5"], ["--gpus-per-seed", "'-0.5'", "above 0"]),
+        (["--actors", "-1"], ["--actors", '"-1"', ">= 1"]),
+        (["--actors", "0"], ["--actors", '"0"', ">= 1"]),
+        (["--shards", "-2"], ["--shards", '"-2"', ">= 1"]),
+        (["--gpus-per-seed", "-0.5"], ["--gpus-per-seed", '"-0.5"', "> 0"]),
         (["--gpus-per-seed", "0.3"], ["gpus_per_seed=0.3", "1/n", "0.5"]),
-        (["--env-steps", "-1"], ["--env-steps", "'-1'", "from 1"]),
+        (["--env-steps", "-1"], ["--env-steps", '"-1"', ">= 1"]),
         (["--set", "cluster.envs_per_actor=-1"], ["cluster.envs_per_actor", "-1", "> 0"]),
         (["--set", "cluster.actor_cpus=-1"], ["cluster.actor_cpus", "-1", ">= 0"]),
         (["--set", "cluster.actrs=2"], ["cluster.actrs", "actors"]),
@@ -207,8 +204,8 @@ class TestResume:
 
     @pytest.fixture
     def walk(self, here):
-        options = _parser().parse_args(["cluster", *DEBUG, "--seeds", "2,10", "--shards", "2"])
-        new_seeds(here / "runs" / "walk", seed_configs(options))
+        options = parsed("cluster", *DEBUG, "--seeds", "2,10", "--shards", "2")
+        new_seeds(here / "runs" / "walk", options["settings"].configs())
         return here / "runs" / "walk"
 
     @staticmethod
@@ -242,6 +239,11 @@ class TestResume:
         assert f"{walk}/seed-10/config.yaml" in refused(capsys, "resume", "walk")
 
 
+def parsed(*words):
+    """The arguments of the command's function."""
+    return app.parse_args(words, print_error=False, exit_on_error=False)[1].arguments
+
+
 def made(*words):
     """The options of the command that `make WORDS` would run."""
     plain = {"PATH": os.environ["PATH"]}  # not what the tests themselves were called with, by make
@@ -249,7 +251,7 @@ def made(*words):
         ["make", "-n", *words], cwd=ROOT, env=plain, capture_output=True, text=True, check=True
     ).stdout
     command = printed.replace("\\\n", " ").strip().splitlines()[-1]
-    return _parser().parse_args(shlex.split(command)[1:])
+    return parsed(*shlex.split(command)[1:])
 
 
 def test_make_passes_everything_on():
@@ -257,16 +259,18 @@ def test_make_passes_everything_on():
         *("train-cluster", "TASK=dmc/walker-walk", "PRESET=paper-dmc", "SEEDS=0,1,2,3", "ACTORS=4", "SHARDS=2"),
         *("GPUS_PER_SEED=0.5", "NAME=walk", "DETACH=1", "ARGS=--env-steps 10000"),
     )
-    assert (options.task, options.preset, options.seeds) == ("dmc/walker-walk", "paper-dmc", [0, 1, 2, 3])
-    assert (options.actors, options.shards, options.gpus_per_seed, options.name) == (4, 2, 0.5, "walk")
-    assert (options.detach, options.env_steps) == (True, 10000)
-    [config, *others] = seed_configs(options)
+    settings = options["settings"]
+    assert (settings.task, settings.preset, settings.seeds) == ("dmc/walker-walk", "paper-dmc", "0,1,2,3")
+    assert (settings.actors, settings.shards, settings.gpus_per_seed, settings.env_steps) == (4, 2, 0.5, 10000)
+    assert (options["name"], options["detach"]) == ("walk", True)
+    [config, *others] = settings.configs()
     assert (config.cluster.actors, config.cluster.shards, config.cluster.gpus_per_seed) == (4, 2, 0.5)
     assert [config.seed for config in others] == [1, 2, 3]
 
 
 def test_make_alone_trains_two_seeds_with_the_laptop_preset():
     options = made("train-cluster")
-    assert (options.preset, options.seeds, options.detach) == (None, [0, 1], False)
-    [config, _] = seed_configs(options)
+    assert "detach" not in options
+    [config, other] = options.get("settings", SeedSettings()).configs()
     assert (config.task, config.training.env_steps) == ("dmc/cartpole-swingup", 50_000)
+    assert (config.seed, other.seed) == (0, 1)

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import tests.fakes  # noqa: F401 - registers the toy tasks
+from qttdm.common.config import load_config
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.deploy.cli.main import main
+from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.planners.mppi import PRESETS
 
@@ -48,10 +50,7 @@ def process(folder, *arguments):
 
 def run_main(capsys, *arguments):
     """Exit status, stdout and stderr of the command, in this process."""
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as exit_:  # argparse
-        status = exit_.code
+    status = main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -80,14 +79,14 @@ class TestHelp:
     def test_one_line_per_command(self, capsys):
         status, out, _ = run_main(capsys, "--help")
         assert status == 0
-        for name in ("train", "eval", "plot", "tasks"):
-            assert len(re.findall(rf"^ +{name} +\w.*$", out, re.MULTILINE)) == 1
+        for name in ("train", "eval", "serve", "plot", "top", "tasks", "config", "cluster"):
+            assert len(re.findall(rf"^\W+{name} +\w.*$", out, re.MULTILINE)) == 1
 
-    @pytest.mark.parametrize("name", ["train", "eval", "plot", "tasks"])
+    @pytest.mark.parametrize("name", ["train", "eval", "serve", "plot", "top", "tasks", "config", "cluster"])
     def test_each_command_explains_itself(self, capsys, name):
         status, out, _ = run_main(capsys, name, "--help")
         assert status == 0
-        assert f"usage: qttdm {name}" in out
+        assert f"Usage: qttdm {name}" in out
 
 
 class TestMistakes:
@@ -108,9 +107,10 @@ class TestMistakes:
             (["--planner", "quick"], ["'quick'", "exact, fast"]),
             (["--set", "tdm.window=50"], ["tdm.window=50", "20 decisions"]),
             (["--set", "device=gpu9"], ["device=gpu9", "cpu"]),
-            (["--env-steps", "0"], ["--env-steps", "'0'", "from 1"]),
-            (["--seed", "-1"], ["--seed", "from 0"]),
-            (["--max-minutes", "soon"], ["--max-minutes", "'soon'"]),
+            (["--env-steps", "0"], ["--env-steps", '"0"', ">= 1"]),
+            (["--env-steps", "1.5"], ["--env-steps", "'1.5'", "whole number"]),
+            (["--seed", "-1"], ["--seed", '"-1"', ">= 0"]),
+            (["--max-minutes", "soon"], ["--max-minutes", '"soon"']),
             (["--taks", "dmc/walker-walk"], ["--taks"]),
         ],
     )
@@ -132,6 +132,14 @@ class TestMistakes:
         assert status == 2
         assert err.count("\n") == 1
         assert list(here.iterdir()) == []
+
+    def test_of_an_option_given_twice_the_last_one_counts(self, capsys):
+        """As `make smoke ARGS='--preset laptop'` gives it."""
+        status, out, _ = run_main(
+            capsys, "config", "--seed", "1", "--preset", "none", "--preset", "debug", "--seed", "2"
+        )
+        assert status == 0
+        assert "\nseed: 2\n" in out
 
     def test_from_a_shell(self, here):
         """The exit status and the one line as a user's shell sees them."""
@@ -326,3 +334,18 @@ def test_tasks_are_listed_one_a_line(capsys):
     names = [line for line in out.splitlines() if re.fullmatch(r"(dmc|metaworld)/[\w-]+", line)]
     assert len(names) == len(set(names)) >= 100
     assert {"dmc/walker-walk", "dmc/reacher-easy", "metaworld/hammer"} <= set(names)
+
+
+class TestConfig:
+    def test_the_printed_page_is_a_preset_with_every_field_and_its_comment(self, here, capsys):
+        status, out, err = run_main(capsys, "config", "--preset", "debug", "--set", "planner.horizon=2", "--seed", "7")
+        assert (status, err) == (0, "")
+        assert "# gamma, per decision\ndiscount: 0.98\n" in out
+        assert "  # H, decisions\n  horizon: 2\n" in out
+        (here / "page.yaml").write_text(out)
+        config = load_config(RunConfig, preset_path("debug"), overrides=["planner.horizon=2"], seed=7)
+        assert load_config(RunConfig, here / "page.yaml") == config
+
+    def test_a_mistake_is_one_line(self, capsys):
+        status, out, err = run_main(capsys, "config", "--set", "planner.horizn=2")
+        assert (status, out, err.count("\n")) == (2, "", 1)

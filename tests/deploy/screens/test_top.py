@@ -14,7 +14,8 @@ from rich.console import Console
 from qttdm.common.config import ConfigError
 from qttdm.common.metrics.telemetry import Boot, Identity, Telemetry
 from qttdm.deploy.monitoring.exporter import STALE, Exporter, serve
-from qttdm.deploy.screens.top import Pair, Scrape, components, row, scrape, screen, top, troubles
+from qttdm.deploy.screens.rows import print_views
+from qttdm.deploy.screens.top import Scrape, metric_views, row, scrape, top, troubles
 
 RUN = {"run": "walk", "task": "dmc/walker-walk"}
 
@@ -30,7 +31,7 @@ class Cluster:
         self.processes = {
             (seed, component): Telemetry(Identity("walk", seed, "dmc/walker-walk", component), Boot.now())
             for seed in "01"
-            for component in ("driver", "learner", "actor")
+            for component in ("driver", "learner", "actor", "replay")
         }
         for seed in "01":
             self.processes[seed, "driver"].set("qttdm_seed_state", 1, state="running")
@@ -41,12 +42,12 @@ class Cluster:
                 "qttdm_evaluation_return": 123.4,
                 "qttdm_episode_return_last": 99.5,
                 "qttdm_progress_age_seconds": 1.0,
-                "qttdm_checkpoint_age_seconds": 61,
                 "qttdm_disk_free_bytes": 50,
                 "qttdm_disk_size_bytes": 100,
             }.items():
                 learner.set(name, value)
-            learner.inc("qttdm_env_steps_total", 2_000)
+            for name in ("qttdm_env_steps_total", "qttdm_decisions_total", "qttdm_updates_total"):
+                learner.inc(name, 2_000)
 
     def report(self, *left_out):
         for key, process in self.processes.items():
@@ -71,68 +72,57 @@ def cluster():
     c.close()
 
 
-def cells(pair, seed="0"):
-    from qttdm.deploy.screens.top import COLUMNS
-
-    return dict(zip(COLUMNS, row(pair, {**RUN, "seed": seed}), strict=True))
+def cells(old, new, seed="0"):
+    return row(old, new, {**RUN, "seed": seed}).cells()
 
 
-def shown(pair):
+def shown(old, new):
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(screen(pair))
+        print_views(metric_views(old, new), console)
     return capture.get()
 
 
-def test_a_seeds_row_says_how_far_how_good_how_fast_and_what_its_learner_does(cluster):
+def test_a_seeds_row_says_how_far_how_good_how_fast_and_how_its_learner_fares(cluster):
     old = cluster.scrape(0.0)
     learner = cluster.processes["0", "learner"]
     learner.inc("qttdm_env_steps_total", 500)
+    learner.inc("qttdm_decisions_total", 250)
     learner.inc("qttdm_updates_total", 100)
     learner.inc("qttdm_learner_seconds_total", 6, activity="updating")
     learner.inc("qttdm_learner_seconds_total", 2, activity="waiting_for_decisions")
     cluster.processes["0", "actor"].set("qttdm_staleness_updates", 50)
+    cluster.processes["0", "replay"].set("qttdm_replay_decisions", 30)
+    cluster.processes["0", "replay"].set("qttdm_replay_capacity_decisions", 100)
     cluster.report()
-    pair = Pair(old, cluster.scrape(10.0))
-    assert cells(pair) == {
+    new = cluster.scrape(10.0)
+    assert cells(old, new) == {
         "seed": "0",
-        "is": "running",
-        "steps": "2,500 (25%)",
-        "left": "0:30:00",  # 600 s for a quarter
-        "eval": "123.4",
+        "state": "running",
+        "env steps": "2,500 25%",
+        "left": "30.0m",  # 600 s for a quarter
         "return": "99.5",
-        "steps/s": "50.0",
+        "eval": "123.4",
         "upd/s": "10.0",
-        "learner": "75% updating",
+        "dec/s": "25.0",
+        "idle": "25%",
+        "fill": "30%",
         "stale": "50",
-        "saved": "0:01:01",
         "died": "0",
     }
-    assert cells(pair, "1")["steps/s"] == "0.0"
-    assert cells(pair, "1")["learner"] == "-"
+    assert cells(old, new, "1")["upd/s"] == "0.0"
+    assert cells(old, new, "1")["idle"] == "-"
 
 
-def test_before_there_are_two_looks_speeds_are_not_known(cluster):
+def test_before_there_are_two_scrapes_speeds_are_not_known(cluster):
     one = cluster.scrape(0.0)
-    assert cells(Pair(one, one))["steps/s"] == "-"
-    assert cells(Pair(one, one))["steps"] == "2,000 (20%)"
-
-
-def test_components_say_how_many_report_and_what_they_use(cluster):
-    actor = cluster.processes["1", "actor"]
-    old = cluster.scrape(0.0)
-    actor.inc("qttdm_process_cpu_seconds_total", 5)
-    actor.inc("qttdm_acted_total", 100)
-    actor.set("qttdm_process_resident_bytes", 2**30)
-    cluster.report()
-    rows = {cells[0]: cells[1:] for cells in components(Pair(old, cluster.scrape(10.0)), "walk")}
-    assert rows["actor"] == ["2 of 2", "0.50", "1.0 GiB", "10.0"]
-    assert rows["learner"][0] == "2 of 2"
+    assert cells(one, one)["dec/s"] == "-"
+    assert cells(one, one)["env steps"] == "2,000 20%"
 
 
 def test_all_well_is_no_trouble(cluster):
     assert troubles(cluster.scrape(0.0), "walk") == []
-    assert "!" not in shown(Pair(cluster.scrape(0.0), cluster.scrape(1.0)))
+    assert "!" not in shown(cluster.scrape(0.0), cluster.scrape(1.0))
 
 
 def test_what_is_wrong_is_a_line_each(cluster):
@@ -145,20 +135,20 @@ def test_what_is_wrong_is_a_line_each(cluster):
     found = troubles(cluster.scrape(0.0), "walk")
     assert sorted(found) == [
         "seed 0: 2 of driver 0: unresponsive",
-        "seed 0: actor 0 is silent for 0:00:35",
+        "seed 0: actor 0 is silent for 35s",
         "seed 1: 5% of its disk is free",
-        "seed 1: no update and no episode for 0:05:00",
+        "seed 1: no update and no episode for 5.0m",
     ]
-    assert "! seed 0: actor 0 is silent for 0:00:35" in shown(Pair(cluster.scrape(0.0), cluster.scrape(1.0)))
+    assert "! seed 0: actor 0 is silent for 35s" in shown(cluster.scrape(0.0), cluster.scrape(1.0))
 
 
 def test_two_runs_are_two_tables_and_none_is_a_line(cluster):
     other = Telemetry(Identity("reach", "0", "dmc/reacher-easy", "learner"), Boot.now())
     cluster.exporter.report(other.report(lambda error: None).packed())
-    text = shown(Pair(cluster.scrape(0.0), cluster.scrape(1.0)))
+    text = shown(cluster.scrape(0.0), cluster.scrape(1.0))
     assert text.index("reach: dmc/reacher-easy") < text.index("walk: dmc/walker-walk")
     empty = Scrape.of("", 0.0)
-    assert "no run has reported yet" in shown(Pair(empty, empty))
+    assert "no run has reported yet" in shown(empty, empty)
 
 
 def test_nobody_there_is_one_line_that_says_where_to_look(cluster):
@@ -178,7 +168,7 @@ def test_without_a_terminal_it_prints_once(cluster):
     done = subprocess.run(command(cluster), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "walk: dmc/walker-walk" in done.stdout
-    assert "2,000 (20%)" in done.stdout
+    assert "2,000 20%" in done.stdout
 
 
 def test_in_a_terminal_it_follows_until_ctrl_c(cluster):
@@ -197,9 +187,9 @@ def test_in_a_terminal_it_follows_until_ctrl_c(cluster):
         assert time.monotonic() < deadline, text
         return os.read(ours, 65536).decode(errors="replace") if select.select([ours], [], [], 0.2)[0] else ""
 
-    while "6,000 (60%)" not in text:
+    while "6,000 60%" not in text:
         text += read()
-        if "2,000 (20%)" in text and not counted:
+        if "2,000 20%" in text and not counted:
             counted = True
             cluster.processes["0", "learner"].inc("qttdm_env_steps_total", 4_000)
             cluster.report()

@@ -1,0 +1,181 @@
+"""Options that several commands share, and how a command ends: one line for each mistake."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts.validators import Number
+
+from qttdm.common.config import ConfigError, load_config
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from qttdm.deploy.configs.run_config import RunConfig
+    from qttdm.deploy.monitoring.alone import Alone
+
+
+def whole(_: Any, tokens: Sequence[Token]) -> int:
+    """Convert strictly: cyclopts rounds 1.5."""
+    if not tokens[0].value.removeprefix("-").isdecimal():
+        raise ValueError(f"got {tokens[0].value!r}, want a whole number")
+    return int(tokens[0].value)
+
+
+Count = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
+Seed = Annotated[int, Parameter(converter=whole, validator=Number(gte=0))]
+Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]
+Port = Annotated[int, Parameter(converter=whole, validator=Number(gte=1, lte=65535))]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """Settings laid over those of a run or a preset."""
+
+    planner: str | None = None
+    """exact (the paper's) or fast; --set wins over it"""
+    set: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    """KEY=VALUE, such as planner.horizon=5; may be repeated"""
+
+    @property
+    def items(self) -> list[str]:
+        """All as `--set` takes them. ConfigError lists the planners there are."""
+        if self.planner is None:
+            return [*self.set]
+        from qttdm.deploy.configs.run_config import planner_preset
+
+        return [*planner_preset(self.planner), *self.set]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Settings(Overrides):
+    """What a new run is made from."""
+
+    preset: str | None = None
+    """debug, laptop (default), paper-dmc, paper-metaworld or a .yaml file"""
+    task: str | None = None
+    """such as dmc/walker-walk; `qttdm tasks` lists them"""
+    agent: str | None = None
+    """qt-tdm (default), tdm or qt"""
+    env_steps: Count | None = None
+    """simulator steps to train each seed for"""
+
+    def load(self, seed: int | None, shortcuts: Mapping[str, Any] = {}) -> RunConfig:
+        """The resolved configuration. shortcuts: key -> value of an option of the same name. ConfigError."""
+        from qttdm.deploy.configs.run_config import RunConfig, preset_path
+
+        items = self.items
+        for key, value in {"training.env_steps": self.env_steps, **shortcuts}.items():
+            if value is not None:
+                if any(item.startswith(f"{key}=") for item in self.set):
+                    option = key.rpartition(".")[2].replace("_", "-")
+                    raise ConfigError(f"--{option} and --set {key} are the same setting; give one of them")
+                items.append(f"{key}={value}")
+        path = preset_path(self.preset or "laptop")
+        return load_config(RunConfig, path, overrides=items, task=self.task, seed=seed, agent=self.agent)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Where this process serves its metrics."""
+
+    metrics_port: Port | None = None
+    """serve metrics to Prometheus: docs/metrics.md"""
+    metrics_host: str = "127.0.0.1"
+    """any other address shows them to whoever reaches the port"""
+
+    def serve(self) -> Alone | None:
+        """Serve as asked for. ConfigError if that is not possible, before anything else is done."""
+        if self.metrics_port is None:
+            return None
+        from qttdm.deploy.monitoring.alone import Alone
+
+        metrics = Alone(self.metrics_host, self.metrics_port)
+        print(f"metrics: http://{self.metrics_host}:{self.metrics_port}/metrics")
+        return metrics
+
+
+class RunFailed(RuntimeError):  # noqa: N818 - the other seeds of the run went on
+    """Some seeds failed: which, and why, in one line."""
+
+
+def run(app: App, arguments: Sequence[str] | None) -> int:
+    """Run one command; returns the exit status: 2 for a user's mistake, 1 for a run that failed, 130 if interrupted."""
+    words = sys.argv[1:] if arguments is None else [*arguments]
+    try:
+        command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
+        if command == app.help_print and not {"--help", "-h"} & {*words}:
+            raise CycloptsError(msg="want a command", command_chain=app.parse_commands(words)[0])
+        command(*bound.args, **bound.kwargs)
+        return 0
+    except CycloptsError as error:
+        problem, chain = " ".join(str(error).rstrip(".").split()), ["qttdm", *(error.command_chain or ())]
+        return _end(2, f"{problem} (see {' '.join(chain)} --help)")
+    except ConfigError as error:
+        return _end(2, error)
+    except KeyboardInterrupt:
+        return _end(130, "interrupted")
+    except RuntimeError as error:
+        if not isinstance(error, _failures()):
+            raise
+        return _end(1, error)
+
+
+def _end(status: int, words: object) -> int:
+    print(f"qttdm: {words}", file=sys.stderr)
+    return status
+
+
+def _failures() -> tuple[type[RuntimeError], ...]:
+    """What may end a run; imported late, so that `--help` and a mistyped option answer at once."""
+    from qttdm.actors.episodes import EnvironmentFailure
+    from qttdm.common.checkpoint import CheckpointError
+    from qttdm.common.environments.rendering import RenderError
+    from qttdm.deploy.screens.video import VideoError
+    from qttdm.learner.learner import NonFiniteLossError
+
+    return NonFiniteLossError, EnvironmentFailure, CheckpointError, RenderError, VideoError, RunFailed
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Yield a function that knows of the first Ctrl-C (or SIGTERM). A second one interrupts."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("stopping: saving a checkpoint (once more to give up)", file=sys.stderr)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def new_app(name: str, text: str) -> App:
+    """A command or a group of them."""
+    return App(
+        name=name,
+        help=text,
+        help_flags=["--help", "-h"],
+        version_flags=[],
+        help_format="plaintext",
+        default_parameter=Parameter(negative=(), allow_repeating=True),
+    )
+
+
+RunPath = Annotated[Path, Parameter(help="a run, or one of its checkpoints")]

@@ -1,0 +1,73 @@
+"""The one live display: tables that refresh in a terminal, and a line now and then anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from qttdm.deploy.screens.rows import View
+
+SECONDS_BETWEEN_LINES = 10.0  # of plain output for a seed, so that a log of hours stays short
+SECONDS_OF_SILENCE = 30.0  # of plain output, after which a sign of life is due
+
+
+class Display:
+    """Show runs until left. A context manager, so that the terminal is always given back."""
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic, whole_screen: bool = False
+    ) -> None:
+        """`clock` is in seconds."""
+        self._console, self._clock = console or Console(), clock
+        self._views: Sequence[View] = ()
+        self._lines: dict[tuple[str, int], tuple[str, str, float]] = {}  # state, line and time of each seed's last one
+        self._last_line = clock()
+        self.live: Live | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            tables = lambda: Group(*self._views)  # noqa: E731
+            self.live = Live(get_renderable=tables, console=self._console, refresh_per_second=2, screen=whole_screen)
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+        elif kind is None:
+            self._print_lines(every=0.0)
+
+    def show(self, *views: View) -> None:
+        """Take the newest state; plain output prints a seed's line when its state changes, or now and then if news."""
+        self._views = views
+        if not self.live:
+            self._print_lines(SECONDS_BETWEEN_LINES)
+
+    def note(self, text: str) -> None:
+        """Print one line that stays, above the tables where they are."""
+        self._last_line = self._clock()
+        # soft_wrap and no highlighting: a log file gets the line as it is, neither cut at 80 columns nor coloured
+        self._console.print(Text(text), soft_wrap=True, highlight=False)
+
+    def sign_of_life(self, text: str) -> None:
+        """Print this without a terminal if nothing has been printed for a while."""
+        if not self.live and self._clock() - self._last_line >= SECONDS_OF_SILENCE:
+            self.note(text)
+
+    def _print_lines(self, every: float) -> None:
+        for view in self._views:
+            for row in view.rows:
+                state, line, printed = self._lines.get((view.title, row.seed), ("", "", 0.0))
+                due = self._clock() - printed >= every
+                if row.state != state or (due and row.line() != line):
+                    self._lines[view.title, row.seed] = row.state, row.line(), self._clock()
+                    self.note(row.line())

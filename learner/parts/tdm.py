@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,10 +24,6 @@ class TDMLearnerConfig(OptimizerConfig):
     reward_weight: float = Field(default=2.0, gt=0)
     """beta_2"""
     continuation_weight: float = Field(default=1.0, gt=0)
-
-
-CACHE_BYTES = 4 * 2**20
-"""what the widest activations of an update may take of a CPU's caches, for each thread"""
 
 
 class TDMLearner:
@@ -59,31 +53,15 @@ class TDMLearner:
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """One step on a batch of windows; metrics stay on the device."""
         self.optimizer.clear()
-        steps = batch["mask"].sum()
-        terms = torch.zeros(3, device=steps.device)
-        for part in self._parts(batch):
-            share = part["mask"].sum() / steps  # each loss is a mean over its own steps
-            loss = self.loss(part)
-            (share * loss.total).backward()
-            terms += share * torch.stack([loss.state, loss.reward, loss.continuation]).detach()
+        loss = self.loss(batch)
+        loss.total.backward()
         norm = self.optimizer.step(progress)
-        return dict(zip(("loss_state", "loss_reward", "loss_continuation"), terms, strict=True)) | {
-            "grad_norm_tdm": norm
+        return {
+            "loss_state": loss.state.detach(),
+            "loss_reward": loss.reward.detach(),
+            "loss_continuation": loss.continuation.detach(),
+            "grad_norm_tdm": norm,
         }
-
-    def _parts(self, batch: Tensors) -> Iterator[Tensors]:
-        """The batch; on a CPU in parts whose activations stay in its caches. Their gradients are added up.
-
-        What stands between the matrix products waits for memory otherwise (docs/results.md says what is gained).
-        """
-        count, length, action_dim = batch["actions"].shape
-        parts = 1
-        if batch["actions"].device.type == "cpu":
-            widest = 4 * count * length * (action_dim + 1) * 4 * self.network.config.embed_dim  # bytes, inside the MLPs
-            parts = min(count, math.ceil(widest / (torch.get_num_threads() * CACHE_BYTES)))
-        for i in range(parts):
-            rows = slice(i * count // parts, (i + 1) * count // parts)
-            yield {name: tensor[rows] for name, tensor in batch.items()}
 
     def now(self) -> dict[str, Tensor]:
         """Nothing but what `update` returns."""

@@ -21,6 +21,7 @@ from qttdm.common.config import Config
 from qttdm.common.contracts import DynamicsModel, Plan, ValueFunction
 from qttdm.common.shapes import check_shape
 from qttdm.common.trees import TensorTree
+from qttdm.planner_service.planners.returns import Returns, repeated
 
 
 class PlannerConfig(Config):
@@ -280,32 +281,11 @@ class Planner:
         return returns.total + terminal, terminal
 
 
-class Returns:
-    """The running sum of Eq. 10 along imagined sequences."""
-
-    def __init__(self, discount: float) -> None:
-        self.discount = discount
-        self.total = torch.zeros(())
-        self.weight = torch.ones(())  # gamma^k times the probability that the episode lasts until step k
-
-    def add(self, rewards: Tensor, continuation_logits: Tensor | None) -> None:
-        """Add one step: rewards [B], log-odds [B] that the episode goes on after it."""
-        self.total = self.total + self.weight * rewards
-        self.weight = self.weight * self.discount
-        if continuation_logits is not None:
-            self.weight = self.weight * torch.sigmoid(continuation_logits)
-
-
 def join(a: _Population, b: _Population | None) -> _Population:
     """Both populations' sequences, one behind the other."""
     if b is None:
         return a
     return _Population(*(torch.cat(parts, dim=1) for parts in zip(vars(a).values(), vars(b).values(), strict=True)))
-
-
-def repeated(environments: int, copies: int, device: torch.device) -> Tensor:
-    """Each root `copies` times in a row: int64 [E * copies]."""
-    return torch.arange(environments, device=device).repeat_interleave(copies, output_size=environments * copies)
 
 
 def weighted_moments(actions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Collecting and evaluating as Ray actors.
 
-    learner <--ticket--  CollectorActor --episodes--> shards      one process, E environments in lockstep
-    learner --take-----> CollectorActor                           new weights, used from the next decision on
-    learner --evaluate-> EvaluatorActor
+    learner <--request_collect-- CollectorActor --episodes--> shards    one process, E environments in lockstep
+    learner --take-------------> CollectorActor                         new weights, used from the next decision on
+    learner --evaluate---------> EvaluatorActor
 
 `CollectorActor.run` is retried by Ray after a kill, in a new process: it asks the learner for weights and the shards
 for the number of its next episode, and goes on. Lost is what was in flight.
@@ -14,9 +14,6 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,21 +21,15 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
 
-from qttdm.actors.attempts import MOST_ATTEMPTS, Attempts
-from qttdm.actors.diagnosis import saturation, tell_evaluation
-from qttdm.actors.episodes import EnvironmentFailure, run_episodes
-from qttdm.actors.evaluation import evaluate
-from qttdm.actors.measured import MeasuredPolicy
-from qttdm.common.contracts import DataSpec, Policy
-from qttdm.common.environments.task_env import TaskEnv
+from qttdm.actors.collector import Collector
+from qttdm.actors.episodes import EnvironmentFailure
+from qttdm.actors.evaluator import Evaluator, Result
+from qttdm.actors.settings import ActorSettings
 from qttdm.common.episode import Episode
 from qttdm.common.events import EventLog, Waiting
-from qttdm.common.metrics.telemetry import Activities, MakeTelemetry, Telemetry
-from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import GENERATION, Weights, updates_of
-from qttdm.planner_service.policies.random_actions import RandomPolicy
 from qttdm.replay.client import shard_of
 from qttdm.replay.codec import encode
 
@@ -46,50 +37,16 @@ LOWEST_PRIORITY = 19  # Linux's; Ray's own for its workers is 15
 ASK_EVERY = 5.0  # seconds after the last word from the learner at which a collector asks whether its weights are old
 
 
-@dataclass(frozen=True)
-class ActorSettings:
-    """What a collector or an evaluator is started with: small, since a restart gets it again."""
-
-    run_dir: Path
-    seed: int
-    """the run's"""
-    make_env: Callable[[], TaskEnv]
-    make_policy: Callable[[Callable[[], object]], Policy]
-    """given what to call while it waits for another process, so that this is not taken for hanging"""
-    data: DataSpec
-    """the agent's"""
-    envs: int
-    """E, environments stepped in lockstep and planned for in one batch"""
-    threads: int
-    """torch's"""
-    max_staleness: int
-    """updates that the newest published weights may be ahead of those acted on"""
-    discount: float
-    reward_scale: float
-    """of the rewards that the networks learn from"""
-    hang_seconds: float
-    """a decision, planning and simulating together, that takes longer has hung"""
-    timeout_seconds: float
-    """how long to wait for another process before saying so in events.log"""
-    telemetry: MakeTelemetry = Telemetry.silent
-
-
-class CollectorActor:
+class CollectorActor(Collector):
     """Actor number `index` of one seed. `take` and `alive` are answered while `run` runs."""
 
     def __init__(self, settings: ActorSettings, index: int, learner: str, shards: list[str]) -> None:
         """Names of the actors it works with, which must be there."""
         torch.set_num_threads(settings.threads)
-        self.settings, self.index = settings, index
-        self.telemetry = settings.telemetry("actor", index)
-        self.time_spent = Activities(self.telemetry, "qttdm_actor_seconds_total", rest="simulating")
+        super().__init__(settings, index)
         self.learner, self.shards = ray.get_actor(learner), [ray.get_actor(name) for name in shards]
         self.boot = uuid.uuid4().hex
         self.events = EventLog(RunDir(settings.run_dir).events_path, f"actor {index}")
-        self.watchdog = Watchdog(settings.run_dir, f"actor-{index}", settings.hang_seconds)
-        self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry, self.time_spent)
-        self.envs = make_environments(settings, self.watchdog)
-        self.random_policy = RandomPolicy(settings.data)
         self._offered: deque[Weights] = deque(maxlen=1)
         """the newest that were sent, until they are loaded: put in by one thread, taken out by another"""
         self._loaded_version = self._newest_version = 0
@@ -103,7 +60,6 @@ class CollectorActor:
         give_way()
         self._pull()
         if self.watchdog.found:
-            self.telemetry.inc("qttdm_failures_total", kind="hung")
             self._tell_failure(f"hung, see {self.watchdog.found}")
         number = max(
             self._ask(shard.next_number.remote(self.index), f"the number of its next episode from shard {i}")
@@ -114,28 +70,29 @@ class CollectorActor:
         collected = stored = 0
         refused = self._waiting()
         while True:
-            asked = self._control("ticket").remote(self.index, self.boot, stored)
+            asked = self._control("request_collect").remote(self.index, self.boot, stored)
             ticket = self._ask(asked, "a ticket from the learner")
             stored = 0
             if ticket.verdict == "done":
                 return collected
             if ticket.verdict == "wait":
                 refused.still(ticket.reason)
-                with self.time_spent.on("waiting"):
-                    time.sleep(ticket.retry_seconds)
+                time.sleep(ticket.retry_seconds)
                 continue
             refused.over()
             self._heard(ticket.version)
             names = range(number, number + len(self.envs))
             number = names.stop
+            seeds = [derive_seed(self.settings.seed, "episode", self.index, name, attempt) for name in names]
             try:
-                episodes = self._collect(names, ticket.random, ticket.exploration, attempt)
+                episodes = self.collect(seeds, ticket.random, ticket.exploration, self._before_decision)
             except EnvironmentFailure as error:  # other numbers, so other seeds, next: these might fail again
-                self._replace_environments(str(error))
+                self._tell_failure(str(error))
+                self.replace_environments()
                 continue
             for name, episode in zip(names, episodes, strict=True):
                 self._insert(episode.named(self.index, name))
-                self._tell(episode)
+                self.stored(episode)
                 collected, stored = collected + 1, stored + episode.decisions
 
     @ray.method(concurrency_group="control")
@@ -152,16 +109,8 @@ class CollectorActor:
         """The process's number: an answer at all is what matters."""
         return os.getpid()
 
-    def _collect(self, names: range, random: bool, exploration: float, attempt: int) -> list[Episode]:
-        """One episode in each environment."""
-        policy = self.random_policy if random else self.policy
-        seeds = [derive_seed(self.settings.seed, "episode", self.index, name, attempt) for name in names]
-        with self.watchdog:
-            return run_episodes(self.envs, policy, seeds, exploration, should_stop=self._before_decision)
-
     def _before_decision(self) -> bool:
-        """Newer weights if there are any; never stops the episode."""
-        self.watchdog.rearm()
+        """Load newer weights if there are any; never stops the episode."""
         if self._offered:
             self._load(self._offered.pop())  # out before they are loaded: newer ones may come meanwhile
         now = time.monotonic()
@@ -219,13 +168,11 @@ class CollectorActor:
             )
         self._inserting = 0
 
-    def _tell(self, episode: Episode) -> None:
-        """What there is to say of an episode that is stored."""
-        t = self.telemetry
-        t.inc("qttdm_acted_episodes_total")
-        t.set("qttdm_action_saturation_ratio", saturation(episode.actions))
+    def stored(self, episode: Episode) -> None:
+        """Count an episode that is in replay, and how old its weights were."""
+        super().stored(episode)
         behind = updates_of(self._newest_version) - updates_of(episode.oldest_weights)
-        t.observe("qttdm_episode_staleness_updates", max(0, behind))
+        self.telemetry.observe("qttdm_episode_staleness_updates", max(0, behind))
 
     def _measure(self) -> None:
         """Before each report."""
@@ -234,13 +181,6 @@ class CollectorActor:
         self.telemetry.set("qttdm_staleness_updates", max(0, updates_of(self._newest_version) - mine))
         self.telemetry.set("qttdm_staleness_limit_updates", self.settings.max_staleness)
         self.telemetry.set("qttdm_calls_in_flight", self._inserting, call="inserts")
-
-    def _replace_environments(self, why: str) -> None:
-        """All of them: a simulator that failed may have left anything behind."""
-        self.telemetry.inc("qttdm_failures_total", kind="environment")
-        self._tell_failure(why)
-        close_environments(self.envs, self.watchdog)
-        self.envs = make_environments(self.settings, self.watchdog)
 
     def _tell_failure(self, why: str) -> None:
         """For the learner to count, and to write into events.log."""
@@ -274,71 +214,21 @@ def give_way() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)  # on Linux of this thread, elsewhere of its process
 
 
-def make_environments(settings: ActorSettings, watchdog: Watchdog) -> list[TaskEnv]:
-    """E of them; making them may hang as well."""
-    with watchdog:
-        return [settings.make_env() for _ in range(settings.envs)]
-
-
-def close_environments(envs: list[TaskEnv], watchdog: Watchdog) -> None:
-    """Which may hang as well."""
-    with watchdog:
-        for env in envs:
-            env.close()
-
-
 class EvaluatorActor:
-    """Evaluates what the learner sends, one snapshot after the other.
-
-    Where a simulator fails or hangs it tries again with other start states, and then gives this evaluation up: one
-    must not end the run, nor, since Ray retries a call whose process ended, go on for ever.
-    """
+    """An Evaluator for what the learner sends. Ray asks again if its process ends."""
 
     def __init__(self, settings: ActorSettings) -> None:
-        """settings.envs: episodes of an evaluation, run in lockstep."""
         torch.set_num_threads(settings.threads)
-        self.settings = settings
-        self.telemetry = settings.telemetry("evaluator", 0)
-        self.watchdog = Watchdog(settings.run_dir, "evaluator", settings.hang_seconds)
-        self.watchdog.tell(self.telemetry)
-        self.events = EventLog(RunDir(settings.run_dir).events_path, "evaluator")
-        self.attempts = Attempts(settings.run_dir / "evaluating", hung=self.watchdog.found is not None)
-        self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry)
-        self.envs: list[TaskEnv] = []
-        """made within an attempt, so that a process which hangs has always hung in one"""
+        self.evaluator = Evaluator(settings)
 
-    def evaluate(self, values: np.ndarray, version: int, checksum: int) -> tuple[list[float], float | None, float]:
-        """Returns of the episodes, share of successes (None: the task has none), seconds. No returns: given up."""
+    def evaluate(self, values: np.ndarray, version: int, checksum: int) -> Result:
+        """As Evaluator."""
         give_way()
-        self.policy.load(Weights(values, version, checksum))
-        which = f"the evaluation after {updates_of(version)} updates"
-        for attempt in self.attempts.of(version):
-            try:
-                return self._evaluate(attempt)
-            except EnvironmentFailure as error:
-                self.telemetry.inc("qttdm_failures_total", kind="environment")
-                self.events.write(f"replaces its environments, which failed in {which}: {error}")
-                close_environments(self.envs, self.watchdog)
-                self.envs = []
-        self.events.write(f"gives up {which}: its environments have failed or hung {MOST_ATTEMPTS} times")
-        return [], None, 0.0
-
-    def _evaluate(self, attempt: int) -> tuple[list[float], float | None, float]:
-        """Each attempt has start states of its own."""
-        self.envs = self.envs or make_environments(self.settings, self.watchdog)
-        started = time.monotonic()
-        with self.watchdog:
-            result = evaluate(self.envs, self.policy, self.settings.seed, self.watchdog.rearm, attempt)
-            seconds = time.monotonic() - started
-            tell_evaluation(
-                self.telemetry, self.policy, result.episodes, self.settings.discount, self.settings.reward_scale
-            )
-        self.telemetry.observe("qttdm_evaluation_seconds", seconds)
-        return result.returns, result.success, seconds
+        return self.evaluator.evaluate(Weights(values, version, checksum))
 
     def flush(self) -> None:
         """Report what was measured; asked when the run ends."""
-        self.telemetry.flush()
+        self.evaluator.telemetry.flush()
 
     def alive(self) -> int:
         """The process's number: an answer at all is what matters."""

@@ -2,7 +2,7 @@
 
     checkpoints/00000007-step-20000/     the 7th save, at step 20000
         tensors.safetensors              networks, optimisers, generators
-        blobs/NAME                       whatever writes itself as bytes (the replay)
+        blobs/NAME                       whatever writes itself as bytes (the replay's visits and random states)
         checkpoint.json                  format version, step, meta, names of the blobs
         SHA256SUMS                       written last; `sha256sum -c SHA256SUMS` checks the folder by hand
 
@@ -24,7 +24,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Raised whenever what a run saves changes its meaning. 1: runs on one machine held their episodes in a blob."""
 _TEMPORARY = ".tmp-"
 
 
@@ -91,7 +92,7 @@ class CheckpointStore:
         """The newest checkpoint whose checksums hold; None where none was ever saved.
 
         blobs=False leaves those unread: a replay is far larger than all else, and acting needs none.
-        Raises CheckpointError when every one is damaged, or the newest sound one has a newer format than this program.
+        Raises CheckpointError when every one is damaged, or the newest sound one has another format.
         """
         skipped: list[str] = []
         for folder in reversed(self._folders()):
@@ -172,13 +173,12 @@ def load_checkpoint(folder: Path, blobs: bool = True) -> Checkpoint:
 
 
 def _read(folder: Path, skipped: list[str], with_blobs: bool) -> Checkpoint:
-    """Load one folder; OSError or ValueError when it is damaged, CheckpointError when its format is too new."""
+    """Load one folder; OSError or ValueError when it is damaged, CheckpointError when it has another format."""
     read = _verified_reader(folder)
     head = json.loads(read("checkpoint.json"))
-    if head["format"] > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder}: has format {head['format']}, this version reads up to {FORMAT_VERSION}; use a newer qttdm"
-        )
+    if head["format"] != FORMAT_VERSION:
+        use = "use a newer qttdm" if head["format"] > FORMAT_VERSION else "use the qttdm that saved it, or train anew"
+        raise CheckpointError(f"{folder}: has format {head['format']}, this version reads {FORMAT_VERSION}; {use}")
     tensors = safetensors.torch.load(read("tensors.safetensors"))
     blobs = {name: read(f"blobs/{name}") for name in head["blobs"]} if with_blobs else {}
     return Checkpoint(folder, head["step"], tensors, head["meta"], blobs, skipped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,3 +63,9 @@ class Weights:
         for p in parameters:
             p.copy_(flat[start : start + p.numel()].view_as(p))
             start += p.numel()
+
+
+def read_generation(run_dir: Path) -> int:
+    """The number of the newest learner that a cluster started in this directory; 0 if none was."""
+    path = run_dir / "generation"
+    return int(path.read_text()) if path.exists() else 0

@@ -1,4 +1,4 @@
-"""Evaluations by others while learning goes on: planned, handed in when their updates are made, read in any order.
+"""Evaluations: planned, handed in when their updates are made, read in any order; made by others meanwhile, or here.
 
     plan(counts) -- learner has the updates --> hand_in --> desk --> results: (counts, values)
 
@@ -19,7 +19,7 @@ from qttdm.learner.learner import Learner
 
 
 class EvaluationDesk(Protocol):
-    """Whoever evaluates, while learning goes on."""
+    """Evaluates snapshots of weights."""
 
     def submit(self, key: int, weights: Weights) -> None:
         """Evaluate these weights; results are told apart by `key`."""
@@ -65,7 +65,7 @@ class Evaluations:
             yield (
                 counts,
                 {
-                    "episode_return": sum(returns) / len(returns),
+                    "episode_return": float(np.mean(returns)),
                     "episode_returns": returns,
                     "success": success,
                     "episodes_evaluated": len(returns),

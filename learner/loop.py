@@ -1,12 +1,13 @@
-"""The learner's side of Algorithm 1 when others collect: as many updates as their decisions ask for, weights out.
+"""Algorithm 1: as many updates as there are decisions, whoever collects them; evaluations and checkpoints when due.
 
-    shards    --news-->     counters, `train` lines of metrics.jsonl
-    shards    --batches-->  update --> weights for everyone, `update` lines
+    replay    --news-->     counters, `train` lines of metrics.jsonl
+    replay    --batches-->  update --> weights for those that act, `update` lines
     evaluator --results-->  `eval` lines
 
-Knows nothing of processes: replay, publishing and evaluating come in as objects (learner/remote.py has them over Ray).
-What counts is what the shards have on disk. The loop reads it from them like a newspaper, from where its last
-checkpoint left off, so a kill of anyone neither loses nor doubles an episode in the counters or in metrics.jsonl.
+Knows nothing of processes: replay, publishing, evaluating and collecting come in as objects. On a cluster they are
+elsewhere and collect by ticket (learner/remote.py); on one machine an episode is collected here whenever no update is
+owed, the paper's alternation (deploy/runs/local.py). What counts is what the replay has on disk: the loop reads on
+from where its last checkpoint left off, so a kill neither loses nor doubles an episode in the counters or the metrics.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from qttdm.replay.limiter import Pace
 from qttdm.replay.news import MOST_EPISODES, News, StoredEpisode
 from qttdm.replay.source import ReplaySource
 
-HEAR_EVERY = 0.2  # seconds between two looks at the news while there is work
-LOOK_EVERY = 0.1  # seconds between two looks when there is none, unless an actor says that it has stored something
+READ_EVERY = 0.2  # seconds between two looks for new episodes while there are updates to make
+WAIT_SECONDS = 0.1  # between two looks when there are none, unless an actor says that it has stored something
 
 
 class LearningLoop:
-    """`run()` until the run's end; `ticket()` and `status()` may be called from other threads meanwhile."""
+    """`run()` until the run's end; `request_collect()` and `status()` may be called from other threads meanwhile."""
 
     def __init__(
         self,
@@ -53,16 +54,18 @@ class LearningLoop:
         exploration: Callable[[int], float],
         shards: int,
         timeout_seconds: float,
+        checkpoint: Checkpoint | None = None,
+        collect_here: Callable[[Ticket], None] | None = None,
         accept_losses: bool = False,
     ) -> None:
-        """Goes on from the run directory's newest checkpoint if it has one.
+        """Goes on from the checkpoint, if there is one.
 
         publish_every: updates. exploration: of the environment steps so far. timeout_seconds: how long to wait for
-        anything before saying so in events.log. ConfigError if the replay holds less than the checkpoint counts on,
-        unless accept_losses.
+        anything before saying so in events.log. collect_here: puts one episode into replay; None where actors ask.
+        ConfigError if the replay holds less than the checkpoint counts on, unless accept_losses.
         """
         self.training, self.learner, self.replay, self.pace, self.run_dir = training, learner, replay, pace, run_dir
-        self.publish_every, self._publish_weights = publish_every, publish
+        self.publish_every, self._publish_weights, self._collect_here = publish_every, publish, collect_here
         self.exploration, self.timeout_seconds = exploration, timeout_seconds
         self.rounds, self.evaluations = Rounds(pace), Evaluations(evaluations)
         self.events = EventLog(run_dir.events_path, "learner")
@@ -75,42 +78,38 @@ class LearningLoop:
         """the newest value of everything reported"""
         self._asking = threading.Lock()  # actors ask from several threads: one ticket after the other
         self._boots: dict[int, str] = {}
-        self._stop, self._told = threading.Event(), threading.Event()
-        checkpoint = self.store.load_latest()
+        self._stop, self._stored = threading.Event(), threading.Event()
         metrics_bytes = self._load(checkpoint, accept_losses) if checkpoint is not None else 0
         self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
         self._opened = self._moved_at = self._complained_at = time.monotonic()
-        self._heard_at, self._has_heard = 0.0, False
+        self._read_at, self._has_read = 0.0, False
         self._started = self._opened - self.counters.wall_seconds
-        self._first_updates = learner.updates
+        self._first_updates = self._logged_updates = learner.updates
         self.rates = Rates(self.spent, learner.updates, self.counters.decisions)
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Literal["finished", "stopped"]:
         """Until `env_steps` are collected and their updates made, or `stop()`. Ends with a checkpoint.
 
         on_step: called between any two things it does, each of which waits for others once at most. Raises
-        NonFiniteLossError, naming the last good checkpoint.
+        NonFiniteLossError, naming the last good checkpoint, and what collecting or evaluating in this process raises.
         """
         try:
             self._publish()
-            while not self._stop.is_set():
+            while not (self._stop.is_set() or self.finished):
                 on_step()
-                self._hear()
+                self._read_new_episodes()
+                self._evaluate()
                 on_step()
+                self._save_if_due(on_step)
                 if self.pace.want_sample:
                     self._update()
-                elif self.collected:
-                    self._finish(on_step)
-                    return "finished" if self.finished else "stopped"
+                elif not self.collected:
+                    self._collect()
                 else:
-                    self._wait(self.pace.waiting_for())
-                self._evaluate()
-                if self.counters.env_steps // self.training.checkpoint_every > self.counters.checkpoints:
-                    on_step()
-                    self._save()
+                    self._finish(on_step)
             on_step()
-            self._save()
-            return "stopped"
+            self.save()
+            return "finished" if self.finished else "stopped"
         except NonFiniteLossError as error:
             last = self.store.newest()
             kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
@@ -122,37 +121,41 @@ class LearningLoop:
         return self.counters.env_steps >= self.training.env_steps
 
     def stop(self) -> None:
-        """Make `run` save and return, after the update under way."""
+        """Make `run` save and return, after what is under way."""
         self._stop.set()
-        self._told.set()
+        self._stored.set()
 
-    def ticket(self, actor: int, boot: str, stored: int = 0) -> Ticket:
+    def request_collect(self, actor: int, boot: str, stored: int = 0) -> Ticket:
         """May this actor begin another round of episodes?
 
         boot: tells one process of this actor from the next. stored: decisions that it has put into replay since it
         asked last.
         """
         with self._asking:
-            return self._ticket(actor, boot, stored)
+            return self._answer(actor, boot, stored)
 
-    def _ticket(self, actor: int, boot: str, stored: int) -> Ticket:
+    def _answer(self, actor: int, boot: str, stored: int) -> Ticket:
         now = time.monotonic()
         self.rounds.ended(actor, stored, now)
         if stored:
-            self._told.set()
+            self._stored.set()
         if self._boots.setdefault(actor, boot) != boot:
             self._boots[actor] = boot
             self.counters.actor_restarts += 1
             self.events.write(f"actor {actor} is back in a new process")
         if self.collected or self.finished or self._stop.is_set():
             return Ticket("done")
-        if not self._has_heard:  # of what was stored since the checkpoint, which may be owed already
-            return Ticket("wait", retry_seconds=LOOK_EVERY, reason="the learner to read what was stored")
+        if not self._has_read:  # what was stored since the checkpoint, which may be owed already
+            return Ticket("wait", retry_seconds=WAIT_SECONDS, reason="the learner to read what was stored")
         update_seconds = self.spent.per_update(self.learner.updates - self._first_updates)
         excess = self.rounds.excess(actor, update_seconds)
         if excess >= 0:  # ask again when they may be made, but not too often: a question costs this process its time
             return Ticket("wait", retry_seconds=min(1.0, max(0.05, (excess + 1) * update_seconds)))
         self.rounds.began(actor, now)
+        return self._ticket()
+
+    def _ticket(self) -> Ticket:
+        """Leave to collect now."""
         return Ticket(
             "collect",
             random=self.pace.decisions < self.pace.seed_decisions,
@@ -161,7 +164,7 @@ class LearningLoop:
         )
 
     def environment_failed(self, actor: int, why: str) -> None:
-        """An actor replaced its environments."""
+        """Count that an actor replaced its environments."""
         self.counters.environment_failures += 1
         self.events.write(f"actor {actor} replaced its environments: {why}")
 
@@ -181,44 +184,43 @@ class LearningLoop:
             "finished": self.finished,
         }
 
-    def _hear(self) -> None:
-        """Read the news of the shards: counters, pace, `train` lines."""
+    def _read_new_episodes(self) -> None:
+        """Count what the shards have stored since the last look: counters, pace, `train` lines, evaluations due."""
         now = time.monotonic()
-        if self.pace.want_sample and now - self._heard_at < HEAR_EVERY:
+        if self.pace.want_sample and now - self._read_at < READ_EVERY:
             return
-        self._heard_at = now
+        self._read_at = now
         c = self.counters
         more = True
         while more:
-            if not (news := self._news()):
+            if not (answers := self._news()):
                 return
-            for shard, told in enumerate(news):
-                for episode in told.episodes:
+            for shard, news in enumerate(answers):
+                for episode in news.episodes:
                     self._count(episode)
-                self.cursors[shard] = told.cursor
-            more = any(len(told.episodes) == MOST_EPISODES for told in news)
-        # The totals also know of episodes that were evicted before they could be told of.
-        c.env_steps = sum(told.totals.env_steps for told in news)
-        c.decisions = sum(told.totals.decisions for told in news)
-        c.episodes = sum(told.totals.episodes for told in news)
+                self.cursors[shard] = news.cursor
+            more = any(len(news.episodes) == MOST_EPISODES for news in answers)
+        # The totals also know of episodes that were evicted before they could be read.
+        c.env_steps = sum(news.totals.env_steps for news in answers)
+        c.decisions = sum(news.totals.decisions for news in answers)
+        c.episodes = sum(news.totals.episodes for news in answers)
         self._plan_evaluation()
         if c.decisions > self.pace.decisions:
             self._moved_at = now
             self.pace.inserted(c.decisions - self.pace.decisions)
-        self.evaluations.hand_in_due(self.learner)  # of the present weights: before another update
         self.rounds.heard(now)
-        self._has_heard = True
+        self._has_read = True
 
     def _news(self) -> list[News]:
         """Of each shard, since its cursor; none if the shards did not answer in time, which is then in events.log."""
         try:
             return self.replay.news(self.cursors)
         except TimeoutError as error:
-            self._late(error)
+            self._report_timeout(error)
             return []
 
     def _count(self, episode: StoredEpisode) -> None:
-        """One more episode, and its line."""
+        """Count one more episode, and write its line."""
         c = self.counters
         c.env_steps += episode.env_steps
         c.decisions += episode.decisions
@@ -242,12 +244,12 @@ class LearningLoop:
             self.evaluations.plan(self._counts() | {"updates": self.learner.updates + math.floor(to_come)})
 
     def _update(self) -> None:
-        """Algorithm 1, lines 3-14, once; what is due by the number of updates."""
+        """Make one update (lines 3-14); publish and log when due."""
         try:
             with self.spent.on("waiting_for_batches"):
                 batch = self.replay.next()
         except TimeoutError as error:
-            self._late(error)
+            self._report_timeout(error)
             return
         with self.spent.on("copying"):
             staged = self.learner.stage(batch)
@@ -255,98 +257,119 @@ class LearningLoop:
             self.learner.update_staged(staged)
         self.pace.sampled()
         self._moved_at = time.monotonic()
-        if self.learner.updates % self.publish_every == 0:
+        if self._collect_here is None and self.learner.updates % self.publish_every == 0:
             self._publish()
-        if self.learner.updates % self.training.log_every == 0:
+        if self.learner.updates - self._logged_updates >= self.training.log_every or self._is_between_episodes:
             self._log()
 
+    @property
+    def _is_between_episodes(self) -> bool:
+        """Is the next one to be collected in this process, all updates made?"""
+        return self._collect_here is not None and not self.pace.want_sample
+
+    def _collect(self) -> None:
+        """Collect one episode with the newest weights (line 2), or wait for a moment for those of others."""
+        if self._collect_here is None:
+            self._wait(self.pace.waiting_for())
+            return
+        self._publish()
+        with self.spent.on("waiting_for_decisions"):
+            self._collect_here(self._ticket())
+
     def _wait(self, reason: str) -> None:
-        """A moment in which there is nothing to do; after a while without progress the reason goes to events.log."""
+        """Wait for a moment; after a while without progress the reason goes to events.log."""
         started = time.monotonic()
         with self.spent.on("waiting_for_decisions"):
-            self._told.wait(LOOK_EVERY)
-        self._told.clear()
+            self._stored.wait(WAIT_SECONDS)
+        self._stored.clear()
         if started - max(self._moved_at, self._complained_at) > self.timeout_seconds:
             self._complained_at = started
             self.events.write(f"{reason}, for {started - self._moved_at:.0f} s")
 
     def _publish(self) -> None:
-        """A snapshot for everyone who plans."""
+        """Hand a snapshot to all that act."""
         with self.spent.on("publishing"):
             weights = self.learner.weights()
             self._publish_weights(weights)
         self.version = weights.version
 
     def _evaluate(self) -> None:
-        """Hand in the evaluations whose time has come, and write down those that have ended."""
+        """Hand in the evaluations whose updates are made, and write an `eval` line for each that has ended."""
         self.evaluations.hand_in_due(self.learner)
-        self._take_results()
-
-    def _take_results(self) -> None:
-        """`eval` lines, with the counters of when they were planned."""
         for counts, values in self.evaluations.results():
             self.metrics.write("eval", **(counts | {"wall_seconds": self._wall_seconds()}), **values)
             if counts["env_steps"] >= self.newest.get("eval_env_steps", 0):
                 self.newest |= {"eval_return": values["episode_return"], "eval_env_steps": counts["env_steps"]}
 
-    def _finish(self, on_step: Callable[[], object]) -> None:
-        """A last evaluation unless the newest weights have one; all results; the last checkpoint."""
+    def evaluate_newest(self) -> None:
+        """Evaluate the newest weights unless that is done."""
         self._evaluate()
         if self.evaluations.last_updates != self.learner.updates:
             self.evaluations.hand_in(self._counts(), self.learner)
+            self._evaluate()
+
+    def _finish(self, on_step: Callable[[], object]) -> None:
+        """Evaluate the last weights, and wait for all results."""
+        self.evaluate_newest()
         self._moved_at = time.monotonic()
         while self.evaluations and not self._stop.is_set():
             on_step()
             self._wait(f"the learner waits for {len(self.evaluations)} evaluations")
-            self._take_results()
+            self._evaluate()
         self.finished = not self.evaluations
-        self._save()
 
     def _log(self) -> None:
-        """An `update` line: the losses since the last one, and where the time went."""
+        """Write an `update` line: the losses since the last one, and where the time went."""
+        self._logged_updates = self.learner.updates
         losses = self.learner.drain()
         rates = self.rates(self.learner.updates, self.counters.decisions)
         if losses:
             self._report("update", **losses, **self.learner.learning_rates(), **rates)
 
-    def _save(self) -> None:
-        """An atomic checkpoint. The replay is not in it: shards keep theirs, and the cursors say how much counts."""
+    def _save_if_due(self, on_step: Callable[[], object]) -> None:
+        """Save at multiples of `checkpoint_every`; in the alternation when its updates are made."""
+        due = self.counters.env_steps // self.training.checkpoint_every > self.counters.checkpoints
+        if due and (self._collect_here is None or self._is_between_episodes):
+            self.save()
+            on_step()
+
+    def save(self) -> None:
+        """Write an atomic checkpoint. Episodes are not in it: shards keep them, and the cursors say how many count."""
         self._log()
         with self.spent.on("saving"):
-            self._checkpoint()
-
-    def _checkpoint(self) -> None:
-        try:
-            self.replay.sync()  # or a power cut could leave a checkpoint that counts on more than the disk has
-        except TimeoutError as error:
-            self._late(error)
-        c = self.counters
-        c.checkpoints = c.env_steps // self.training.checkpoint_every
-        c.wall_seconds = self._wall_seconds()
-        evaluations, blobs = self.evaluations.save()
-        meta = {
-            "counters": asdict(c),
-            "pace": self.pace.save(),
-            "cursors": self.cursors,
-            **evaluations,
-            "metrics_bytes": self.metrics.sync(),
-            "finished": self.finished,
-        }
-        self.store.save(c.env_steps, self.learner.state(), meta, blobs)
+            try:
+                replay = self.replay.save()  # on disk, or a power cut could leave a checkpoint that counts on more
+            except TimeoutError as error:
+                self._report_timeout(error)
+                replay = {}
+            c = self.counters
+            c.checkpoints = c.env_steps // self.training.checkpoint_every
+            c.wall_seconds = self._wall_seconds()
+            evaluations, weights = self.evaluations.save()
+            meta = {
+                "counters": asdict(c),
+                "pace": self.pace.save(),
+                "cursors": self.cursors,
+                **evaluations,
+                "metrics_bytes": self.metrics.sync(),
+                "finished": self.finished,
+            }
+            self.store.save(c.env_steps, self.learner.state(), meta, replay | weights)
 
     def _load(self, checkpoint: Checkpoint, accept_losses: bool) -> int:
-        """Undo `_save`; returns how many bytes of metrics belong to it."""
+        """Undo `save`; returns how many bytes of metrics belong to it."""
         meta = checkpoint.meta
         self.learner.load_state(checkpoint.tensors)
         self.counters = Counters(**meta["counters"])
         if len(meta["cursors"]) != len(self.cursors):
             raise ConfigError(
                 f"{self.run_dir.path}: its checkpoint is of {len(meta['cursors'])} replay shards, got "
-                f"cluster.shards={len(self.cursors)}; the number of shards of a run cannot change"
+                f"{len(self.cursors)}; the number of shards of a run cannot change"
             )
         self.cursors = list(meta["cursors"])
         self.pace.load(meta["pace"])
-        self.finished = meta["finished"]
+        self.finished = meta["finished"] and self.collected  # more steps may be wanted since
+        self.replay.load(checkpoint.blobs)
         self._check_replay(accept_losses)
         self.evaluations.load(meta, checkpoint.blobs)
         for message in [*checkpoint.skipped, f"goes on from the checkpoint at {self.learner.updates} updates"]:
@@ -355,9 +378,9 @@ class LearningLoop:
 
     def _check_replay(self, accept_losses: bool) -> None:
         """ConfigError unless the shards have what the checkpoint counts on: without it the return may collapse."""
-        while not (news := self._news()):  # a large shard takes its time to read itself back from disk
+        while not (answers := self._news()):  # a large shard takes its time to read itself back from disk
             pass
-        held = sum(told.totals.decisions for told in news)
+        held = sum(news.totals.decisions for news in answers)
         if held >= self.pace.decisions:
             return
         losses = f"its checkpoint counts on {self.pace.decisions} decisions in replay, its shards have had {held}"
@@ -369,8 +392,8 @@ class LearningLoop:
         self.events.write(f"{losses}; goes on with those, as was asked for")
         self.pace.lost(self.pace.decisions - held)
 
-    def _late(self, error: TimeoutError) -> None:
-        """Someone did not answer in time."""
+    def _report_timeout(self, error: TimeoutError) -> None:
+        """Count that someone did not answer in time, and say who."""
         self.telemetry.inc("qttdm_failures_total", kind="timeout")
         self.events.write(str(error))
 
@@ -386,7 +409,7 @@ class LearningLoop:
         }
 
     def _report(self, kind: str, **values: Any) -> None:
-        """One line of metrics.jsonl, and for whoever asks for the status."""
+        """Write one line of metrics.jsonl, and keep it for `status`."""
         self.metrics.write(kind, **self._counts(), **values)
         self.newest |= values
 

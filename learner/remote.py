@@ -1,7 +1,7 @@
 """The learner as a Ray actor: LearningLoop over the shards, the collectors and the evaluator of one seed.
 
-    collector --ticket, newest--> learner --take(weights)--> collectors     (one object in the store for all of them)
-                                  learner --evaluate-------> evaluator
+    collector --request_collect, newest--> learner --take(weights)--> collectors    (one object in the store for all)
+                                           learner --evaluate-------> evaluator
 
 `run` is retried by Ray after a kill, in a new process, and goes on from the last checkpoint.
 """
@@ -16,11 +16,12 @@ from typing import Any
 
 import ray
 
+from qttdm.common.checkpoint import CheckpointStore
 from qttdm.common.metrics.lines import Sink
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
-from qttdm.common.weights import Weights
+from qttdm.common.weights import Weights, read_generation
 from qttdm.learner.learner import Learner
 from qttdm.learner.loop import LearningLoop
 from qttdm.learner.measure import watch
@@ -92,6 +93,7 @@ class LearnerActor:
             exploration=s.exploration,
             shards=len(self.shards),
             timeout_seconds=s.timeout_seconds,
+            checkpoint=CheckpointStore(RunDir(s.run_dir).checkpoints_dir).load_latest(),
             accept_losses=s.accept_losses,
         )
         self.loop.metrics.sinks += s.make_sinks()
@@ -102,11 +104,11 @@ class LearnerActor:
         with watchdog:
             return self.loop.run(on_step=watchdog.rearm)
 
-    def ticket(self, actor: int, boot: str, stored: int) -> Ticket:
-        """`LearningLoop.ticket`; while the learner starts, actors wait."""
+    def request_collect(self, actor: int, boot: str, stored: int) -> Ticket:
+        """`LearningLoop.request_collect`; while the learner starts, actors wait."""
         if self.loop is None:
             return Ticket("wait", retry_seconds=0.5, reason="the learner to start")
-        return self.loop.ticket(actor, boot, stored)
+        return self.loop.request_collect(actor, boot, stored)
 
     def newest(self) -> tuple[list[ray.ObjectRef], int, int] | None:
         """The newest weights: [values], version, checksum; None before the first. A collector starts with this."""
@@ -221,7 +223,6 @@ class RemoteEvaluations:
 
 def next_generation(run_dir: Path) -> int:
     """Counts the learners that were started in this directory, on disk: 1 for the first."""
-    path = run_dir / "generation"
-    generation = int(path.read_text()) + 1 if path.exists() else 1
-    replace_file(path, str(generation).encode())
+    generation = read_generation(run_dir) + 1
+    replace_file(run_dir / "generation", str(generation).encode())
     return generation

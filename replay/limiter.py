@@ -81,6 +81,10 @@ class Pace:
         """An episode of that many decisions has been stored."""
         self.decisions += decisions
 
+    def extend_seed(self, decisions: int) -> None:
+        """The episode to be inserted next is random to its end, beyond the seed: it asks for no updates."""
+        self.seed_decisions = max(self.seed_decisions, self.decisions + decisions)
+
     def sampled(self, updates: int = 1) -> None:
         """That many updates have been made."""
         self.updates += updates
@@ -99,7 +103,7 @@ class Pace:
 
     def save(self) -> dict[str, int]:
         """Counters, for a checkpoint."""
-        return {"decisions": self.decisions, "updates": self.updates}
+        return {"decisions": self.decisions, "updates": self.updates, "seed_decisions": self.seed_decisions}
 
     def load(self, counters: dict[str, int], decisions: int | None = None) -> None:
         """Go on from a checkpoint.
@@ -108,4 +112,5 @@ class Pace:
         made up for, rather than forgotten: the ratio holds over the whole run, resumes included.
         """
         self.updates = counters["updates"]
+        self.seed_decisions = max(self.seed_decisions, counters["seed_decisions"])
         self.decisions = counters["decisions"] if decisions is None else decisions

@@ -9,10 +9,9 @@ already has; so a kill loses and doubles nothing.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,15 +168,6 @@ class RemoteReplay:
         """Batches asked for that have not come yet."""
         return self.per_request * len(self._under_way)
 
-    def state(self) -> str:
-        """The random state that decides how many windows the next batches have from each shard."""
-        return json.dumps(self._rng.bit_generator.state)
-
-    def load(self, state: str) -> None:
-        """Go on from a `state`; batches under way are forgotten. Use after the shards have gone back or on."""
-        self.close()
-        self._rng.bit_generator.state = json.loads(state)
-
     def close(self) -> None:
         """Let go of the batches under way, and of the memory they have in the object store."""
         self._under_way.clear()
@@ -195,10 +185,14 @@ class RemoteReplay:
             for episodes, cursor, totals in self._get(answers, "the replay shards' news")
         ]
 
-    def sync(self) -> None:
-        """Returns when all that the shards have answered for is on the disk itself."""
-        answers = [shard.sync.options(concurrency_group="insert").remote() for shard in self.shards]
-        self._get(answers, "the replay shards to flush their disks")
+    def save(self) -> dict[str, bytes]:
+        """As ReplaySource: for a run that goes on on one machine."""
+        answers = [shard.save_state.options(concurrency_group="insert").remote() for shard in self.shards]
+        states = self._get(answers, "the replay shards to save their states")
+        return {f"replay-{i}": state for i, state in enumerate(states)}
+
+    def load(self, blobs: Mapping[str, bytes]) -> None:
+        """Keep the episodes stored since: their actors go on."""
 
     def stats(self) -> list[ShardStats]:
         """Where each shard stands."""

@@ -1,12 +1,24 @@
-"""What a learner needs of a replay that others fill, wherever that is (replay/remote.py has it over Ray)."""
+"""What a learner needs of a replay, and the one in its own process; replay/remote.py has it over Ray.
+
+LearningLoop --next, news, save, load--> LocalShards --> ReplayShard 0 .. S-1 in this process
+collector ----insert------------------->
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from qttdm.common.batch import Batch
+from qttdm.common.episode import Episode
+from qttdm.common.metrics.telemetry import Telemetry
+from qttdm.replay.client import Draw, merge, shard_of
+from qttdm.replay.codec import encode
 from qttdm.replay.news import News
+from qttdm.replay.shard import ReplayShard
 
 
 class ReplaySource(Protocol):
@@ -18,5 +30,60 @@ class ReplaySource(Protocol):
     def news(self, cursors: Sequence[int]) -> list[News]:
         """Of each shard, the episodes since its cursor."""
 
-    def sync(self) -> None:
-        """Returns when all that the shards have told of is on the disk itself, safe from a power cut."""
+    def save(self) -> dict[str, bytes]:
+        """Blobs for a checkpoint. When this returns, all episodes told of are on the disk itself."""
+
+    def load(self, blobs: Mapping[str, bytes]) -> None:
+        """Go back to a `save`, where nobody has collected since; else keep the later episodes."""
+
+
+class LocalShards:
+    """A ReplaySource in one process, and the way in for its collector. It repeats: the same draws after a `load`."""
+
+    def __init__(
+        self, shards: Sequence[ReplayShard], telemetry: Sequence[Telemetry], batch_size: int, floor: float, seed: int
+    ) -> None:
+        """telemetry: one for each shard. floor: ReplayConfig.return_floor. seed: for how many windows of each shard."""
+        self.shards, self.telemetry, self.batch_size, self.floor = shards, telemetry, batch_size, floor
+        self._rng = np.random.default_rng(seed)
+
+    def insert(self, episode: Episode) -> None:
+        """Store an episode, on disk when this returns."""
+        shard = shard_of(episode.actor, episode.number, len(self.shards))
+        with self.telemetry[shard].timed("qttdm_replay_insert_seconds"):
+            self.shards[shard].insert(encode(episode))
+
+    def next(self) -> Batch:
+        """As ReplaySource."""
+        with self.telemetry[0].timed("qttdm_replay_sample_seconds"):
+            if len(self.shards) == 1:
+                return self.shards[0].sample(self.batch_size)
+            draw = Draw.of([shard.mass() for shard in self.shards], self.floor, self.batch_size, 1, self._rng)
+            parts = zip(self.shards, draw.counts, strict=True)
+            return merge([shard.sample(count, draw.returns) for shard, (count,) in parts if count])
+
+    def news(self, cursors: Sequence[int]) -> list[News]:
+        """As ReplaySource."""
+        return [shard.news(cursor) for shard, cursor in zip(self.shards, cursors, strict=True)]
+
+    def next_number(self, actor: int) -> int:
+        """The number from which on this actor's episodes are new in every shard."""
+        return max(shard.next_number(actor) for shard in self.shards)
+
+    def save(self) -> dict[str, bytes]:
+        """As ReplaySource."""
+        states = {f"replay-{i}": shard.save_state() for i, shard in enumerate(self.shards)}
+        return states | {"replay-draw": json.dumps(self._rng.bit_generator.state).encode()}
+
+    def load(self, blobs: Mapping[str, bytes]) -> None:
+        """Go back to a `save`. A shard that did not answer at that checkpoint, on a cluster, keeps all episodes."""
+        for i, shard in enumerate(self.shards):
+            if f"replay-{i}" in blobs:
+                shard.load_state(blobs[f"replay-{i}"])
+        if "replay-draw" in blobs:
+            self._rng.bit_generator.state = json.loads(blobs["replay-draw"])
+
+    def close(self) -> None:
+        """Flush, and let another process open the directories."""
+        for shard in self.shards:
+            shard.close()

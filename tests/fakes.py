@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -167,6 +169,16 @@ class Point(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.array([*self.place, 0.01 * self.age])
 
 
+class HangingPoint(Point):
+    """A Point that hangs in C, holding Python's lock, at the 24th step of an episode, once for a file `hang` here."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.age == 24 and (fault := Path("hang")).exists():
+            fault.unlink()
+            ctypes.PyDLL(None).sleep(10**6)
+        return super().step(action)
+
+
 def point_env(steps: int, action_repeat: int = 1, ends_at: int = 10**9, has_success: bool = True) -> TaskEnv:
     """A Point as the agent sees it: at most `steps` simulator steps, ending by itself after `ends_at`."""
     env = wrappers.DtypeObservation(wrappers.TimeLimit(Point(ends_at=ends_at), steps), np.float32)
@@ -174,6 +186,7 @@ def point_env(steps: int, action_repeat: int = 1, ends_at: int = 10**9, has_succ
 
 
 gymnasium.register("FakePoint-v0", Point, max_episode_steps=80)
+gymnasium.register("FakePointHangs-v0", HangingPoint, max_episode_steps=80)
 gymnasium.register("FakePointEnds-v0", Point, max_episode_steps=80, kwargs={"ends_at": 36})
 gymnasium.register("FakePointPoisoned-v0", Point, max_episode_steps=80, kwargs={"pay": 1e38})
 

@@ -45,16 +45,11 @@ METRICS: dict[str, Metric] = {
         ),
         # train
         Metric("episode_length", "decisions", "length of the episode"),
-        Metric("actor", "1", "which actor collected it (cluster)"),
+        Metric("actor", "1", "which actor collected it"),
         Metric(
             "staleness", "updates", "made between the oldest weights of the episode and its being heard of (cluster)"
         ),
         Metric("decisions_per_second", "1/s", "speed of collecting"),
-        Metric(
-            "epsilon",
-            "probability",
-            "chance of a random action (agent qt; 1 while all are random), or of a random bin per dimension (planners)",
-        ),
         # update
         Metric(
             "loss_state", "observation unit^2", "mean squared error per dimension of the next state, dynamics model"

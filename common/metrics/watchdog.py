@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
-from collections.abc import Iterator
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,3 +64,29 @@ class Watchdog:
 def stacks(run_dir: Path) -> list[Path]:
     """What processes left there that hung and have been started anew since."""
     return list((run_dir / "hung").glob("*.*.txt"))
+
+
+SAY_WHO_HUNG = """
+read -r ended && exit
+[ -t 2 ] && printf '\\033[?25h' >&2
+for file; do [ -s "$file" ] && echo "qttdm: $(basename "$file" .txt) hung, see $file; $QTTDM_ADVICE" >&2; done
+"""
+
+
+@contextmanager
+def announced(run_dir: Path, processes: Sequence[str], advice: str) -> Iterator[None]:
+    """Print one line to stderr if this process ends by hanging inside; a shell does, since no thread here gets a turn.
+
+    processes: the `who` of this process's watchdogs. advice: the line's end.
+    """
+    files = [str(run_dir / "hung" / f"{who}.txt") for who in processes]
+    shell = subprocess.Popen(
+        ["sh", "-c", SAY_WHO_HUNG, "sh", *files],
+        stdin=subprocess.PIPE,
+        env={**os.environ, "QTTDM_ADVICE": advice},
+        start_new_session=True,  # Ctrl-C is for this process only
+    )
+    try:
+        yield
+    finally:
+        shell.communicate(b"ended\n")

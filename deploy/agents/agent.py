@@ -17,7 +17,7 @@ from torch import nn
 
 from qttdm.actors.evaluation import Evaluation, evaluate, film
 from qttdm.common.config import ConfigError
-from qttdm.common.contracts import DataSpec, Policy, vector_data
+from qttdm.common.contracts import DataSpec, vector_data
 from qttdm.common.environments.make import make_env
 from qttdm.common.environments.task_env import TaskEnv, TaskSpec
 from qttdm.common.models.qt import QT
@@ -121,13 +121,11 @@ class Agent:
         self.policy = make_policy(config, self.spec, self.device)
         self._eval_envs: list[TaskEnv] = []
 
-    def evaluate(
-        self, episodes: int, should_stop: Callable[[], bool] = lambda: False, policy: Policy | None = None
-    ) -> Evaluation:
-        """The current weights, in environments of their own. policy: the agent's, seen from outside."""
+    def evaluate(self, episodes: int) -> Evaluation:
+        """The current weights, in environments of their own."""
         while len(self._eval_envs) < episodes:
             self._eval_envs.append(make_env(self.config.task, self.config.env))
-        return evaluate(self._eval_envs[:episodes], policy or self.policy, self.config.seed, should_stop)
+        return evaluate(self._eval_envs[:episodes], self.policy, self.config.seed)
 
     def film(self, should_stop: Callable[[], bool] = lambda: False) -> list[Any]:
         """Frames of the first evaluation episode with the current weights. RenderError where nothing can draw."""

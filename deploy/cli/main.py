@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,6 +30,7 @@ from qttdm.deploy.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from qttdm.common.metrics.telemetry import MakeTelemetry
     from qttdm.deploy.configs.run_config import RunConfig
 
 app = new_app("qttdm", "QT-TDM: planning with a Transformer Dynamics Model and a Q-Transformer")
@@ -58,28 +60,34 @@ def train(
         resume: go on with this run from its newest checkpoint
         max_minutes: end cleanly after so long
     """
-    from qttdm.deploy.runs.local import new_run, resume_run
+    from qttdm.common.metrics.watchdog import announced
+    from qttdm.deploy.runs.local import PROCESSES, new_run, resume_run, silent
     from qttdm.deploy.screens.plot import plot_runs
     from qttdm.deploy.screens.progress import Progress
 
     began, alone = time.monotonic(), metrics.serve()
+
+    def measure(config: RunConfig) -> MakeTelemetry:
+        """Report to the metrics served here, if they are."""
+        state = directory.path / "metrics-state"
+        return alone.of_run(directory.path.name, config.seed, config.task, state) if alone else silent(config)
+
     if resume:
         given = [n for n, v in {**vars(settings), "seed": seed, "run_dir": run_dir}.items() if v not in (None, ())]
         if given:
             option = given[0].replace("_", "-")
             raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{option}")
         directory = RunDir.open(resume)
-        start = partial(resume_run, directory)
+        start = partial(resume_run, directory, measure)
     else:
         config = settings.load(seed)
         check_task(config)
         directory = RunDir.create(run_dir) if run_dir else RunDir.create_for(config.task)
-        start = partial(new_run, config, directory)
-    with directory.lock(), stopping() as stopped:
-        local = start()
+        start = partial(new_run, config, directory, measure)
+    advice = f"go on with: qttdm train --resume {directory.path} (or allow more time: cluster.hang_seconds)"
+    announcing = announced(directory.path, PROCESSES, advice)
+    with directory.lock(), stopping() as stopped, announcing, closing(start()) as local:
         c = local.config
-        if alone is not None:
-            local.measure(alone.of_run(directory.path.name, c.seed, c.task, directory.path / "metrics-state"))
         print(f"{c.agent} on {c.task}, seed {c.seed}, {local.device}: {directory.path}")
         with Progress(c.training.env_steps, max_minutes, seed=c.seed) as progress:
             local.train(progress, stopped, lambda: time.monotonic() - began > 60 * (max_minutes or float("inf")))

@@ -129,10 +129,12 @@ def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:
 
 
 def old_seeds(directory: Path) -> list[SeedRun]:
-    """The seeds of a run that has been started before; those that are done have the state "finished"."""
-    paths = list(directory.glob("seed-*/config.yaml"))
+    """The seeds of a run that has been started before, one seed of `qttdm train`; those done are "finished"."""
+    paths = list(directory.glob("seed-*/config.yaml")) or list(directory.glob("config.yaml"))
     if not paths:
-        raise ConfigError(f"{directory}: not a run of `qttdm cluster train` (no seed-*/config.yaml in it)")
+        raise ConfigError(
+            f"{directory}: not a run of `qttdm cluster train` or `train` (no config.yaml in it or in seed-*)"
+        )
     return sorted((old_seed(directory.name, path) for path in paths), key=lambda seed: seed.config.seed)
 
 

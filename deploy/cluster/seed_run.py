@@ -22,7 +22,8 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from qttdm.actors.remote import ActorSettings, CollectorActor, EvaluatorActor
+from qttdm.actors.remote import CollectorActor, EvaluatorActor
+from qttdm.actors.settings import ActorSettings
 from qttdm.common.contracts import Policy
 from qttdm.common.environments.make import make_env
 from qttdm.common.environments.task_env import TaskSpec
@@ -286,7 +287,7 @@ class SeedRun:
         c = self.config
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // c.cluster.shards)})
         return ReplaySettings(
-            ShardConfig(replay=share, log=c.cluster.log),
+            ShardConfig(replay=share, log=c.cluster.log, keep_states=c.training.keep_checkpoints),
             self.spec.obs_dim,
             self.spec.action_dim,
             c.tdm.window,

@@ -1,127 +1,112 @@
-"""QT-TDM in one process: the paper's alternation (Algorithm 1), exactly.
+"""QT-TDM in one process: the LearningLoop with a collector, an evaluator and the replay's shards beside it.
 
-    collect one episode -> replay -> as many updates as it had decisions -> now and then: evaluate, checkpoint
+    LearningLoop --_collect--> one episode -> shard --next--> as many updates as it had decisions -> evaluate, save
 
-The state of a run is its counters and what `LocalRun.save` writes. Every episode's randomness derives from the run's
-seed and the episode's number, so a run that stops anywhere and is resumed does what it would have done.
+The paper's alternation (Algorithm 1), exactly. Every episode's randomness derives from the run's seed and the episode's
+number, and a checkpoint goes back to its replay, so a run that stops anywhere and is resumed does what it would have
+done. Its directory and its checkpoints are a cluster's: either goes on with the other's.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
-import msgpack
 import torch
 
-from qttdm.actors.diagnosis import saturation, tell_evaluation
-from qttdm.actors.episodes import EnvironmentFailure, Stopped, run_episodes
-from qttdm.actors.evaluation import Evaluation
-from qttdm.actors.measured import MeasuredPolicy
+from qttdm.actors.collector import Collector
+from qttdm.actors.episodes import EnvironmentFailure, Stopped
+from qttdm.actors.evaluator import Evaluator
+from qttdm.actors.settings import ActorSettings
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.environments.make import make_env
 from qttdm.common.environments.rendering import RenderError
-from qttdm.common.metrics.lines import MetricsWriter
 from qttdm.common.metrics.sinks import make_sinks
-from qttdm.common.metrics.telemetry import Activities, MakeTelemetry, Telemetry
+from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
+from qttdm.common.metrics.watchdog import Watchdog, stacks
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
-from qttdm.common.weights import Weights
-from qttdm.deploy.agents.agent import Agent, data_of, exploration, make_learner
+from qttdm.common.weights import Weights, read_generation
+from qttdm.deploy.agents.agent import Agent, exploration, make_learner
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
 from qttdm.deploy.screens.video import VideoError, write_video
-from qttdm.learner.learner import NonFiniteLossError
-from qttdm.learner.measure import TimeSpent, open_metrics, watch
-from qttdm.planner_service.policies.random_actions import RandomPolicy
-from qttdm.replay.buffer import Replay
-from qttdm.replay.codec import decode, encode
+from qttdm.learner.loop import LearningLoop
+from qttdm.learner.measure import watch
+from qttdm.learner.tickets import Ticket
+from qttdm.replay.limiter import Pace
 from qttdm.replay.measure import watch as watch_replay
-from qttdm.replay.shard import ShardStats
+from qttdm.replay.shard import ReplayShard, ShardConfig
+from qttdm.replay.source import LocalShards
+
+MOST_FAILURES = 3  # of environments in a row, after which a run ends
+ACTOR = 0  # as which episodes are collected here
+PROCESSES = (f"actor-{ACTOR}", "evaluator", "learner")
+"""of a cluster, whose work is done here, each under its own watchdog"""
+
+MeasureRun = Callable[[RunConfig], MakeTelemetry]
 
 
-@dataclass
-class Counters:
-    """How far a run is."""
-
-    env_steps: int = 0
-    decisions: int = 0
-    updates: int = 0
-    episodes: int = 0
-    failures: int = 0
-    """episodes that were not finished, because the environment failed"""
-    owed: float = 0.0
-    """updates that the decisions so far ask for and that have not been made"""
-    evaluations: int = 0
-    """evaluations that have been due and made"""
-    checkpoints: int = 0
-    """multiples of `checkpoint_every` passed"""
-    evaluated_updates: int = -1
-    """of which weights the last evaluation was, by their number of updates"""
-    wall_seconds: float = 0.0
+def silent(config: RunConfig) -> MakeTelemetry:
+    """Measure nothing."""
+    return Telemetry.silent
 
 
 class LocalRun:
     """One run in its directory: `train()` until its end or until asked to stop."""
 
-    def __init__(self, config: RunConfig, run_dir: RunDir, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: RunDir,
+        checkpoint: Checkpoint | None = None,
+        telemetry: MakeTelemetry = Telemetry.silent,
+    ) -> None:
         """A fresh run, or the continuation of one. ConfigError if the settings do not fit together or to the task."""
-        self.config, self.training, self.run_dir = config, config.training, run_dir
+        self.config, self.run_dir, self.telemetry = config, run_dir, telemetry
         self.agent = Agent(config)
-        self.device, self.env, self.policy = self.agent.device, self.agent.env, self.agent.policy
-        spec = self.agent.spec
+        self.device = self.agent.device
         torch.manual_seed(derive_seed(config.seed, "learner"))
-        self.learner = make_learner(config, spec, self.device)
-        self.random_policy = RandomPolicy(data_of(config, spec))
-        replay_seed = derive_seed(config.seed, "replay")
+        self.learner = make_learner(config, self.agent.spec, self.device)
+        self.learner.telemetry = telemetry("learner", 0)
+        self.learner.generation = read_generation(run_dir.path)
+        self.watchdog = Watchdog(run_dir.path, "learner", config.cluster.hang_seconds)
+        self.watchdog.tell(self.learner.telemetry)
+        settings = ActorSettings(
+            run_dir=run_dir.path,
+            seed=config.seed,
+            make_env=partial(make_env, config.task, config.env),
+            make_policy=lambda still_waiting: self.agent.policy,
+            data=self.agent.data,
+            envs=1,
+            discount=config.discount,
+            reward_scale=config.learner.reward_scale,
+            hang_seconds=config.cluster.hang_seconds,
+            telemetry=telemetry,
+        )
+        self.collector = Collector(settings, ACTOR)
+        self.evaluator = Evaluator(replace(settings, envs=config.training.eval_episodes))
+        self._waiting: deque[tuple[int, Weights]] = deque()  # evaluations to be made
+        self._failures = 0  # of environments, since the last episode
+        self._hangs = sum(path.name.startswith(f"{PROCESSES[0]}.") for path in stacks(run_dir.path))
+        self._should_stop: Callable[[], bool] = lambda: False
+        self._progress: Progress | None = None
+        self.replay = self._open_replay(checkpoint)
         try:
-            self.replay = Replay(
-                config.replay, spec.obs_dim, spec.action_dim, config.tdm.window, config.discount, replay_seed
-            )
-        except MemoryError as error:
-            raise ConfigError(f"replay.capacity={config.replay.capacity} does not fit into memory ({error})") from None
-        self.store = CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints)
-        self.counters = Counters()
-        self._metrics_bytes = 0
-        if checkpoint is not None:
-            try:
-                self._metrics_bytes = self._load(checkpoint)
-            except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise ConfigError(
-                    f"{run_dir.path}: its checkpoint does not fit its settings ({reason}); undo the change to "
-                    f"config.yaml"
-                ) from error
-        self._moved_at = time.monotonic()
-        self._started = self._moved_at - self.counters.wall_seconds
-        self.measure(Telemetry.silent)
-
-    @cached_property
-    def metrics(self) -> MetricsWriter:
-        """Opened, and cut back to the checkpoint, by whoever writes first: looking at a run leaves its files alone."""
-        writer = open_metrics(self.run_dir.metrics_path, self._metrics_bytes, self.learner.telemetry)
-        writer.sinks += make_sinks(self.config.sinks, self.run_dir.path, self.config.model_dump())
-        return writer
-
-    def measure(self, make_telemetry: MakeTelemetry) -> None:
-        """Have what the run does told to Prometheus, by the parts that it would have on a cluster. Before `train`."""
-        driver, actor, evaluator = (make_telemetry(part, 0) for part in ("driver", "actor", "evaluator"))
-        self.learner.telemetry = make_telemetry("learner", 0)
-        self._storing = make_telemetry("replay", 0)
-        self._spent = TimeSpent(self.learner.telemetry)
-        self._actor_spent = Activities(actor, "qttdm_actor_seconds_total", rest="waiting")
-        self._acting = MeasuredPolicy(self.policy, actor, self._actor_spent)
-        self._evaluating = MeasuredPolicy(self.policy, evaluator)
-        watch(self)
-        watch_replay(self, None, self._storing)
-        driver.set("qttdm_seed_state", 1.0, state="running")
-        driver.set("qttdm_run_info", 1.0, agent=self.config.agent)
+            self.loop = self._make_loop(checkpoint)
+        except BaseException:
+            self.replay.close()
+            raise
+        if self.collector.watchdog.found:
+            self.loop.environment_failed(ACTOR, f"hung, see {self.collector.watchdog.found}")
+        self._measure()
 
     def train(
         self,
@@ -133,255 +118,206 @@ class LocalRun:
 
         should_stop: at once, dropping the episode in flight. time_is_up: after the episode or the update under way, so
         that even a chain of short resumed sessions gets on.
-        Raises NonFiniteLossError, naming the last good checkpoint, and EnvironmentFailure, when all before that episode
-        is saved; whoever goes on collects another in its place.
+        Raises NonFiniteLossError, naming the last good checkpoint, and EnvironmentFailure when environments fail
+        MOST_FAILURES times in a row; all before is saved.
         """
-        c, t = self.counters, self.config.training
+        self._show_on(progress, should_stop)
+
+        def on_step() -> None:
+            self.watchdog.rearm()
+            progress.doing(f"learning: update {self.learner.updates}, {self.loop.pace.owed:.0f} to go")
+            if should_stop() or time_is_up():
+                self.loop.stop()
+
         try:
-            while c.env_steps < t.env_steps or c.owed >= 1:
-                if time_is_up():
-                    raise Stopped
-                self._collect(progress, should_stop)
-                self._learn(progress, lambda: should_stop() or time_is_up())
-                if c.env_steps // t.eval_every > c.evaluations:
-                    self._evaluate(progress, should_stop)
-                if c.env_steps // t.checkpoint_every > c.checkpoints:
-                    self.save()
+            with self.watchdog:
+                ended = self.loop.run(on_step)
         except Stopped:
-            progress.note("stopped early")
-        except NonFiniteLossError as error:
-            last = self.store.newest()
-            kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
-            raise NonFiniteLossError(f"{error}; {kept}") from None
+            self.loop.save()
+            ended = "stopped"
         except EnvironmentFailure as error:
-            c.failures += 1
-            self.save()
-            raise EnvironmentFailure(f"{error}; the run is saved, --resume goes on with another episode") from error
-        self.save()
+            self.loop.save()
+            raise EnvironmentFailure(
+                f"{error}; that was {MOST_FAILURES} times in a row; the run is saved, --resume tries other episodes"
+            ) from error
+        if ended == "stopped":
+            progress.note("stopped early")
 
     def finish(self, progress: Progress, should_stop: Callable[[], bool] = lambda: False) -> None:
         """A last evaluation unless the newest weights have one, and a short video of the behaviour."""
+        self._show_on(progress, should_stop)
         try:
-            if self.counters.evaluated_updates != self.counters.updates:
-                self._evaluate(progress, should_stop)
-                self.save()
-            self.policy.load(self.learner.weights())
-            write_video(self.agent.film(should_stop), self.run_dir.video_path, self.agent.frames_per_second)
+            if self.loop.evaluations.last_updates != self.learner.updates:
+                self.loop.evaluate_newest()
+                self.loop.save()
+            self.agent.policy.load(self.learner.weights())
+            with self.evaluator.watchdog:
+                frames = self.agent.film(lambda: self.evaluator.watchdog.rearm() or should_stop())
+            write_video(frames, self.run_dir.video_path, self.agent.frames_per_second)
             progress.note(f"video: {self.run_dir.video_path}")
         except Stopped:
             progress.note("stopped before the last evaluation and the video were done")
         except (RenderError, VideoError) as error:
             progress.note(f"no video: {error}")
 
-    def evaluate(self, episodes: int, should_stop: Callable[[], bool] = lambda: False) -> Evaluation:
-        """The current weights, in environments of their own."""
-        self._evaluating.load(self._snapshot())
-        result = self.agent.evaluate(episodes, should_stop, self._evaluating)
-        c = self.config
-        tell_evaluation(
-            self._evaluating.telemetry, self._evaluating, result.episodes, c.discount, c.learner.reward_scale
-        )
-        return result
+    def close(self) -> None:
+        """Let another process go on with this run."""
+        self.replay.close()
 
-    def status(self) -> dict[str, Any]:
-        """Plain numbers of where the run is."""
-        now = time.monotonic()
-        return {
-            **asdict(self.counters),
-            "wall_seconds": now - self._started,
-            "seconds_since_progress": now - self._moved_at,
-            "version": self.policy.weights_version,
-        }
+    def _act_with(self, weights: Weights) -> None:
+        with self.collector.time_spent.on("fetching"):
+            self.collector.policy.load(weights)
 
-    def stats(self) -> ShardStats:
-        """Of the replay, as if it were a cluster's only shard; it is on disk in checkpoints only."""
-        c, r = self.counters, self.replay
-        return ShardStats(
-            decisions=r.decisions,
-            episodes=r.num_episodes,
-            fill=r.fill,
-            inserted_decisions=c.decisions,
-            inserted_episodes=c.episodes,
-            inserted_env_steps=c.env_steps,
-            bytes_on_disk=0,
-            dropped_records=0,
-            duplicates=0,
-            sampled_batches=c.updates,
-            capacity=self.config.replay.capacity,
-            sampled_age=r.sampled_age,
-        )
-
-    def save(self) -> None:
-        """An atomic checkpoint of everything; at this point nothing is lost by a kill."""
-        with self._spent.on("saving"):
-            self._save()
-
-    def _save(self) -> None:
-        c = self.counters
-        c.checkpoints = c.env_steps // self.config.training.checkpoint_every
-        self._tick()
-        self.store.save(
-            c.env_steps,
-            self.learner.state(),
-            {"counters": asdict(c), "metrics_bytes": self.metrics.sync()},
-            {
-                "replay.state": self.replay.state(),
-                "replay.episodes": msgpack.packb([encode(e) for e in self.replay.episodes()]),
-            },
-        )
-
-    def _load(self, checkpoint: Checkpoint) -> int:
-        """Undo `save`; returns how many bytes of metrics belong to it."""
-        self.counters = Counters(**checkpoint.meta["counters"])
-        self.learner.load_state(checkpoint.tensors)
-        episodes = msgpack.unpackb(checkpoint.blobs["replay.episodes"])
-        self.replay.load(checkpoint.blobs["replay.state"], map(decode, episodes))
-        return int(checkpoint.meta["metrics_bytes"])
-
-    def _collect(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
-        """Line 2: one episode into replay. Not while updates or an evaluation are owed: so only after an early stop."""
-        c, t = self.counters, self.config.training
-        if c.owed >= 1 or c.env_steps // t.eval_every > c.evaluations:
-            return
-        started = time.monotonic()
-        random = c.decisions < t.seed_decisions
-        policy = self.random_policy if random else self._acting
-        epsilon = 1.0 if random else exploration(self.config, c.env_steps)
-        with self._actor_spent.on("fetching"):
-            policy.load(self._snapshot())
-        seed = derive_seed(self.config.seed, "episode", c.episodes + c.failures)
-        tell = self._telling(progress, f"collecting episode {c.episodes}", should_stop)
+    def _collect(self, ticket: Ticket) -> None:
+        """Put one episode into replay; of an environment that fails, none."""
+        counters, pace = self.loop.counters, self.loop.pace
+        number = max(counters.episodes + counters.environment_failures, self.replay.next_number(ACTOR))
+        again = (self._hangs,) if self._hangs else ()  # the episode that the last process hung in is not tried again
+        seed = derive_seed(self.config.seed, "episode", number, *again)
+        stop = self._asking(f"collecting episode {counters.episodes}")
         try:
-            with self._spent.on("waiting_for_decisions"), self._actor_spent.on("simulating"):
-                (episode,) = run_episodes([self.env], policy, [seed], epsilon, tell)
+            (episode,) = self.collector.collect([seed], ticket.random, ticket.exploration, stop)
         except Stopped:
-            progress.note("the episode in flight is dropped; a resumed run collects it again")
+            if self._progress:
+                self._progress.note("the episode in flight is dropped; a resumed run collects it again")
             raise
-        with self._actor_spent.on("storing"), self._storing.timed("qttdm_replay_insert_seconds"):
-            self.replay.add(episode)
-        self._acting.telemetry.inc("qttdm_acted_episodes_total")
-        self._acting.telemetry.set("qttdm_action_saturation_ratio", saturation(episode.actions))
-        self._moved_at = time.monotonic()
-        c.env_steps += episode.env_steps
-        c.decisions += episode.decisions
-        c.episodes += 1
-        if not random:
-            c.owed += episode.decisions * t.update_ratio
-        self._report(
-            progress,
-            "train",
-            episode_return=episode.episode_return,
-            episode_length=episode.decisions,
-            success=episode.success,
-            epsilon=epsilon if random or self.config.agent == "qt" else self.config.planner.random_bins,
-            decisions_per_second=episode.decisions / (time.monotonic() - started),
-        )
+        except EnvironmentFailure as error:
+            self.loop.environment_failed(ACTOR, str(error))
+            self._failures += 1
+            if self._failures == MOST_FAILURES:
+                raise
+            self.collector.replace_environments()
+            return
+        self._failures = 0
+        if ticket.random:
+            pace.extend_seed(episode.decisions)
+        with self.collector.time_spent.on("storing"):
+            self.replay.insert(episode.named(ACTOR, number))
+        self.collector.stored(episode)
 
-    def _telling(self, progress: Progress, what: str, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    def submit(self, key: int, weights: Weights) -> None:
+        """As EvaluationDesk."""
+        self._waiting.append((key, weights))
+
+    def results(self) -> list[tuple[int, list[float], float | None, float]]:
+        """As EvaluationDesk: evaluate now. Raises Stopped; the loop still has the evaluations that are not made."""
+        done = []
+        while self._waiting:
+            key, weights = self._waiting.popleft()
+            done.append((key, *self.evaluator.evaluate(weights, self._asking("evaluating"))))
+        return done
+
+    def _asking(self, what: str) -> Callable[[], bool]:
         """`should_stop`, asked before each decision, that also shows how far the episode is."""
         decisions = count()
 
         def stop() -> bool:
-            progress.doing(f"{what}: decision {next(decisions)} of {self.agent.spec.episode_decisions}")
-            return should_stop()
+            if self._progress:
+                of = self.agent.spec.episode_decisions
+                self._progress.doing(f"{what}: decision {next(decisions)} of {of}")
+            return self._should_stop()
 
         return stop
 
-    def _learn(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
-        """Lines 3-14: the updates owed."""
-        c, t = self.counters, self.config.training
-        while c.owed >= 1:
-            started, first = time.monotonic(), c.updates
-            while c.owed >= 1 and c.updates - first < t.log_every:
-                with self._spent.on("waiting_for_batches"), self._storing.timed("qttdm_replay_sample_seconds"):
-                    batch = self.replay.sample(self.config.learner.batch_size)
-                with self._spent.on("updating"):
-                    self.learner.update(batch)
-                self._moved_at = time.monotonic()
-                c.updates += 1
-                c.owed -= 1
-                progress.doing(f"learning: update {c.updates}, {c.owed:.0f} to go")
-                if stop := should_stop():  # asked after an update, so that every session makes at least one
-                    break
-            losses = self.learner.drain()
-            if losses:
-                speed = (c.updates - first) / (time.monotonic() - started)
-                values = losses | self.learner.learning_rates()
-                self._report(progress, "update", **values, updates_per_second=speed)
-            if stop:
-                raise Stopped
+    def _show_on(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
+        self._progress, self._should_stop = progress, should_stop
 
-    def _evaluate(self, progress: Progress, should_stop: Callable[[], bool]) -> None:
-        """Mean over `eval_episodes` episodes: the one that is due, unless updates are owed, as after an early stop."""
-        c, started = self.counters, time.monotonic()
-        tell = self._telling(progress, "evaluating", should_stop)
-        with self._evaluating.telemetry.timed("qttdm_evaluation_seconds"):
-            result = self.evaluate(self.config.training.eval_episodes, tell)
-        if c.owed < 1:
-            c.evaluations = c.env_steps // self.config.training.eval_every
-        c.evaluated_updates = c.updates
-        self._report(
-            progress,
-            "eval",
-            episode_return=result.mean_return,
-            episode_returns=result.returns,
-            success=result.success,
-            episodes_evaluated=len(result.returns),
-            eval_seconds=time.monotonic() - started,
+    def _show(self, line: dict[str, Any]) -> None:
+        """Show one line of metrics.jsonl on the display, evaluations apart from training returns."""
+        if self._progress is None:
+            return
+        if line["kind"] == "eval":
+            self._progress.evaluation(line["env_steps"], line["episode_return"], line["success"])
+        else:
+            self._progress.update(**{name: value for name, value in line.items() if name != "kind"})
+
+    def _open_replay(self, checkpoint: Checkpoint | None) -> LocalShards:
+        """All shards that the run has, of a cluster perhaps; one for a new run."""
+        c, spec, folder = self.config, self.agent.spec, self.run_dir.path / "replay"
+        if checkpoint is None and folder.exists():
+            shutil.rmtree(folder)  # the run begins again, with the same episodes
+        number = max(1, len(list(folder.glob("shard-*"))))
+        share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // number)})
+        config = ShardConfig(replay=share, log=c.cluster.log, keep_states=c.training.keep_checkpoints)
+        shards: list[ReplayShard] = []
+        telemetry = [self.telemetry("replay", i) for i in range(number)]
+        seed = derive_seed(c.seed, "replay")
+        try:
+            for i, directory in enumerate(folder / f"shard-{i}" for i in range(number)):
+                sizes = (spec.obs_dim, spec.action_dim, c.tdm.window, c.discount)
+                shards.append(ReplayShard(directory, config, *sizes, seed + i))
+                watch_replay(shards[-1], directory, telemetry[i])
+        except MemoryError as error:
+            raise ConfigError(f"replay.capacity={c.replay.capacity} does not fit into memory ({error})") from None
+        except ValueError as error:
+            raise self._does_not_fit(error) from error
+        except RuntimeError as error:
+            raise ConfigError(str(error)) from None
+        return LocalShards(shards, telemetry, c.learner.batch_size, c.replay.return_floor, derive_seed(c.seed, "draw"))
+
+    def _make_loop(self, checkpoint: Checkpoint | None) -> LearningLoop:
+        c = self.config
+        try:
+            loop = LearningLoop(
+                training=c.training,
+                learner=self.learner,
+                replay=self.replay,
+                pace=Pace(c.cluster.pace, c.training.update_ratio, c.training.seed_decisions),
+                run_dir=self.run_dir,
+                publish_every=c.cluster.publish_every,
+                publish=self._act_with,
+                evaluations=self,
+                exploration=partial(exploration, c),
+                shards=len(self.replay.shards),
+                timeout_seconds=c.cluster.timeout_seconds,
+                checkpoint=checkpoint,
+                collect_here=self._collect,
+            )
+        except ConfigError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise self._does_not_fit(error) from error
+        loop.metrics.sinks += [*make_sinks(c.sinks, self.run_dir.path, c.model_dump()), self._show]
+        return loop
+
+    def _does_not_fit(self, error: Exception) -> ConfigError:
+        reason = str(error).strip().splitlines()[0]
+        return ConfigError(
+            f"{self.run_dir.path}: its checkpoint does not fit its settings ({reason}); undo the change to config.yaml"
         )
-        progress.evaluation(c.env_steps, result.mean_return, result.success)
 
-    def _report(self, progress: Progress, kind: str, **values: Any) -> None:
-        """One line of metrics.jsonl, and the display."""
-        c = self.counters
-        self._tick()
-        counters = {
-            "env_steps": c.env_steps,
-            "decisions": c.decisions,
-            "updates": c.updates,
-            "episodes": c.episodes,
-            "wall_seconds": round(c.wall_seconds, 3),
-        }
-        self.metrics.write(kind, **counters, **values)
-        if kind == "eval":  # the display shows evaluations apart from training returns
-            values = {}
-        progress.update(**counters, **values)
-
-    def _snapshot(self) -> Weights:
-        """What acts from now on."""
-        with self._spent.on("publishing"):
-            return self.learner.weights()
-
-    def _tick(self) -> None:
-        self.counters.wall_seconds = time.monotonic() - self._started
+    def _measure(self) -> None:
+        """Report to Prometheus as the parts that the run would have on a cluster."""
+        watch(self.loop)
+        driver = self.telemetry("driver", 0)
+        driver.set("qttdm_seed_state", 1.0, state="running")
+        driver.set("qttdm_run_info", 1.0, agent=self.config.agent)
 
 
-def open_run(run_dir: RunDir) -> LocalRun:
-    """The run in that directory, as its newest good checkpoint left it. ConfigError if it cannot go on from that."""
+def open_run(run_dir: RunDir, measure: MeasureRun = silent) -> LocalRun:
+    """Go on with the run in that directory from its newest good checkpoint. ConfigError if that cannot be."""
     config = load_config(RunConfig, run_dir.config_path)
-    checkpoint = newest_checkpoint(run_dir)
-    if "replay.episodes" not in checkpoint.blobs:  # shards keep a cluster's episodes
-        raise ConfigError(f"{run_dir.path}: trained on a cluster; go on with: qttdm cluster resume NAME")
-    return LocalRun(config, run_dir, checkpoint)
+    return LocalRun(config, run_dir, newest_checkpoint(run_dir), measure(config))
 
 
-def resume_run(run_dir: RunDir) -> LocalRun:
+def resume_run(run_dir: RunDir, measure: MeasureRun = silent) -> LocalRun:
     """As `open_run`; a run that was killed before its first checkpoint begins again."""
-    config = load_config(RunConfig, run_dir.config_path)
     if CheckpointStore(run_dir.checkpoints_dir).newest() is None:
         print(f"{run_dir.path}: there is no checkpoint yet, starting from the beginning")
-        return LocalRun(config, run_dir)
-    return open_run(run_dir)
+        config = load_config(RunConfig, run_dir.config_path)
+        return LocalRun(config, run_dir, telemetry=measure(config))
+    return open_run(run_dir, measure)
 
 
-def new_run(config: RunConfig, run_dir: RunDir) -> LocalRun:
+def new_run(config: RunConfig, run_dir: RunDir, measure: MeasureRun = silent) -> LocalRun:
     """A fresh run in a directory just made; its resolved configuration is written first.
 
     If the run cannot be built the directory goes again, so that the corrected command finds its name free.
     """
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"shards": 1})})
     run_dir.config_path.write_text(dump_config(config))
     try:
-        return LocalRun(config, run_dir)
+        return LocalRun(config, run_dir, telemetry=measure(config))
     except ConfigError:
         shutil.rmtree(run_dir.path)
         raise

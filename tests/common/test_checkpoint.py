@@ -160,13 +160,15 @@ def test_saving_one_step_twice_keeps_the_later(store: CheckpointStore) -> None:
     assert store.load_latest().meta == {"try": 2}
 
 
-def test_a_newer_format_is_refused_not_skipped(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("newer", "advice"), [(1, "use a newer qttdm"), (-1, "use the qttdm that saved it")])
+def test_another_format_is_refused_not_skipped(store: CheckpointStore, monkeypatch, newer: int, advice: str) -> None:
     save(store, 1)
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", FORMAT_VERSION + 1)
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", FORMAT_VERSION + newer)
     save(store, 2)
     check(store.load_latest(), 2)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=f"has format {FORMAT_VERSION + 1}, this version reads up to") as caught:
+    want = f"has format {FORMAT_VERSION + newer}, this version reads {FORMAT_VERSION}; {advice}"
+    with pytest.raises(CheckpointError, match=want) as caught:
         store.load_latest()
     assert "\n" not in str(caught.value)
 

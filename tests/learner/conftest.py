@@ -7,5 +7,5 @@ import qttdm.learner.loop
 
 @pytest.fixture(autouse=True)
 def _hears_at_once(monkeypatch):
-    monkeypatch.setattr(qttdm.learner.loop, "HEAR_EVERY", 0.0)
-    monkeypatch.setattr(qttdm.learner.loop, "LOOK_EVERY", 0.0005)
+    monkeypatch.setattr(qttdm.learner.loop, "READ_EVERY", 0.0)
+    monkeypatch.setattr(qttdm.learner.loop, "WAIT_SECONDS", 0.0005)

@@ -68,12 +68,14 @@ class Shards:
         self._maybe_refuse()
         return [shard.news(cursor) for shard, cursor in zip(self.shards, cursors, strict=True)]
 
-    def sync(self) -> None:
+    def save(self) -> dict[str, bytes]:
         self.waits += 1
         self._maybe_refuse()
-        for shard in self.shards:
-            shard.sync()
         self.synced = self.decisions
+        return {f"replay-{i}": shard.save_state() for i, shard in enumerate(self.shards)}
+
+    def load(self, blobs: dict[str, bytes]) -> None:
+        """Others have collected since."""
 
     def insert(self, episode: Episode) -> None:
         self.shards[shard_of(episode.actor, episode.number, len(self.shards))].insert(encode(episode))
@@ -158,6 +160,7 @@ class Seed:
             exploration=lambda env_steps: env_steps / 100,
             shards=shards or self.shards,
             timeout_seconds=self.timeout_seconds,
+            checkpoint=CheckpointStore(self.run_dir.checkpoints_dir).load_latest(),
             accept_losses=accept_losses,
         )
 
@@ -166,7 +169,7 @@ class Seed:
         if loop.counters.decisions < self.replay.decisions:
             return
         for actor in range(self.actors):
-            if loop.ticket(actor, self.boot).verdict == "collect":
+            if loop.request_collect(actor, self.boot).verdict == "collect":
                 self.insert(actor)
 
     def insert(self, actor: int) -> None:
@@ -189,7 +192,7 @@ class Seed:
         """The seed decisions are stored and heard of."""
         for _ in range(SEED_DECISIONS // LENGTH):
             self.insert(0)
-        loop._hear()
+        loop._read_new_episodes()
 
     def run(self, loop: LearningLoop | None = None, until: object = None, then: object = None) -> str:
         """The loop with its actors, to its end; or until `until(loop)` holds: `then`, Killed by default, is done."""
@@ -243,7 +246,7 @@ def check_finished(seed: Seed) -> None:
     meta = seed.checkpoint()
     updates = int(seed.ratio * (collected - SEED_DECISIONS))
     assert meta["finished"]
-    assert meta["pace"] == {"decisions": collected, "updates": updates}
+    assert (meta["pace"]["decisions"], meta["pace"]["updates"]) == (collected, updates)
     assert (meta["counters"]["env_steps"], meta["counters"]["episodes"]) == (2 * collected, len(train))
     versions = [w.version for w in seed.published]
     assert versions == sorted(set(versions))
@@ -297,13 +300,13 @@ class TestPace:
         loop = seed.loop()
         seed.sow(loop)
         stored = 0
-        while loop.ticket(0, "first", LENGTH if stored else 0).verdict == "collect":
+        while loop.request_collect(0, "first", LENGTH if stored else 0).verdict == "collect":
             seed.insert(0)
             stored += LENGTH
         assert LEAD <= stored < LEAD + LENGTH
-        loop._hear()
+        loop._read_new_episodes()
         assert loop.pace.owed == stored  # each is counted once
-        assert loop.ticket(0, "first").verdict == "wait"
+        assert loop.request_collect(0, "first").verdict == "wait"
 
 
 class TestLines:
@@ -352,7 +355,7 @@ class TestLines:
         assert seed.run() == "finished"
         assert len(seed.lines("train")) == 2 + (10 - 6)
         assert seed.lines("train")[-1]["env_steps"] == 100
-        assert seed.checkpoint()["pace"] == {"decisions": 50, "updates": 40}
+        assert (seed.checkpoint()["pace"]["decisions"], seed.checkpoint()["pace"]["updates"]) == (50, 40)
         assert [line["env_steps"] for line in seed.lines("eval")] == [60, 90, 100]
         seed.replay.close()
 
@@ -587,7 +590,7 @@ class TestGoingOn:
     @pytest.mark.parametrize("shards", [1, 3])
     def test_another_number_of_shards_is_refused(self, seed, shards):
         seed.run(until=lambda loop: loop.learner.updates == 15, then=LearningLoop.stop)
-        with pytest.raises(ConfigError, match=f"is of 2 replay shards, got cluster.shards={shards}"):
+        with pytest.raises(ConfigError, match=f"is of 2 replay shards, got {shards}"):
             seed.loop(shards=shards)
 
 
@@ -597,7 +600,7 @@ class TestTickets:
         tickets: dict[int, Ticket] = {}
 
         def look(loop):
-            ticket = loop.ticket(0, seed.boot)
+            ticket = loop.request_collect(0, seed.boot)
             if ticket.verdict == "collect":
                 tickets[loop.counters.decisions] = ticket
 
@@ -614,21 +617,21 @@ class TestTickets:
         for _ in range(4 + SEED_DECISIONS // LENGTH):
             seed.insert(0)
         seed.replay.refusals.append("late")
-        loop._hear()
-        assert loop.ticket(0, seed.boot).verdict == "wait"
-        loop._hear()
+        loop._read_new_episodes()
+        assert loop.request_collect(0, seed.boot).verdict == "wait"
+        loop._read_new_episodes()
         assert loop.pace.owed == 4 * LENGTH
-        assert loop.ticket(0, seed.boot).verdict == "wait"
+        assert loop.request_collect(0, seed.boot).verdict == "wait"
         loop.pace.sampled(4 * LENGTH)
-        assert loop.ticket(0, seed.boot).verdict == "collect"
+        assert loop.request_collect(0, seed.boot).verdict == "collect"
 
     def test_wait_while_too_many_updates_are_owed(self, seed):
         loop = seed.loop()
-        loop._hear()
+        loop._read_new_episodes()
         waits, owed = [], []
 
         def insert_regardless():
-            ticket = loop.ticket(0, seed.boot)
+            ticket = loop.request_collect(0, seed.boot)
             assert ticket.verdict == "done" or (ticket.verdict == "wait") == (loop.pace.owed >= LEAD)
             if ticket.verdict == "wait":
                 assert 0.005 <= ticket.retry_seconds <= 1.0
@@ -644,22 +647,22 @@ class TestTickets:
 
     def test_done_at_the_end_and_after_a_stop(self, seed):
         loop = seed.loop()
-        loop._hear()
-        assert loop.ticket(0, "a").verdict == "collect"
+        loop._read_new_episodes()
+        assert loop.request_collect(0, "a").verdict == "collect"
         loop.stop()
-        assert loop.ticket(0, "a").verdict == "done"
+        assert loop.request_collect(0, "a").verdict == "done"
         assert loop.run() == "stopped"
         loop = seed.loop()
-        loop._hear()
-        assert loop.ticket(0, "a").verdict == "collect"
+        loop._read_new_episodes()
+        assert loop.request_collect(0, "a").verdict == "collect"
         seed.run(loop)
-        assert loop.ticket(0, "a").verdict == "done"
-        assert seed.loop().ticket(0, "a").verdict == "done"
+        assert loop.request_collect(0, "a").verdict == "done"
+        assert seed.loop().request_collect(0, "a").verdict == "done"
 
     def test_restarts_are_counted_and_told(self, seed):
         loop = seed.loop()
         for actor, boot in [(0, "a"), (1, "b"), (0, "a"), (0, "c"), (1, "b"), (0, "c"), (0, "d")]:
-            loop.ticket(actor, boot)
+            loop.request_collect(actor, boot)
         loop.environment_failed(1, "Point failed\nat the reset")
         status = loop.status()
         assert (status["actor_restarts"], status["environment_failures"]) == (2, 1)
@@ -692,14 +695,14 @@ class TestWaiting:
         assert re.search(r"learner: the learner waits for 11 more decisions \(0 so far\), for \d+ s", lines[0])
 
     def test_for_decisions_ends_when_an_actor_tells_of_some(self, seed, monkeypatch):
-        monkeypatch.setattr(qttdm.learner.loop, "LOOK_EVERY", 1e6)
+        monkeypatch.setattr(qttdm.learner.loop, "WAIT_SECONDS", 1e6)
         loop, learned = seed.loop(), threading.Event()
 
         def act() -> None:
             time.sleep(0.3)  # the loop waits by then
             for _ in range(SEED_DECISIONS // LENGTH + 1):
                 seed.insert(actor=0)
-                loop.ticket(0, seed.boot, stored=LENGTH)
+                loop.request_collect(0, seed.boot, stored=LENGTH)
             learned.wait(30)
             loop.stop()
 

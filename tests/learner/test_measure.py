@@ -86,6 +86,7 @@ def test_counts_neither_fall_nor_jump_when_the_learner_is_killed(seed):
             seed.run(loop, until=lambda loop, n=updates: look(loop) or loop.learner.updates >= n)
     loop = measured(seed, restarted=True)
     assert seed.run(loop, until=look) == "finished"
+    counters.clear()
     look(loop)
     check_counts(seed, seen[-1])
     assert seen[-1]["qttdm_process_restarts_total"] == 3

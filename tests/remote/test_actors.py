@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from qttdm.actors.attempts import MOST_ATTEMPTS
-from qttdm.actors.remote import ActorSettings, CollectorActor, EvaluatorActor
+from qttdm.actors.remote import CollectorActor, EvaluatorActor
+from qttdm.actors.settings import ActorSettings
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import GENERATION, Weights
@@ -73,7 +74,7 @@ class ScriptedLearner:
         self.version_now = VERSION
         self.asked = 0
 
-    def ticket(self, actor: int, boot: str, stored: int) -> Ticket:
+    def request_collect(self, actor: int, boot: str, stored: int) -> Ticket:
         time.sleep(self.slow)
         self.slow = 0.0
         ticket = self.tickets.pop(0)

@@ -248,6 +248,23 @@ class TestTraining:
         assert err.count("\n") == 1
         assert "not finite at update" in err
 
+    def test_a_simulator_that_hangs_ends_it_with_one_line_and_it_is_resumed(self, here):
+        limits = "cluster={hang_seconds: 15, timeout_seconds: 14}"
+        task = "gym/tests.fakes:FakePointHangs-v0"
+        arguments = ["train", "--preset", "debug", "--task", task, *TINY, f"--set={limits}", "--run-dir", "run"]
+        (here / "hang").touch()
+        child = process(here, *arguments)
+        _, err = child.communicate(timeout=120)
+        assert child.returncode == 1
+        hung = here / "run" / "hung" / "actor-0.txt"
+        assert err.startswith("qttdm: actor-0 hung, see run/hung/actor-0.txt; go on with: qttdm train --resume run (")
+        assert err.count("\n") == 1
+        assert "fakes.py" in hung.read_text()
+        resumed = process(here, "train", "--resume", "run")
+        _, err = resumed.communicate(timeout=120)
+        assert (resumed.returncode, err) == (0, "")
+        assert "actor 0 replaced its environments: hung, see" in (here / "run" / "events.log").read_text()
+
     def test_interrupted_from_the_keyboard_and_resumed(self, here):
         """The real thing: Ctrl-C in the middle of training, and then --resume, each in a process of its own."""
         child = process(here, *CARTPOLE, "--env-steps", "640", "--run-dir", "run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS
 from qttdm.common.metrics.lines import read_metrics
-from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.main import main
 from qttdm.deploy.monitoring.alone import Alone
 from qttdm.deploy.runs.local import LocalRun, resume_run
 from qttdm.planner_service.serving.client import Client
 from tests.deploy.monitoring.test_exporter import free_port
-from tests.deploy.runs.test_local import assert_same_state, lines, start, train
+from tests.deploy.runs.test_local import assert_same_state, lines, reopen, start, train
 from tests.deploy.runs.test_serve import pendulum_run, serving
 
 Samples = dict[tuple[str, ...], float]
@@ -29,7 +29,6 @@ ELSEWHERE = {
     "qttdm_staleness_updates": "weights are never old",
     "qttdm_staleness_limit_updates": "likewise",
     "qttdm_calls_in_flight": "there are no others to call",
-    "qttdm_replay_disk_bytes": "the replay is in memory",
     "qttdm_gpu_memory_bytes": "there is no GPU",
     "qttdm_gpu_utilisation_ratio": "likewise",
 }
@@ -69,15 +68,15 @@ def metrics() -> Any:
     alone.close()
 
 
-def measured(run: LocalRun, metrics: Alone) -> LocalRun:
-    run.measure(metrics.of_run("run", 0, run.config.task, run.run_dir.path / "metrics-state"))
-    return run
+def measured(metrics: Alone, directory: Path) -> Any:
+    """For a run in a directory of this name."""
+    return lambda config: metrics.of_run("run", 0, config.task, directory / "run" / "metrics-state")
 
 
 def check_counts(run: LocalRun, samples: Samples) -> None:
     """Against metrics.jsonl and the newest checkpoint."""
     told = read_metrics(run.run_dir.metrics_path)
-    saved = run.store.load_latest().meta["counters"]
+    saved = run.loop.store.load_latest().meta["counters"] | {"updates": run.learner.updates}
     for what in ("env_steps", "decisions", "episodes", "updates"):
         assert samples[f"qttdm_{what}_total", "learner"] == told[-1][what] == saved[what]
     episodes = [line for line in told if line["kind"] == "train"]
@@ -94,13 +93,13 @@ def report(metrics: Alone) -> None:
 
 
 def test_it_serves_what_the_files_say_and_the_run_is_the_same(tmp_path, metrics):
-    run = measured(start(tmp_path, TRAINING), metrics)
+    run = start(tmp_path, TRAINING, measure=measured(metrics, tmp_path))
     train(run)
     report(metrics)
     samples = scrape(metrics.port)
     check_counts(run, samples)
     assert samples["qttdm_acted_total", "actor"] == 30  # decisions but the random ones
-    assert samples["qttdm_update_seconds_count", "learner", "compute"] == run.counters.updates
+    assert samples["qttdm_update_seconds_count", "learner", "compute"] == run.learner.updates
     assert samples["qttdm_seed_state", "driver", "running"] == 1
     plain = start(tmp_path, TRAINING, name="plain")
     train(plain)
@@ -109,7 +108,7 @@ def test_it_serves_what_the_files_say_and_the_run_is_the_same(tmp_path, metrics)
 
 
 def test_every_metric_of_its_parts_is_there(tmp_path, metrics):
-    run = measured(start(tmp_path, TRAINING), metrics)
+    run = start(tmp_path, TRAINING, measure=measured(metrics, tmp_path))
     train(run)
     report(metrics)
     there = {
@@ -122,14 +121,14 @@ def test_every_metric_of_its_parts_is_there(tmp_path, metrics):
 
 
 def test_a_resumed_run_counts_on(tmp_path, metrics):
-    run = measured(start(tmp_path, TRAINING), metrics)
+    run = start(tmp_path, TRAINING, measure=measured(metrics, tmp_path))
     decisions = iter(range(1000))
     train(run, should_stop=lambda: next(decisions) > 25)
     report(metrics)
     before = scrape(metrics.port)
     again = Alone("127.0.0.1", free := free_port())
     try:
-        resumed = measured(resume_run(RunDir.open(run.run_dir.path)), again)
+        resumed = reopen(run, lambda run_dir: resume_run(run_dir, measured(again, tmp_path)))
         first = scrape(free)
         assert all(first[key] >= value for key, value in before.items() if key[0] == "qttdm_episodes_total")
         train(resumed)
@@ -183,9 +182,3 @@ def test_a_service_tells_what_it_answers(tmp_path):
         deadline = time.monotonic() + 60
         while (told := {name: scrape(port).get(name) for name in want}) != want:  # a report comes soon
             assert time.monotonic() < deadline, told
-
-
-def test_measuring_a_run_leaves_its_files_alone(tmp_path, metrics):
-    run = measured(start(tmp_path), metrics)
-    report(metrics)
-    assert not run.run_dir.metrics_path.exists()

@@ -37,7 +37,7 @@ def save(run, updates):
     """A checkpoint of other weights, as the cluster's are: without a replay."""
     randomise(run.learner.networks)
     run.learner.updates = updates
-    run.store.save(10 * updates, run.learner.state(), {"counters": {}}, {})
+    run.loop.store.save(10 * updates, run.learner.state(), {"counters": {}}, {})
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, age
 
 def test_one_checkpoint_by_name(tmp_path):
     run = pendulum_run(tmp_path / "run")
-    first = run.store.newest()
+    first = run.loop.store.newest()
     save(run, updates=2)
     with serving(first) as child, Client(port=child.port) as client:
         assert client.info()["weights_version"] == 1
@@ -147,7 +147,7 @@ def test_follows_a_run_that_is_training_without_dropping_a_connection(tmp_path, 
 def test_newer_weights_that_cannot_be_used_are_reported_and_the_old_ones_stay(tmp_path, monkeypatch):
     run = pendulum_run(tmp_path / "run")
     with serving(run.run_dir.path, "--watch", "--set", "watch_every_s=0.05") as child:
-        (run.store.newest() / "SHA256SUMS").write_text("")  # there is none to fall back to
+        (run.loop.store.newest() / "SHA256SUMS").write_text("")  # there is none to fall back to
         with broken(monkeypatch, "SHA256SUMS"):
             save(run, updates=2)
         line = child.stderr.readline()

@@ -24,7 +24,13 @@ def saved_run(folder, agent="qt-tdm", blobs=None):
 
 def save(run, updates, blobs=None):
     run.learner.updates = updates
-    run.store.save(80, run.learner.state(), {"counters": {}, "metrics_bytes": 0}, blobs or {})
+    run.loop.store.save(80, run.learner.state(), {"counters": {}, "metrics_bytes": 0}, blobs or {})
+
+
+def evaluated(run):
+    """The run's own weights."""
+    run.agent.policy.load(run.learner.weights())
+    return run.agent.evaluate(2)
 
 
 def damage(folder):
@@ -36,15 +42,15 @@ def test_acts_as_the_run_that_was_saved(tmp_path, agent):
     run = saved_run(tmp_path / "run", agent)
     trained = TrainedAgent(tmp_path / "run")
     assert trained.policy.weights_version == 7
-    assert trained.evaluate(2) == run.evaluate(2)
+    assert trained.evaluate(2) == evaluated(run)
     assert (trained.spec.obs_dim, trained.spec.action_dim) == (3, 2)
     assert trained.frames_per_second == 30 / 8
 
 
 def test_reads_no_blobs(tmp_path):
-    """A replay may be damaged, or absent as in a cluster's checkpoints."""
-    run = saved_run(tmp_path / "run", blobs={"replay.episodes": b"many"})
-    (run.store.newest() / "blobs" / "replay.episodes").write_bytes(b"damaged")
+    """What is kept of a replay may be damaged."""
+    run = saved_run(tmp_path / "run", blobs={"replay-0": b"many"})
+    (run.loop.store.newest() / "blobs" / "replay-0").write_bytes(b"damaged")
     assert TrainedAgent(tmp_path / "run").policy.weights_version == 7
 
 
@@ -57,7 +63,7 @@ def test_leaves_torchs_random_numbers_alone(tmp_path):
 
 def test_one_checkpoint_by_name(tmp_path):
     run = saved_run(tmp_path / "run")
-    first = run.store.newest()
+    first = run.loop.store.newest()
     save(run, updates=9)
     assert TrainedAgent(first).policy.weights_version == 7
     assert TrainedAgent(tmp_path / "run").policy.weights_version == 9
@@ -77,14 +83,14 @@ def test_newer_weights_come_once_and_only_from_newer_checkpoints(tmp_path):
     assert np.array_equal(weights.values, run.learner.weights().values)
     assert trained.newer_weights() is None
     trained.policy.load(weights)
-    assert trained.evaluate(2) == run.evaluate(2)
+    assert trained.evaluate(2) == evaluated(run)
 
 
 def test_a_damaged_newer_checkpoint_changes_nothing(tmp_path):
     run = saved_run(tmp_path / "run")
     trained = TrainedAgent(tmp_path / "run")
     save(run, updates=9)
-    damage(run.store.newest())
+    damage(run.loop.store.newest())
     assert trained.newer_weights() is None
     save(run, updates=11)
     assert trained.newer_weights().version == 11
@@ -111,7 +117,7 @@ def test_weights_of_other_settings_are_one_line(tmp_path):
 
 def test_weights_that_are_missing_are_named(tmp_path):
     run = saved_run(tmp_path / "run", agent="tdm")
-    checkpoint = run.store.load_latest()
+    checkpoint = run.loop.store.load_latest()
     networks = torch.nn.ModuleDict({"tdm": run.learner.networks["tdm"], "qt": torch.nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"got nothing as qt.weight, want \[2, 2\]"):
         weights_in(checkpoint, networks)

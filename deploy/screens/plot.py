@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from qttdm.common.config import ConfigError, read_yaml
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.run_dir import RunDir
+from qttdm.common.weights import read_generation
 
 Array = NDArray[np.float64]
 Row = tuple[str, ...]  # of the printed table
@@ -93,7 +94,7 @@ def read_run(path: Path) -> Run:
     evaluations = [line for line in lines if line.get("kind") == "eval"]
     if not evaluations:
         raise ConfigError(f"{path}: has no evaluations yet, nothing to plot")
-    on_cluster = run_dir.events_path.exists()  # else the cluster's settings are there and had no effect
+    on_cluster = read_generation(path) > 0  # else the cluster's settings are there and had no effect
     unused = NOT_SETTINGS if on_cluster else (*NOT_SETTINGS, "cluster")
     settings = _dotted({key: value for key, value in config.items() if key not in unused})
     settings |= {"on": "cluster"} if on_cluster else {}

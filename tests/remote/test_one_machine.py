@@ -24,6 +24,14 @@ def train_here(run, episodes):
     run.close()
 
 
+def train_there(cluster, directory, episodes):
+    """On the cluster, until so many are in replay in all; returns the seed."""
+    with Live(cluster, directory, [], seeds=old_seeds(directory)) as live:
+        live.until(lambda: live.ask("learner", "status").get("episodes", 0) >= episodes, f"{episodes} episodes")
+        live.stop()
+    return live.seeds[0]
+
+
 def test_there_and_back(cluster, tmp_path):
     with Live(cluster, tmp_path / "run", [settings()]) as live:
         live.progress()
@@ -32,19 +40,14 @@ def test_there_and_back(cluster, tmp_path):
     train_here(resume_run(live.seeds[0].run_dir), episodes=12)
     here = check_books(live.seeds[0])
     assert here.meta["pace"]["updates"] >= before.meta["pace"]["updates"] + 10 * 20
-    with Live(cluster, tmp_path / "run", [], seeds=old_seeds(tmp_path / "run")) as live:
-        live.progress()
-        live.stop()
-    after = check_books(live.seeds[0])
+    after = check_books(train_there(cluster, tmp_path / "run", here.meta["counters"]["episodes"] + 6))
     assert after.meta["counters"]["episodes"] > here.meta["counters"]["episodes"]
 
 
 def test_a_cluster_goes_on_with_a_run_of_one_machine(cluster, tmp_path):
     run = new_run(settings("device=cpu"), RunDir.create(tmp_path / "run"))
     train_here(run, episodes=12)
-    with Live(cluster, tmp_path / "run", [], seeds=old_seeds(tmp_path / "run")) as live:
-        live.progress()
-        live.stop()
-    check_books(live.seeds[0])
+    seed = train_there(cluster, tmp_path / "run", 18)
+    check_books(seed)
     train_here(resume_run(run.run_dir), episodes=4)
-    check_books(live.seeds[0])
+    check_books(seed)

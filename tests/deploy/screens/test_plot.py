@@ -181,7 +181,7 @@ def test_the_clusters_settings_tell_apart_only_runs_on_a_cluster(tmp_path: Path,
     names = {"alone": (), "one": ("cluster.actors=1",), "four": ("cluster.actors=4",)}
     paths = [make_run(tmp_path / name, {0: i}, overrides=names[name]) for i, name in enumerate(names)]
     for path in paths[1:]:
-        (path / "events.log").touch()
+        (path / "generation").write_text("1")
     plot_runs(paths, tmp_path / "curve.png")
     assert lines(drawn[0]) == {
         "qt-tdm": [(0, 0)],

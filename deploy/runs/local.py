@@ -234,8 +234,8 @@ class LocalRun:
     def _open_replay(self, checkpoint: Checkpoint | None) -> LocalShards:
         """All shards that the run has, of a cluster perhaps; one for a new run."""
         c, spec, folder = self.config, self.agent.spec, self.run_dir.path / "replay"
-        if checkpoint is None and folder.exists():
-            shutil.rmtree(folder)  # the run begins again, with the same episodes
+        if checkpoint is None and folder.exists() and self.learner.generation == 0:
+            shutil.rmtree(folder)  # the run begins again, with the same episodes; a cluster's are kept
         number = max(1, len(list(folder.glob("shard-*"))))
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // number)})
         config = ShardConfig(replay=share, log=c.cluster.log, keep_states=c.training.keep_checkpoints)

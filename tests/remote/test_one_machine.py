@@ -27,7 +27,7 @@ def train_here(run, episodes):
 def train_there(cluster, directory, episodes):
     """On the cluster, until so many are in replay in all; returns the seed."""
     with Live(cluster, directory, [], seeds=old_seeds(directory)) as live:
-        live.until(lambda: live.ask("learner", "status").get("episodes", 0) >= episodes, f"{episodes} episodes")
+        live.until(lambda: live.status.get("episodes", 0) >= episodes, f"{episodes} episodes")
         live.stop()
     return live.seeds[0]
 

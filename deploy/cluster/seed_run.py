@@ -23,7 +23,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from qttdm.actors.remote import ActorSettings, CollectorActor, EvaluatorActor
-from qttdm.common.contracts import Policy
+from qttdm.common.contracts import Policy, vector_data
 from qttdm.common.environments.make import make_env
 from qttdm.common.environments.task_env import TaskSpec
 from qttdm.common.events import EventLog
@@ -286,11 +286,8 @@ class SeedRun:
         c = self.config
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // c.cluster.shards)})
         return ReplaySettings(
-            ShardConfig(replay=share, log=c.cluster.log),
-            self.spec.obs_dim,
-            self.spec.action_dim,
-            c.tdm.window,
-            c.discount,
+            ShardConfig(replay=share, disk=c.cluster.disk),
+            vector_data(self.spec.obs_dim, self.spec.action_dim, c.tdm.window, c.discount),
             self._make_telemetry,
         )
 
@@ -335,7 +332,6 @@ class SeedRun:
             make_learner=partial(fresh_learner, c, self.spec),
             make_replay=partial(
                 RemoteReplay,
-                floor=c.replay.return_floor,
                 seed=derive_seed(c.seed, "draw"),
                 batch_size=c.learner.batch_size,
                 prefetch=c.cluster.prefetch,

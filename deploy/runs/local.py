@@ -25,6 +25,7 @@ from qttdm.actors.evaluation import Evaluation
 from qttdm.actors.measured import MeasuredPolicy
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.contracts import vector_data
 from qttdm.common.environments.rendering import RenderError
 from qttdm.common.metrics.lines import MetricsWriter
 from qttdm.common.metrics.sinks import make_sinks
@@ -81,9 +82,8 @@ class LocalRun:
         self.random_policy = RandomPolicy(data_of(config, spec))
         replay_seed = derive_seed(config.seed, "replay")
         try:
-            self.replay = Replay(
-                config.replay, spec.obs_dim, spec.action_dim, config.tdm.window, config.discount, replay_seed
-            )
+            data = vector_data(spec.obs_dim, spec.action_dim, config.tdm.window, config.discount)
+            self.replay = Replay(config.replay, data, replay_seed)
         except MemoryError as error:
             raise ConfigError(f"replay.capacity={config.replay.capacity} does not fit into memory ({error})") from None
         self.store = CheckpointStore(run_dir.checkpoints_dir, config.training.keep_checkpoints)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from qttdm.replay.segments import replace_file
+from qttdm.common.disk import replace_file
 
 MOST_ATTEMPTS = 3
 

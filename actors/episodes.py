@@ -116,6 +116,7 @@ class _Recording:
             actions=np.stack(self.actions),
             rewards=np.array(self.rewards, np.float32),
             terminated=self.terminated,
+            truncated=self.done and not self.terminated,
             env_steps=self.env_steps,
             success=self.success,
             oldest_weights=min(self.versions),

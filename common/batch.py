@@ -3,28 +3,19 @@
 A window starts at any decision of an episode and holds up to L consecutive ones. One that starts within the last L-1
 decisions is padded behind the episode's end with zeros and masked: so every decision can come first in a window, which
 is the place that planning (TDM) and Q-learning (QT) use.
+
+    observations    [B, L+1, M]  and every other observation that DataSpec names, under its name and in its dtype
+    actions         [B, L, N]    float32, or int64 of a discrete action
+    rewards         [B, L]       float32
+    terminated      [B, L]       bool: the task ended after this step, nothing follows it
+    mask            [B, L]       bool: the step exists (True) or is padding
+    returns_to_go   [B, L]       float32: sum of discount^k * reward from this step to the end of its episode;
+                                 absent where DataSpec has no discount
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Batch:
-    """B windows of L steps. Values of padded steps are zeros."""
-
-    observations: np.ndarray
-    """float32 [B, L+1, M]"""
-    actions: np.ndarray
-    """float32 [B, L, N]"""
-    rewards: np.ndarray
-    """float32 [B, L]"""
-    terminated: np.ndarray
-    """bool [B, L]: the task ended after this step, nothing follows it"""
-    mask: np.ndarray
-    """bool [B, L]: the step exists (True) or is padding"""
-    returns_to_go: np.ndarray
-    """float32 [B, L]: sum of gamma^k * reward from this step to the end of its episode"""
+Batch = dict[str, np.ndarray]
+"""B windows of L steps, in the order above. Values of padded steps are zeros."""

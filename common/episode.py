@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,9 +13,9 @@ class Episode:
     """One episode as collected. The observation after the last decision is kept, so the last transition is learned."""
 
     observations: np.ndarray
-    """float32 [T+1, M]"""
+    """what the task shows: float32 [T+1, M], or uint8 [T+1, ..] of an image"""
     actions: np.ndarray
-    """float32 [T, N], each in [-1, 1]"""
+    """float32 [T, N], each in [-1, 1]; or int64 [T] (or [T, N]) in [0, choices)"""
     rewards: np.ndarray
     """float32 [T], summed over the action repeat, in the task's own unit"""
     terminated: bool
@@ -31,17 +32,28 @@ class Episode:
     """smallest weights version any of its decisions was planned with"""
     newest_weights: int = 0
     """largest such version"""
+    truncated: bool = False
+    """True if a time limit, or whoever collected it, ended it after the last decision"""
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """other observations by name, T+1 rows each, such as `simulator_state`"""
 
     def __post_init__(self) -> None:
         steps = len(self.rewards)
         got = (len(self.observations), len(self.actions), steps)
         assert steps > 0, "an episode has at least one decision"
         assert got == (steps + 1, steps, steps), f"want T+1, T, T rows, got {got}"
+        for name, array in self.extra.items():
+            assert len(array) == steps + 1, f"{name}: want T+1 = {steps + 1} rows, got {len(array)}"
 
     @property
     def decisions(self) -> int:
         """T"""
         return len(self.rewards)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by name: observations, actions, rewards, then the others."""
+        return {"observations": self.observations, "actions": self.actions, "rewards": self.rewards, **self.extra}
 
     @property
     def episode_return(self) -> float:

@@ -84,7 +84,7 @@ class Learner:
 
     def stage(self, batch: Batch) -> Tensors:
         """Begin to copy a batch to the device; on a GPU that runs beside the updates under way."""
-        tensors = {name: torch.from_numpy(array) for name, array in vars(batch).items()}
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         if self._copies is not None:  # out of pinned memory the copy does not hold up this thread either
             tensors = {name: t.pin_memory() for name, t in tensors.items()}
         with torch.cuda.stream(self._copies), self._copying.lap():

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from qttdm.common.checkpoint import CheckpointStore
+from qttdm.common.disk import replace_file
 from qttdm.common.metrics.lines import Sink
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
@@ -29,7 +30,6 @@ from qttdm.learner.schedule import TrainingConfig
 from qttdm.learner.tickets import Ticket
 from qttdm.replay.limiter import Pace
 from qttdm.replay.remote import RemoteReplay
-from qttdm.replay.segments import replace_file
 
 
 @dataclass(frozen=True)

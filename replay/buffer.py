@@ -26,12 +26,15 @@ from pydantic import Field
 
 from qttdm.common.batch import Batch
 from qttdm.common.config import Config
+from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.common.episode import Episode
 from qttdm.replay.codec import scalars, seal, unseal
-from qttdm.replay.samplers import Balanced, Mass, ReturnWeighted, Sampler, Uniform
+from qttdm.replay.samplers import Balanced, Sampler, Uniform
 
-VERSION = 1
+VERSION = 2
 """Format of `Replay.state()`; raised whenever its meaning changes."""
+STEPS = ("actions", "rewards", "terminated", "mask", "returns_to_go")
+"""What a batch holds besides observations."""
 
 
 class ReplayConfig(Config):
@@ -39,25 +42,21 @@ class ReplayConfig(Config):
 
     capacity: int = Field(default=500_000, gt=0)
     """decisions kept; the longest run here makes 500,000 (Meta-World: 1M simulator steps, action repeat 2)"""
-    sampler: Literal["uniform", "return_weighted", "balanced"] = "uniform"
+    sampler: Literal["uniform", "balanced"] = "uniform"
     """how the first decision of a window is chosen (replay/samplers.py)"""
-    return_floor: float = Field(default=0.1, gt=0.0)
-    """return_weighted: weight of the worst episode's decisions, the best's being 1 more; 0.1 is a ratio of 11"""
     balanced_temperature: float = Field(default=20.0, gt=0.0)
     """balanced: how many more visits make a decision e times less likely; 20 is the transformer-world-model paper's"""
 
 
 class Replay:
-    """Stores whole episodes up to a number of decisions, and samples windows of L = `window` consecutive ones."""
+    """Stores whole episodes up to a number of decisions, and samples windows of L consecutive ones."""
 
-    def __init__(
-        self, config: ReplayConfig, obs_dim: int, action_dim: int, window: int, discount: float, seed: int
-    ) -> None:
-        """Reserve all memory. M = obs_dim, N = action_dim; `discount` per decision, for the returns-to-go."""
-        assert min(obs_dim, action_dim, window) > 0, (obs_dim, action_dim, window)
-        assert 0.0 <= discount <= 1.0, discount
-        self.config = config
-        self._window, self._discount = window, discount
+    def __init__(self, config: ReplayConfig, data: DataSpec, seed: int) -> None:
+        """Reserve all memory for what `data` names."""
+        assert data.window > 0, data.window
+        assert data.discount is None or 0.0 <= data.discount <= 1.0, data.discount
+        assert data.observations.keys().isdisjoint(STEPS), (*data.observations, "want other names than", *STEPS)
+        self.config, self.data = config, data
         self._rng = np.random.default_rng(seed)
         self._sampler = _make_sampler(config)
         self._stored = range(0)  # decision numbers
@@ -68,10 +67,10 @@ class Replay:
 
         # The last row of each ring is never written: it is what windows read behind an episode's end.
         self._capacity, self._rows = config.capacity, config.capacity + config.capacity // 4 + 1
-        self._observations = np.zeros((self._rows + 1, obs_dim), np.float32)
-        self._actions = np.zeros((self._capacity + 1, action_dim), np.float32)
+        self._observed = {name: _zeros(self._rows + 1, spec) for name, spec in data.observations.items()}
+        self._actions = _zeros(self._capacity + 1, data.actions)
         self._rewards = np.zeros(self._capacity + 1, np.float32)
-        self._returns_to_go = np.zeros(self._capacity + 1, np.float32)
+        self._returns_to_go = np.zeros(0 if data.discount is None else self._capacity + 1, np.float32)
         self._terminated = np.zeros(self._capacity + 1, np.bool_)
         self._end_of = np.zeros(self._capacity, np.int64)  # number after the last decision of the same episode
         self._episode_of = np.zeros(self._capacity, np.int64)  # number of the episode
@@ -104,16 +103,22 @@ class Replay:
         steps = episode.decisions
         if steps > self._capacity:
             raise ValueError(f"episode: got {steps} decisions, want at most the capacity, {self._capacity}")
-        obs_dim, action_dim = self._observations.shape[1], self._actions.shape[1]
-        shapes = {"observations": (steps + 1, obs_dim), "actions": (steps, action_dim), "rewards": (steps,)}
-        for name, want in shapes.items():
-            array = getattr(episode, name)
-            if array.shape != want or array.dtype != np.float32:
-                raise ValueError(f"episode {name}: got {array.dtype} {array.shape}, want float32 {want}")
-            if not (finite := np.isfinite(array)).all():
+        data, arrays = self.data, episode.arrays
+        if arrays.keys() != {*data.observations, "actions", "rewards"}:
+            raise ValueError(f"episode: got arrays {sorted(arrays)}, want {sorted([*data.observations, *STEPS[:2]])}")
+        for name, array in arrays.items():
+            rows = steps + (name in data.observations)
+            spec = data.observations.get(name, data.actions if name == "actions" else ArraySpec(()))
+            if array.shape != (want := (rows, *spec.shape)) or array.dtype != spec.dtype:
+                raise ValueError(f"episode {name}: got {array.dtype} {array.shape}, want {spec.dtype} {want}")
+            if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
                 raise ValueError(f"episode {name}: got {array[~finite][0]} among the values, want finite ones")
-        if (largest := np.abs(episode.actions).max()) > 1.0:
-            raise ValueError(f"episode actions: got a magnitude of {largest}, want actions in [-1, 1]")
+        if data.choices is None:
+            if (largest := np.abs(episode.actions).max()) > 1.0:
+                raise ValueError(f"episode actions: got a magnitude of {largest}, want actions in [-1, 1]")
+        elif (lowest := episode.actions.min()) < 0 or episode.actions.max() >= data.choices:
+            got = f"{lowest} to {episode.actions.max()}"
+            raise ValueError(f"episode actions: got {got}, want choices 0 to {data.choices - 1}")
 
     def add(self, episode: Episode) -> None:
         """Copy an episode in, evicting the oldest until it fits. ValueError, and no change, if it cannot be stored."""
@@ -124,10 +129,13 @@ class Replay:
         number = self._first_episode + self.num_episodes
         places, rows = self._places(span, number)
 
-        self._observations[rows] = episode.observations
+        arrays = episode.arrays
+        for name, ring in self._observed.items():
+            ring[rows] = arrays[name]
         self._actions[places] = episode.actions
         self._rewards[places] = episode.rewards
-        self._returns_to_go[places] = returns_to_go(episode.rewards, self._discount)
+        if self.data.discount is not None:
+            self._returns_to_go[places] = returns_to_go(episode.rewards, self.data.discount)
         self._terminated[places] = False
         self._terminated[places[-1]] = episode.terminated
         self._end_of[places] = span.stop
@@ -135,38 +143,35 @@ class Replay:
 
         self._stored = range(self._stored.start, span.stop)
         self._scalars.append(scalars(episode))
-        self._sampler.add(span, episode.episode_return)
+        self._sampler.add(span)
 
-    def sample(self, batch_size: int, returns: tuple[float, float] | None = None) -> Batch:
-        """B = batch_size windows, drawn with replacement, as fresh arrays. ValueError if nothing is stored.
-
-        returns: the lowest and highest of the whole buffer, where this is a shard of one (samplers.shares).
-        """
+    def sample(self, batch_size: int) -> Batch:
+        """B = batch_size windows, drawn with replacement, as fresh arrays. ValueError if nothing is stored."""
         if not self._stored or batch_size < 1:
             raise ValueError(
                 f"sample: got batch_size {batch_size} of {self.decisions} decisions, want 1 or more of both"
             )
-        starts = self._sampler.draw(self._stored, batch_size, self._rng, returns)  # [B]
+        starts = self._sampler.draw(self._stored, batch_size, self._rng)  # [B]
         self.sampled_age = self._stored.stop - float(starts.mean())
         first = starts % self._capacity  # [B]
         left = (self._end_of[first] - starts)[:, None]  # [B, 1] decisions from the start to the episode's end
         first_row = (starts + self._episode_of[first]) % self._rows  # [B]
-        steps = np.arange(self._window + 1)  # [L+1]
+        steps = np.arange(self.data.window + 1)  # [L+1]
 
         mask = steps[:-1] < left  # [B, L]
         places = np.where(mask, _wrap(first[:, None] + steps[:-1], self._capacity), self._capacity)  # [B, L]
         rows = np.where(steps <= left, _wrap(first_row[:, None] + steps, self._rows), self._rows)  # [B, L+1]
-        return Batch(
-            observations=_gather(self._observations, rows),
-            actions=_gather(self._actions, places),
-            rewards=_gather(self._rewards, places),
-            terminated=_gather(self._terminated, places),
-            mask=mask,
-            returns_to_go=_gather(self._returns_to_go, places),
-        )
+        batch = {name: _gather(ring, rows) for name, ring in self._observed.items()}
+        batch["actions"] = _gather(self._actions, places)
+        batch["rewards"] = _gather(self._rewards, places)
+        batch["terminated"] = _gather(self._terminated, places)
+        batch["mask"] = mask
+        if self.data.discount is not None:
+            batch["returns_to_go"] = _gather(self._returns_to_go, places)
+        return batch
 
-    def mass(self) -> Mass:
-        """Sampling weight of all that is stored, to be compared with that of other shards (samplers.shares)."""
+    def mass(self) -> float:
+        """Log of the sampling weight of all that is stored, for comparison with other shards' (samplers.shares)."""
         return self._sampler.mass(self._stored)
 
     def episodes(self) -> Iterator[Episode]:
@@ -175,7 +180,9 @@ class Replay:
         for number, values in enumerate(self._scalars, start=self._first_episode):
             span = range(first, int(self._end_of[first % self._capacity]))
             places, rows = self._places(span, number)
-            yield Episode(self._observations[rows], self._actions[places], self._rewards[places], **values)
+            extra = {name: ring[rows] for name, ring in self._observed.items()}
+            observations = extra.pop("observations")
+            yield Episode(observations, self._actions[places], self._rewards[places], extra=extra, **values)
             first = span.stop
 
     def state(self) -> bytes:
@@ -234,14 +241,7 @@ class Replay:
         return (span.start + steps[:-1]) % self._capacity, (span.start + number + steps) % self._rows
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "version": VERSION,
-            **self.config.model_dump(),
-            "obs_dim": self._observations.shape[1],
-            "action_dim": self._actions.shape[1],
-            "window": self._window,
-            "discount": self._discount,
-        }
+        return {"version": VERSION, **self.config.model_dump(), "data": str(self.data)}
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
@@ -264,9 +264,11 @@ def _gather(ring: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return np.take(ring, indices, axis=0, mode="clip")
 
 
+def _zeros(rows: int, spec: ArraySpec) -> np.ndarray:
+    return np.zeros((rows, *spec.shape), spec.dtype)
+
+
 def _make_sampler(config: ReplayConfig) -> Sampler:
     if config.sampler == "uniform":
         return Uniform()
-    if config.sampler == "return_weighted":
-        return ReturnWeighted(config.capacity, config.return_floor)
     return Balanced(config.capacity, config.balanced_temperature)

@@ -1,7 +1,7 @@
 """An episode as bytes, and back: one self-checking record, for sending between machines and for keeping on disk.
 
 record = CRC32 of the rest (4 bytes, little-endian) + a msgpack map. Arrays are raw little-endian bytes with their dtype
-and shape. No pickle: what is read can only ever become numbers.
+and shape. No pickle: what is read can only ever become numbers. Replay checks them against the agent's DataSpec.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import numpy as np
 
 from qttdm.common.episode import Episode
 
-VERSION = 1
+VERSION = 2
 """Format of the episode map; raised whenever its keys or their meaning change."""
 
-ARRAYS = {"observations": 2, "actions": 2, "rewards": 1}
-"""Episode's arrays and their number of dimensions."""
+DTYPES = {np.dtype(dtype): dtype for dtype in ("<f4", "<i8", "|u1", "<f8")}
+"""Those that arrays may have, and how a record says so; float64 for the state of a simulator."""
 SCALARS: dict[str, type] = {
     "terminated": bool,
+    "truncated": bool,
     "env_steps": int,
     "success": float,  # or None
     "actor": int,
@@ -29,21 +30,20 @@ SCALARS: dict[str, type] = {
     "oldest_weights": int,
     "newest_weights": int,
 }
-"""Everything else in an Episode."""
+"""All that an episode is besides its arrays."""
 
 _CRC_BYTES = 4
-_DTYPE = "<f4"
 
 
 def encode(episode: Episode) -> bytes:
-    """The episode as one record. ValueError if one of its arrays is not float32 or has a wrong number of dimensions."""
+    """The episode as one record. ValueError if one of its arrays has a dtype that no record has."""
     arrays = {}
-    for name, ndim in ARRAYS.items():
-        array = getattr(episode, name)
-        if array.dtype != np.float32 or array.ndim != ndim:
-            raise ValueError(f"{name}: got {array.dtype} of {array.ndim} dimensions, want float32 of {ndim}")
-        arrays[name] = {"dtype": _DTYPE, "shape": list(array.shape), "data": array.astype(_DTYPE, order="C").tobytes()}
-    return seal({"version": VERSION, **scalars(episode), **arrays})
+    for name, array in episode.arrays.items():
+        if array.dtype not in DTYPES or array.ndim == 0:
+            raise ValueError(f"{name}: got {array.dtype} of {array.ndim} dimensions, want rows of {_wanted()}")
+        dtype = DTYPES[array.dtype]
+        arrays[name] = {"dtype": dtype, "shape": list(array.shape), "data": array.astype(dtype, order="C").tobytes()}
+    return seal({"version": VERSION, **scalars(episode), "arrays": arrays})
 
 
 def decode(record: bytes) -> Episode:
@@ -51,17 +51,23 @@ def decode(record: bytes) -> Episode:
     content = unseal(record)
     if (version := content.get("version")) != VERSION:
         raise ValueError(f"episode record: got version {version!r}, want {VERSION}")
-    if content.keys() != {"version", *SCALARS, *ARRAYS}:
-        raise ValueError(f"episode record: got keys {sorted(content)}, want version, {', '.join([*SCALARS, *ARRAYS])}")
+    if content.keys() != {"version", *SCALARS, "arrays"}:
+        raise ValueError(f"episode record: got keys {sorted(content)}, want version, {', '.join(SCALARS)}, arrays")
     for name, kind in SCALARS.items():
         value = content[name]
         if type(value) is not kind and not (name == "success" and value is None):
             raise ValueError(f"episode record: {name}: got {value!r:.60}, want {kind.__name__}")
-    arrays: dict[str, Any] = {name: _array(name, content[name], ndim) for name, ndim in ARRAYS.items()}
-    rows = tuple(len(array) for array in arrays.values())
-    if rows != (rows[2] + 1, rows[2], rows[2]):
-        raise ValueError(f"episode record: got {rows} rows of {', '.join(ARRAYS)}, want T+1, T, T")
-    return Episode(**arrays, **{name: content[name] for name in SCALARS})
+    if not isinstance(content["arrays"], dict):
+        raise ValueError(f"episode record: arrays: got {content['arrays']!r:.60}, want a map")
+    extra = {name: _array(name, stored) for name, stored in content["arrays"].items()}
+    try:
+        observations, actions, rewards = (extra.pop(name) for name in ("observations", "actions", "rewards"))
+    except KeyError as error:
+        raise ValueError(f"episode record: got arrays {sorted(extra)}, want {error} too") from None
+    rows, steps = [len(array) for array in (observations, actions, *extra.values())], len(rewards)
+    if rows != [steps + 1, steps] + [steps + 1] * len(extra):
+        raise ValueError(f"episode record: got {rows} rows for {steps} rewards, want T+1, T, then T+1 of {[*extra]}")
+    return Episode(observations, actions, rewards, extra=extra, **{name: content[name] for name in SCALARS})
 
 
 def scalars(episode: Episode) -> dict[str, Any]:
@@ -91,15 +97,19 @@ def unseal(record: bytes) -> dict[str, Any]:
     return content
 
 
-def _array(name: str, stored: Any, ndim: int) -> np.ndarray:
+def _array(name: Any, stored: Any) -> np.ndarray:
     """One array of a record, a view of its bytes."""
-    if not isinstance(stored, dict) or stored.keys() != {"dtype", "shape", "data"}:
+    if not isinstance(name, str) or not isinstance(stored, dict) or stored.keys() != {"dtype", "shape", "data"}:
         raise ValueError(f"episode record: {name}: got {stored!r:.60}, want a map of dtype, shape and data")
-    shape, data = stored["shape"], stored["data"]
-    if stored["dtype"] != _DTYPE or not isinstance(data, bytes):
-        raise ValueError(f"episode record: {name}: got dtype {stored['dtype']!r:.60}, want {_DTYPE!r} and bytes")
-    if not isinstance(shape, list) or len(shape) != ndim or not all(type(n) is int and n > 0 for n in shape):
-        raise ValueError(f"episode record: {name}: got shape {shape!r:.60}, want {ndim} sizes above 0")
-    if len(data) != (want := np.dtype(_DTYPE).itemsize * math.prod(shape)):
+    dtype, shape, data = stored["dtype"], stored["shape"], stored["data"]
+    if dtype not in DTYPES.values() or not isinstance(data, bytes):
+        raise ValueError(f"episode record: {name}: got dtype {dtype!r:.60}, want {_wanted()} and bytes")
+    if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
+        raise ValueError(f"episode record: {name}: got shape {shape!r:.60}, want sizes above 0")
+    if len(data) != (want := np.dtype(dtype).itemsize * math.prod(shape)):
         raise ValueError(f"episode record: {name}: got {len(data)} bytes, want {want} for shape {shape}")
-    return np.frombuffer(data, _DTYPE).reshape(shape)
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _wanted() -> str:
+    return ", ".join(str(dtype) for dtype in DTYPES)

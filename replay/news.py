@@ -2,13 +2,13 @@
 
     learner --since: its cursor-->  shard.news  --News: episodes, next cursor, totals-->  learner
 
-A cursor is a log sequence number. The learner keeps one per shard in its checkpoint, so that what it has counted is
+A cursor is a sequence number. The learner keeps one per shard in its checkpoint, so that what it has counted is
 what is durable: whoever dies, it asks again from there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qttdm.common.episode import Episode
 
@@ -21,7 +21,7 @@ class StoredEpisode:
     """An episode that a shard has stored, without its arrays. Fields of the same name are Episode's."""
 
     sequence: int
-    """its place in the shard's log, counted from 0; numbers of damaged records are left out"""
+    """its place among all that the shard ever stored, counted from 0; numbers of lost ones are left out"""
     actor: int
     number: int
     decisions: int
@@ -49,15 +49,19 @@ class StoredEpisode:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all episodes ever inserted, evicted ones included."""
+    """Sums over all episodes ever inserted, evicted ones included, lost ones not."""
 
     episodes: int = 0
     decisions: int = 0
     env_steps: int = 0
 
-    def plus(self, episode: StoredEpisode) -> Totals:
-        """With one more."""
-        return Totals(self.episodes + 1, self.decisions + episode.decisions, self.env_steps + episode.env_steps)
+    def plus(self, *episodes: StoredEpisode) -> Totals:
+        """With some more."""
+        return Totals(
+            self.episodes + len(episodes),
+            self.decisions + sum(episode.decisions for episode in episodes),
+            self.env_steps + sum(episode.env_steps for episode in episodes),
+        )
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,5 @@ class News:
     """what to ask with next"""
     totals: Totals
     """of everything inserted, also of episodes that this answer had no room for or that were evicted before it"""
+    lost: list[tuple[int, str]] = field(default_factory=list)
+    """sequence numbers of episodes that were stored and are not whole on disk any more, and what is missing"""

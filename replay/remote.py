@@ -21,13 +21,13 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from qttdm.common.batch import Batch
+from qttdm.common.contracts import DataSpec
 from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
-from qttdm.replay.client import Draw, merge, shard_of
+from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
 from qttdm.replay.measure import watch
 from qttdm.replay.news import News, StoredEpisode, Totals
-from qttdm.replay.samplers import Mass
 from qttdm.replay.shard import ReplayShard, ShardConfig, ShardStats
 
 CPU_ONLY = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
@@ -42,21 +42,17 @@ class ReplaySettings:
     """What every shard is opened with."""
 
     config: ShardConfig
-    obs_dim: int
-    action_dim: int
-    window: int
-    discount: float
+    data: DataSpec
     telemetry: MakeTelemetry = Telemetry.silent
 
 
 class ShardActor(ReplayShard):
-    """A ReplayShard whose answers are bare arrays and numbers, which Ray passes on without pickling objects."""
+    """A ReplayShard whose answers are maps and lists of arrays and numbers."""
 
     def __init__(self, directory: Path, settings: ReplaySettings, seed: int, index: int) -> None:
         """Shard number `index`, in the directory."""
         self.telemetry = settings.telemetry("replay", index)
-        s = settings
-        super().__init__(directory, s.config, s.obs_dim, s.action_dim, s.window, s.discount, seed)
+        super().__init__(directory, settings.config, settings.data, seed)
         watch(self, directory, self.telemetry)
 
     def insert(self, record: bytes) -> bool:
@@ -64,23 +60,21 @@ class ShardActor(ReplayShard):
         with self.telemetry.timed("qttdm_replay_insert_seconds"):
             return super().insert(record)
 
-    def draw(
-        self, counts: list[int], returns: tuple[float, float] | None
-    ) -> tuple[list[list[np.ndarray]], float, tuple | None]:
-        """`sample` for each count, as the arrays in Batch's order (none for 0 windows), and the mass after it."""
+    def draw(self, counts: list[int]) -> tuple[list[Batch], float]:
+        """`sample` for each count (an empty batch for 0 windows), and the mass after it."""
         with self.telemetry.timed("qttdm_replay_sample_seconds"):
-            parts = [list(vars(self.sample(count, returns)).values()) if count else [] for count in counts]
-        return parts, *self.weight()
-
-    def weight(self) -> tuple[float, tuple | None]:
-        """`mass` as numbers."""
-        mass = self.mass()
-        return mass.log_weight, mass.returns
+            parts = [self.sample(count) if count else {} for count in counts]
+        return parts, self.mass()
 
     def tell(self, since: int) -> list[Any]:
         """`news` as nested lists of numbers."""
         news = self.news(since)
-        return [[list(vars(e).values()) for e in news.episodes], news.cursor, list(vars(news.totals).values())]
+        return [
+            [list(vars(e).values()) for e in news.episodes],
+            news.cursor,
+            list(vars(news.totals).values()),
+            news.lost,
+        ]
 
     def flush(self) -> None:
         """Report what was measured; asked when the run ends."""
@@ -92,11 +86,12 @@ def start_shards(
 ) -> list[Any]:
     """Run S plain shards as Ray actors named `<name>/replay-<i>`; each opens `<directory>/shard-<i>` where it runs.
 
-    Inserts, draws and questions have threads of their own, so that none queues behind another. options: Ray's, for
+    Inserts, draws and questions have threads of their own, so that none queues behind another; some inserts at once
+    share a flush (`fsync: always`). options: Ray's, for
     every shard, such as scheduling_strategy, namespace, num_cpus. Returns their handles.
     """
     defaults: dict[str, Any] = {
-        "concurrency_groups": {"insert": 1, "sample": 1, "control": 1},
+        "concurrency_groups": {"insert": 4, "sample": 1, "control": 1},
         "num_cpus": 1,
         "max_restarts": -1,
         "max_task_retries": -1,
@@ -122,23 +117,21 @@ class RemoteReplay:
     def __init__(
         self,
         shards: list[Any],
-        floor: float,
         seed: int,
         batch_size: int,
         prefetch: int,
         timeout_s: float,
         per_request: int = 4,
     ) -> None:
-        """floor: ReplayConfig.return_floor. prefetch: batches under way ahead of the one asked for, >= 0, rounded up
-        to whole requests of `per_request` batches.
+        """prefetch: batches under way ahead of the one asked for, >= 0, rounded up to whole requests of `per_request`.
 
         timeout_s: how long any single wait for a shard may take; a restart of one must fit.
         """
         assert per_request > 0, per_request
-        self.shards, self.floor, self.batch_size = shards, floor, batch_size
+        self.shards, self.batch_size = shards, batch_size
         self.prefetch, self.timeout_s, self.per_request = prefetch, timeout_s, per_request
         self._rng = np.random.default_rng(seed)
-        self._masses = [Mass(-math.inf)] * len(shards)
+        self._masses = [-math.inf] * len(shards)
         self._under_way: deque[list[Any]] = deque()  # for each request, the answers to come of all shards
         self._arrived: deque[list[Batch]] = deque()  # for each batch, its parts, in the object store
 
@@ -158,9 +151,9 @@ class RemoteReplay:
         if not self._arrived:
             answers = self._get(self._under_way[0], "the replay shards for a batch")
             self._under_way.popleft()
-            self._masses = [Mass(*mass) for _, *mass in answers]
-            for parts in zip(*(drawn for drawn, *_ in answers), strict=True):  # of one batch
-                self._arrived.append([Batch(*arrays) for arrays in parts if arrays])
+            self._masses = [mass for _, mass in answers]
+            for parts in zip(*(drawn for drawn, _ in answers), strict=True):  # of one batch
+                self._arrived.append([part for part in parts if part])
         return merge(self._arrived.popleft())
 
     @property
@@ -172,7 +165,7 @@ class RemoteReplay:
         """Let go of the batches under way, and of the memory they have in the object store."""
         self._under_way.clear()
         self._arrived.clear()
-        self._masses = [Mass(-math.inf)] * len(self.shards)
+        self._masses = [-math.inf] * len(self.shards)
 
     def news(self, cursors: Sequence[int]) -> list[News]:
         """What each shard has stored since its cursor (0, or that of its answer before); see ReplayShard.news."""
@@ -181,8 +174,8 @@ class RemoteReplay:
             for shard, cursor in zip(self.shards, cursors, strict=True)
         ]
         return [
-            News([StoredEpisode(*e) for e in episodes], cursor, Totals(*totals))
-            for episodes, cursor, totals in self._get(answers, "the replay shards' news")
+            News([StoredEpisode(*e) for e in episodes], cursor, Totals(*totals), lost)
+            for episodes, cursor, totals, lost in self._get(answers, "the replay shards' news")
         ]
 
     def save(self) -> dict[str, bytes]:
@@ -200,13 +193,13 @@ class RemoteReplay:
 
     def _request(self) -> list[Any]:
         """Ask every shard for its part of some batches."""
-        if all(mass.log_weight == -math.inf for mass in self._masses):
-            answers = [s.weight.options(concurrency_group="control").remote() for s in self.shards]
-            self._masses = [Mass(*answer) for answer in self._get(answers, "the replay shards' masses")]
-        draw = Draw.of(self._masses, self.floor, self.batch_size, self.per_request, self._rng)
+        if all(mass == -math.inf for mass in self._masses):
+            answers = [s.mass.options(concurrency_group="control").remote() for s in self.shards]
+            self._masses = self._get(answers, "the replay shards' masses")
+        shares = counts(self._masses, self.batch_size, self.per_request, self._rng)
         return [
-            shard.draw.options(concurrency_group="sample").remote(counts, draw.returns)
-            for shard, counts in zip(self.shards, draw.counts, strict=True)
+            shard.draw.options(concurrency_group="sample").remote(share)
+            for shard, share in zip(self.shards, shares, strict=True)
         ]
 
     def _get(self, answers: list[Any], what: str) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from qttdm.common.batch import Batch
 from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import Telemetry
-from qttdm.replay.client import Draw, merge, shard_of
+from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
 from qttdm.replay.news import News
 from qttdm.replay.shard import ReplayShard
@@ -41,10 +41,10 @@ class LocalShards:
     """A ReplaySource in one process, and the way in for its collector. It repeats: the same draws after a `load`."""
 
     def __init__(
-        self, shards: Sequence[ReplayShard], telemetry: Sequence[Telemetry], batch_size: int, floor: float, seed: int
+        self, shards: Sequence[ReplayShard], telemetry: Sequence[Telemetry], batch_size: int, seed: int
     ) -> None:
-        """telemetry: one for each shard. floor: ReplayConfig.return_floor. seed: for how many windows of each shard."""
-        self.shards, self.telemetry, self.batch_size, self.floor = shards, telemetry, batch_size, floor
+        """telemetry: one for each shard. seed: for how many windows of each shard."""
+        self.shards, self.telemetry, self.batch_size = shards, telemetry, batch_size
         self._rng = np.random.default_rng(seed)
 
     def insert(self, episode: Episode) -> None:
@@ -58,9 +58,8 @@ class LocalShards:
         with self.telemetry[0].timed("qttdm_replay_sample_seconds"):
             if len(self.shards) == 1:
                 return self.shards[0].sample(self.batch_size)
-            draw = Draw.of([shard.mass() for shard in self.shards], self.floor, self.batch_size, 1, self._rng)
-            parts = zip(self.shards, draw.counts, strict=True)
-            return merge([shard.sample(count, draw.returns) for shard, (count,) in parts if count])
+            drawn = counts([shard.mass() for shard in self.shards], self.batch_size, 1, self._rng)
+            return merge([shard.sample(count) for shard, (count,) in zip(self.shards, drawn, strict=True) if count])
 
     def news(self, cursors: Sequence[int]) -> list[News]:
         """As ReplaySource."""

@@ -21,6 +21,7 @@ from torch import nn
 
 from qttdm.actors.episodes import run_episodes
 from qttdm.common.config import load_config
+from qttdm.common.contracts import vector_data
 from qttdm.common.environments.make import make_env
 from qttdm.common.weights import Weights
 from qttdm.deploy.agents.agent import data_of, make_qt, make_tdm
@@ -107,7 +108,9 @@ def parts() -> None:
     started = time.perf_counter()
     [episode] = run_episodes([env], RandomPolicy(data_of(config, spec)), [0], exploration=1.0)
     simulating = (time.perf_counter() - started) / episode.decisions
-    replay = Replay(config.replay, spec.obs_dim, spec.action_dim, config.tdm.window, config.discount, seed=0)
+    replay = Replay(
+        config.replay, vector_data(spec.obs_dim, spec.action_dim, config.tdm.window, config.discount), seed=0
+    )
     replay.add(episode)
     batch = replay.sample(config.learner.batch_size)
     snapshot = Weights.of(paper_networks(), 0)
@@ -128,7 +131,7 @@ def parts() -> None:
     print(f"a call and its answer   {1e3 * alone:15.2f} ms, {1 / together:,.0f} answered per second at most")
     print(f"weights                 {snapshot.values.nbytes:15,} bytes")
     print(f"an episode, stored      {len(encode(episode)):15,} bytes, {episode.decisions} decisions")
-    print(f"a batch                 {sum(part.nbytes for part in vars(batch).values()):15,} bytes")
+    print(f"a batch                 {sum(part.nbytes for part in batch.values()):15,} bytes")
 
 
 def system() -> None:

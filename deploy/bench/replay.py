@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
+from qttdm.common.contracts import vector_data
 from qttdm.common.episode import Episode
 from qttdm.replay.buffer import ReplayConfig
 from qttdm.replay.client import shard_of
@@ -34,12 +35,12 @@ WINDOW, BATCH_SIZE = 20, 512
 EPISODE = 250  # decisions: 500 simulator steps, action repeat 2
 CAPACITY = 100_000
 IN_FLIGHT = 4  # inserts sent at once, as four actors would, and batches ahead of the one asked for
-DISCOUNT = 0.99
+DATA = vector_data(OBS_DIM, ACTION_DIM, WINDOW, discount=0.99)
 UPDATES = (1.0, 0.1, 0.02, 0.01)  # seconds: from this benchmark's shapes on two cores to an H100's
 WAITS = 50  # updates of each
 
-SamplerName = Literal["uniform", "return_weighted", "balanced"]
-SAMPLERS: list[SamplerName] = ["uniform", "return_weighted", "balanced"]
+SamplerName = Literal["uniform", "balanced"]
+SAMPLERS: list[SamplerName] = ["uniform", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def shard_config(sampler: SamplerName) -> ShardConfig:
 
 def in_one_process(sampler: SamplerName, directory: Path, size: Size) -> tuple[Compared, float]:
     """Windows drawn per second, and steps stored per second (median), by one shard."""
-    shard, rings = ReplayShard(directory, shard_config(sampler), OBS_DIM, ACTION_DIM, WINDOW, DISCOUNT, seed=0), Rings()
+    shard, rings = ReplayShard(directory, shard_config(sampler), DATA, seed=0), Rings()
     episodes, inserted = random_episodes(), []
     for _ in range(max(size.rounds, CAPACITY // EPISODE // size.episodes + 1)):  # it is full in the end
         inserted.append(EPISODE * store_rate(shard, [encode(e) for e in take(episodes, size.episodes)]))
@@ -159,10 +160,10 @@ def through_ray(sampler: SamplerName, shards: int, directory: Path, size: Size) 
 
     Needs a Ray that runs. Leaves nothing in it.
     """
-    settings = ReplaySettings(shard_config(sampler), OBS_DIM, ACTION_DIM, WINDOW, DISCOUNT)
+    settings = ReplaySettings(shard_config(sampler), DATA)
     actors = start_shards(f"bench-{sampler}-{shards}", directory, settings, 0, shards)
     bare: Any = ray.remote(Rings).options(num_cpus=1).remote()
-    replay = RemoteReplay(actors, 0.1, 0, BATCH_SIZE, prefetch=IN_FLIGHT, timeout_s=120)
+    replay = RemoteReplay(actors, 0, BATCH_SIZE, prefetch=IN_FLIGHT, timeout_s=120)
     episodes, under_way = random_episodes(), deque([bare.sample.remote() for _ in range(IN_FLIGHT)])
 
     def bare_next() -> list[np.ndarray]:
@@ -194,9 +195,9 @@ def waiting(directory: Path, updates: Sequence[float], batches: int) -> list[flo
 
     It sleeps meanwhile, as while a GPU computes. One shard, uniform. Needs a Ray that runs.
     """
-    settings = ReplaySettings(shard_config("uniform"), OBS_DIM, ACTION_DIM, WINDOW, DISCOUNT)
+    settings = ReplaySettings(shard_config("uniform"), DATA)
     actors = start_shards("bench-waiting", directory, settings, 0, 1)
-    replay = RemoteReplay(actors, 0.1, 0, BATCH_SIZE, prefetch=IN_FLIGHT, timeout_s=120)
+    replay = RemoteReplay(actors, 0, BATCH_SIZE, prefetch=IN_FLIGHT, timeout_s=120)
     insert = actors[0].insert.options(concurrency_group="insert")
     try:
         insert_rate(lambda episode: insert.remote(encode(episode)), take(random_episodes(), CAPACITY // EPISODE))

@@ -287,11 +287,8 @@ class SeedRun:
         c = self.config
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // c.cluster.shards)})
         return ReplaySettings(
-            ShardConfig(replay=share, log=c.cluster.log, keep_states=c.training.keep_checkpoints),
-            self.spec.obs_dim,
-            self.spec.action_dim,
-            c.tdm.window,
-            c.discount,
+            ShardConfig(replay=share, disk=c.cluster.disk, keep_states=c.training.keep_checkpoints),
+            data_of(c, self.spec),
             self._make_telemetry,
         )
 
@@ -336,7 +333,6 @@ class SeedRun:
             make_learner=partial(fresh_learner, c, self.spec),
             make_replay=partial(
                 RemoteReplay,
-                floor=c.replay.return_floor,
                 seed=derive_seed(c.seed, "draw"),
                 batch_size=c.learner.batch_size,
                 prefetch=c.cluster.prefetch,

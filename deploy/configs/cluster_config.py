@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from qttdm.common.config import Config
 from qttdm.planner_service.serving.service import AskingConfig, ServiceConfig
 from qttdm.replay.limiter import PaceConfig
-from qttdm.replay.segments import SegmentConfig
+from qttdm.replay.log import DiskConfig
 
 NAMESPACE = "qttdm"
 """Ray's namespace of all our actors' names."""
@@ -50,7 +50,7 @@ class ClusterConfig(Config):
     pace: PaceConfig = PaceConfig()
     prefetch: int = Field(default=2, ge=0)
     """batches under way ahead of the one being learned from"""
-    log: SegmentConfig = SegmentConfig()
+    disk: DiskConfig = DiskConfig()
     """how the shards put episodes on disk"""
     hang_seconds: float = Field(default=120.0, gt=0)
     """a decision (planning and simulating together) or an update that takes longer has hung: its process is replaced"""

@@ -233,19 +233,18 @@ class LocalRun:
 
     def _open_replay(self, checkpoint: Checkpoint | None) -> LocalShards:
         """All shards that the run has, of a cluster perhaps; one for a new run."""
-        c, spec, folder = self.config, self.agent.spec, self.run_dir.path / "replay"
+        c, folder = self.config, self.run_dir.path / "replay"
         if checkpoint is None and folder.exists() and self.learner.generation == 0:
             shutil.rmtree(folder)  # the run begins again, with the same episodes; a cluster's are kept
         number = max(1, len(list(folder.glob("shard-*"))))
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // number)})
-        config = ShardConfig(replay=share, log=c.cluster.log, keep_states=c.training.keep_checkpoints)
+        config = ShardConfig(replay=share, disk=c.cluster.disk, keep_states=c.training.keep_checkpoints)
         shards: list[ReplayShard] = []
         telemetry = [self.telemetry("replay", i) for i in range(number)]
         seed = derive_seed(c.seed, "replay")
         try:
             for i, directory in enumerate(folder / f"shard-{i}" for i in range(number)):
-                sizes = (spec.obs_dim, spec.action_dim, c.tdm.window, c.discount)
-                shards.append(ReplayShard(directory, config, *sizes, seed + i))
+                shards.append(ReplayShard(directory, config, self.agent.data, seed + i))
                 watch_replay(shards[-1], directory, telemetry[i])
         except MemoryError as error:
             raise ConfigError(f"replay.capacity={c.replay.capacity} does not fit into memory ({error})") from None
@@ -253,7 +252,7 @@ class LocalRun:
             raise self._does_not_fit(error) from error
         except RuntimeError as error:
             raise ConfigError(str(error)) from None
-        return LocalShards(shards, telemetry, c.learner.batch_size, c.replay.return_floor, derive_seed(c.seed, "draw"))
+        return LocalShards(shards, telemetry, c.learner.batch_size, derive_seed(c.seed, "draw"))
 
     def _make_loop(self, checkpoint: Checkpoint | None) -> LearningLoop:
         c = self.config

@@ -190,7 +190,7 @@ def test_the_target_follows_every_few_updates_by_the_coefficient(every: int):
 
 def test_target_values_are_clamped_by_scaled_returns_to_go():
     batch = make_batch()
-    batch.returns_to_go[:, :2] = 40.0  # above any target
+    batch["returns_to_go"][:, :2] = 40.0  # above any target
     qt = QTLearnerConfig(states_per_window=2, monte_carlo_clamp=True)
     learner = make_learner(reward_scale=0.5, qt=qt)
     learner.update(batch)
@@ -202,7 +202,7 @@ def test_target_values_are_clamped_by_scaled_returns_to_go():
 
 def test_reward_scale_is_rewards_scaled():
     batch = make_batch()
-    scaled = Batch(**(vars(batch) | {"rewards": 0.5 * batch.rewards, "returns_to_go": 0.5 * batch.returns_to_go}))
+    scaled = batch | {"rewards": 0.5 * batch["rewards"], "returns_to_go": 0.5 * batch["returns_to_go"]}
     clamp = QTLearnerConfig(monte_carlo_clamp=True)
     results = []
     for scale, given in ((0.5, batch), (1.0, scaled)):
@@ -212,7 +212,7 @@ def test_reward_scale_is_rewards_scaled():
         results.append((learner.drain(), parameters_of(learner)))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(one, other) for one, other in zip(results[0][1], results[1][1], strict=True))
-    assert (batch.rewards == make_batch().rewards).all()  # scaled in a copy
+    assert (batch["rewards"] == make_batch()["rewards"]).all()  # scaled in a copy
 
 
 def make_step(**config) -> tuple[AdamStep, nn.Linear]:
@@ -305,17 +305,19 @@ def test_drain_gives_means_and_forgets():
 def test_q_is_compared_with_what_followed():
     """Against the slow way: Q of the bins taken, both heads' mean; the largest of the states that are there."""
     batch = make_batch()
-    batch.mask[1, 1:] = False
-    batch.returns_to_go[1, 1] = 1e6  # padding
+    batch["mask"][1, 1:] = False
+    batch["returns_to_go"][1, 1] = 1e6  # padding
     learner = make_learner(dropout=0.0, awake=True, reward_scale=0.5, qt=QTLearnerConfig(states_per_window=2))
     qt, want = part(learner, "qt").network, []
-    for window in range(len(batch.rewards)):
+    for window in range(len(batch["rewards"])):
         for step in range(2):
-            if batch.mask[window, step]:
-                bins = qt.tokenizer.encode(torch.from_numpy(batch.actions[window, step]))[None]  # [1, N]
-                q = qt(torch.from_numpy(batch.observations[window, step])[None], bins[:, :-1]).detach()  # [2, 1, N, K]
+            if batch["mask"][window, step]:
+                bins = qt.tokenizer.encode(torch.from_numpy(batch["actions"][window, step]))[None]  # [1, N]
+                q = qt(
+                    torch.from_numpy(batch["observations"][window, step])[None], bins[:, :-1]
+                ).detach()  # [2, 1, N, K]
                 taken = [float(q[:, 0, n, bins[0, n]].mean()) for n in range(N)]
-                want.append((taken, 0.5 * float(batch.returns_to_go[window, step])))
+                want.append((taken, 0.5 * float(batch["returns_to_go"][window, step])))
     learner.update(batch)
     got = learner.drain()
     assert got["q_max"] == pytest.approx(max(max(taken) for taken, _ in want), rel=1e-4)
@@ -401,7 +403,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_update(drained_at: int | No
     for update in range(1, 8):
         batch = make_batch(seed=update)
         if update == 4:
-            batch.rewards[0, L - 1] = np.nan  # beyond the first states' n steps: only the TDM sees it
+            batch["rewards"][0, L - 1] = np.nan  # beyond the first states' n steps: only the TDM sees it
         learner.update(batch)
         if update == drained_at:
             learner.drain()
@@ -417,7 +419,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_update(drained_at: int | No
 def test_a_value_that_is_not_finite_is_named_too():
     learner = make_learner()
     batch = make_batch()
-    batch.rewards[0, 0] = np.inf
+    batch["rewards"][0, 0] = np.inf
     learner.update(batch)
     with pytest.raises(NonFiniteLossError, match=r"loss_q.* at update 1$"):
         learner.drain()

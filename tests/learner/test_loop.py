@@ -17,6 +17,7 @@ import qttdm.learner.loop
 from qttdm.common.batch import Batch
 from qttdm.common.checkpoint import CheckpointStore, load_checkpoint
 from qttdm.common.config import ConfigError
+from qttdm.common.contracts import vector_data
 from qttdm.common.episode import Episode
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.metrics.telemetry import Telemetry
@@ -51,7 +52,7 @@ class Shards:
     def __init__(self, directory: Path, shards: int, capacity: int = 1000) -> None:
         config = ShardConfig(replay=ReplayConfig(capacity=capacity))
         self.shards = [
-            ReplayShard(directory / f"shard-{i}", config, 3, 2, CONFIG.tdm.window, CONFIG.discount, seed=i)
+            ReplayShard(directory / f"shard-{i}", config, vector_data(3, 2, CONFIG.tdm.window, CONFIG.discount), seed=i)
             for i in range(shards)
         ]
         self.refusals: list[str] = []  # what the next questions end with instead of an answer

@@ -233,7 +233,14 @@ def full_coverage(mdp: SmallMDP, length: int, seed: int = 0) -> Batch:
                 terminated[b, t] = True
                 break
             observations[b, t + 1] = np.eye(states)[state]
-    return Batch(observations, actions, rewards, terminated, mask, returns_to_go=np.zeros_like(rewards))
+    return Batch(
+        observations=observations,
+        actions=actions,
+        rewards=rewards,
+        terminated=terminated,
+        mask=mask,
+        returns_to_go=np.zeros_like(rewards),
+    )
 
 
 def test_the_learner_finds_the_optimal_values_of_a_small_mdp():
@@ -241,7 +248,7 @@ def test_the_learner_finds_the_optimal_values_of_a_small_mdp():
     torch.manual_seed(0)
     mdp, bins = make_mdp(states=3, dims=2, bins=3), 3
     batch = full_coverage(mdp, length=2)
-    assert not batch.mask.all()
+    assert not batch["mask"].all()
     network = QT(QTConfig(embed_dim=32, num_heads=2, num_layers=1, bins=bins, dropout=0.0), obs_dim=3, action_dim=2)
     config = LearnerConfig(
         qt=QTLearnerConfig(

@@ -261,7 +261,7 @@ class Books:
         stored, later, totals = [], [], Totals()
         for i in range(seed.config.cluster.shards):
             folder = seed.run_dir.path / "replay" / f"shard-{i}"
-            shard = ReplayShard(folder, s.config, s.obs_dim, s.action_dim, s.window, s.discount, seed=0)
+            shard = ReplayShard(folder, s.config, s.data, seed=0)
             since, end = 0, False
             while not end:
                 news = shard.news(since)

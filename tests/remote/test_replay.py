@@ -12,10 +12,10 @@ import pytest
 import ray
 from ray._private.internal_api import memory_summary
 
+from qttdm.common.contracts import vector_data
 from qttdm.common.episode import Episode
 from qttdm.replay.buffer import ReplayConfig
 from qttdm.replay.remote import RemoteReplay, ReplaySettings, start_shards
-from qttdm.replay.segments import SegmentConfig
 from qttdm.replay.shard import ShardConfig
 
 pytestmark = pytest.mark.ray
@@ -40,10 +40,10 @@ def episode(actor: int, number: int, decisions: int = 10) -> Episode:
 
 @pytest.fixture
 def replay(cluster, tmp_path, request):
-    config = ShardConfig(replay=ReplayConfig(capacity=10_000), log=SegmentConfig())
-    settings = ReplaySettings(config, OBS, ACTION, WINDOW, 0.9)
+    config = ShardConfig(replay=ReplayConfig(capacity=10_000))
+    settings = ReplaySettings(config, vector_data(OBS, ACTION, WINDOW, 0.9))
     shards = start_shards(request.node.name, tmp_path, settings, seed=0, shards=2)
-    yield RemoteReplay(shards, floor=0.1, seed=0, batch_size=64, prefetch=2, timeout_s=60)
+    yield RemoteReplay(shards, seed=0, batch_size=64, prefetch=2, timeout_s=60)
     for shard in shards:
         ray.kill(shard)
 
@@ -63,7 +63,7 @@ def seen_in(replay: RemoteReplay, batches: int) -> set[tuple[int, int]]:
     """(actor, number) of the episodes that some batches are from."""
     names = set()
     for _ in range(batches):
-        first = replay.next().observations[:, 0]  # [B, M]
+        first = replay.next()["observations"][:, 0]  # [B, M]
         names |= {(int(a), int(n)) for a, n in first[:, :2]}
     return names
 
@@ -74,12 +74,12 @@ def test_the_union_of_shards_is_sampled_as_one_buffer(replay):
     counts = np.zeros(12)
     for _ in range(200):
         batch = replay.next()
-        assert batch.observations.shape == (64, WINDOW + 1, OBS)
-        numbers, starts = batch.observations[:, 0, 1].astype(int), batch.observations[:, 0, 2].astype(int)
+        assert batch["observations"].shape == (64, WINDOW + 1, OBS)
+        numbers, starts = batch["observations"][:, 0, 1].astype(int), batch["observations"][:, 0, 2].astype(int)
         counts += np.bincount(numbers, minlength=12)
         # Windows are what was inserted: consecutive steps of one episode, masked behind its end.
         left = (5 + 3 * numbers) - starts
-        assert (batch.mask.sum(axis=1) == np.minimum(left, WINDOW)).all()
+        assert (batch["mask"].sum(axis=1) == np.minimum(left, WINDOW)).all()
     want = np.array([5 + 3 * n for n in range(12)], float)
     want *= counts.sum() / want.sum()
     assert (((counts - want) ** 2) / want).sum() < 31.3  # chi-square, 11 degrees of freedom, p = 0.001
@@ -104,11 +104,11 @@ def test_a_shard_that_was_not_drawn_from_is_noticed_when_it_grows(replay):
 def test_a_batch_is_copied_once_on_the_learners_side_and_pins_nothing(replay):
     for number in range(4):
         replay.insert(episode(0, number))
-    [arrays, nothing], *_ = ray.get(replay.shards[0].draw.remote([4096, 0], None))
-    assert not any(array.flags.owndata for array in arrays)  # views of the object store
-    assert nothing == []
+    [part, nothing], _ = ray.get(replay.shards[0].draw.remote([4096, 0]))
+    assert not any(array.flags.owndata for array in part.values())  # views of the object store
+    assert nothing == {}
     batch = replay.next()
-    assert all(array.flags.owndata and array.flags.writeable for array in vars(batch).values())
+    assert all(array.flags.owndata and array.flags.writeable for array in batch.values())
 
 
 def test_a_save_has_what_one_machine_goes_back_to(replay, tmp_path):
@@ -130,11 +130,11 @@ def test_closed_it_holds_no_batches(replay):
     replay.close()
     assert not replay._under_way
     assert not replay._arrived
-    assert len(replay.next().mask) == 64  # and may go on
+    assert len(replay.next()["mask"]) == 64  # and may go on
 
 
 def test_shards_start_where_and_how_the_caller_says(cluster, tmp_path):
-    settings = ReplaySettings(ShardConfig(), OBS, ACTION, WINDOW, 0.9)
+    settings = ReplaySettings(ShardConfig(), vector_data(OBS, ACTION, WINDOW, 0.9))
     shards = start_shards("run/seed-3", tmp_path, settings, seed=0, shards=2, namespace="elsewhere", num_cpus=0.5)
     try:
         for i in range(2):
@@ -198,8 +198,8 @@ def test_batches_under_way_come_all_the_same_when_a_shard_is_killed(replay):
     assert len(asked) == 6
     for _ in range(len(replay._arrived) + 2 * len(asked)):
         batch = replay.next()
-        assert len(batch.mask) == 64
-        assert batch.mask[:, 0].all()
+        assert len(batch["mask"]) == 64
+        assert batch["mask"][:, 0].all()
     assert not any(old is new for old in asked for new in replay._under_way)  # each of them was used
     assert not replay._arrived
     assert len(seen_in(replay, 30)) == 20
@@ -243,7 +243,7 @@ def test_a_batch_that_does_not_come_says_who_waits_for_what(replay):
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
     replay.timeout_s = 60
-    assert len(replay.next().mask) == 64
+    assert len(replay.next()["mask"]) == 64
 
 
 def test_a_batch_that_was_late_is_the_next_one(replay):
@@ -260,7 +260,7 @@ def test_a_batch_that_was_late_is_the_next_one(replay):
         os.kill(pid, signal.SIGCONT)
     [late] = replay._under_way
     replay.timeout_s = 60
-    assert len(replay.next().mask) == 64
+    assert len(replay.next()["mask"]) == 64
     assert late not in replay._under_way
     assert sum(s.sampled_batches for s in replay.stats()) == 2
 

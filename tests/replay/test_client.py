@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 
 import numpy as np
 import pytest
 
 from qttdm.common.batch import Batch
-from qttdm.replay.client import Draw, merge, shard_of
-from qttdm.replay.samplers import Mass
+from qttdm.replay.client import counts, merge, shard_of
 
 
 def batch(size: int, seed: int) -> Batch:
@@ -36,8 +34,8 @@ def test_episodes_spread_evenly_and_a_retry_goes_where_the_first_try_went(shards
 
 def test_counts_sum_to_the_batch_and_follow_the_shards_weight() -> None:
     rng = np.random.default_rng(0)
-    masses = [Mass(math.log(100)), Mass(-math.inf), Mass(math.log(300))]
-    draws = np.concatenate([np.array(Draw.of(masses, 0.1, 64, 4, rng).counts).T for _ in range(1000)])
+    masses = [math.log(100), -math.inf, math.log(300)]
+    draws = np.concatenate([np.array(counts(masses, 64, 4, rng)).T for _ in range(1000)])
     assert draws.shape == (4000, 3)
     assert (draws.sum(axis=1) == 64).all()
     assert (draws[:, 1] == 0).all()
@@ -48,15 +46,15 @@ def test_counts_sum_to_the_batch_and_follow_the_shards_weight() -> None:
 
 def test_nothing_stored_is_refused() -> None:
     with pytest.raises(ValueError, match="want at least one decision"):
-        Draw.of([Mass(-math.inf)] * 2, 0.1, 8, 1, np.random.default_rng(0))
+        counts([-math.inf] * 2, 8, 1, np.random.default_rng(0))
 
 
 def test_merged_windows_are_the_parts_in_order() -> None:
     parts = [batch(2, 0), batch(0, 1), batch(3, 2)]
     merged = merge(parts)
-    for field in fields(Batch):
-        rows = [row for part in parts for row in getattr(part, field.name)]
-        got = getattr(merged, field.name)
-        assert got.dtype == getattr(parts[0], field.name).dtype
+    for name in parts[0]:
+        rows = [row for part in parts for row in part[name]]
+        got = merged[name]
+        assert got.dtype == parts[0][name].dtype
         assert len(got) == 5
         assert all((a == b).all() for a, b in zip(got, rows, strict=True))

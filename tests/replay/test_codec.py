@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qttdm.common.episode import Episode
-from qttdm.replay.codec import ARRAYS, SCALARS, decode, encode, seal, unseal
+from qttdm.replay.codec import SCALARS, decode, encode, seal, unseal
 
 
 def make_episode(steps: int = 3, obs_dim: int = 2, action_dim: int = 1, **scalars) -> Episode:
@@ -24,19 +24,25 @@ def make_episode(steps: int = 3, obs_dim: int = 2, action_dim: int = 1, **scalar
 
 
 def assert_equal(got: Episode, want: Episode) -> None:
-    for name in ARRAYS:
-        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
-        assert getattr(got, name).dtype == np.float32
+    assert got.arrays.keys() == want.arrays.keys()
+    for name, array in want.arrays.items():
+        np.testing.assert_array_equal(got.arrays[name], array)
+        assert got.arrays[name].dtype == array.dtype
     for name in SCALARS:
         assert getattr(got, name) == getattr(want, name)
 
 
 RECORD = encode(make_episode(success=1.0))
 CONTENT = unseal(RECORD)
+REWARDS = CONTENT["arrays"]["rewards"]
+
+
+def arrays(**changes: object) -> dict:
+    return {"arrays": {**CONTENT["arrays"], **changes}}
 
 
 def test_every_field_of_an_episode_is_carried():
-    assert [f.name for f in fields(Episode)] == [*ARRAYS, *SCALARS]
+    assert sorted(f.name for f in fields(Episode)) == sorted(["observations", "actions", "rewards", "extra", *SCALARS])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 500])
@@ -44,6 +50,16 @@ def test_every_field_of_an_episode_is_carried():
 def test_round_trip(steps, success):
     episode = make_episode(
         steps, terminated=True, success=success, actor=3, number=2**40, oldest_weights=5, newest_weights=9
+    )
+    assert_equal(decode(encode(episode)), episode)
+
+
+def test_round_trip_of_images_choices_and_further_observations():
+    episode = replace(
+        make_episode(3, truncated=True),
+        observations=np.arange(4 * 6, dtype=np.uint8).reshape(4, 2, 3, 1),
+        actions=np.array([0, 5, 2]),
+        extra={"simulator_state": np.linspace(0, 1, 8).reshape(4, 2)},
     )
     assert_equal(decode(encode(episode)), episode)
 
@@ -64,12 +80,12 @@ def test_scalars_may_be_numpys_and_arrays_strided():
 
 
 def test_arrays_are_little_endian_bytes():
-    assert CONTENT["rewards"]["data"] == make_episode().rewards.astype("<f4").tobytes()
+    assert CONTENT["arrays"]["rewards"]["data"] == make_episode().rewards.astype("<f4").tobytes()
 
 
-@pytest.mark.parametrize("array", [np.zeros(3), np.zeros((3, 1), np.float32), np.zeros(3, object)])
+@pytest.mark.parametrize("array", [np.zeros(3, np.float16), np.zeros(3, ">f4"), np.zeros(3, object)])
 def test_encode_refuses_what_would_not_come_back_the_same(array):
-    with pytest.raises(ValueError, match=r"rewards: got .*, want float32 of 1"):
+    with pytest.raises(ValueError, match=r"rewards: got .*, want rows of float32"):
         encode(replace(make_episode(), rewards=array))
 
 
@@ -112,18 +128,21 @@ def test_a_wrong_content_with_a_right_checksum_is_an_episode_or_a_value_error(po
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "got version 2, want 1"),
+        ({"version": 1}, "got version 1, want 2"),
         ({"extra": 1}, "got keys .*extra"),
         ({"terminated": 1}, "terminated: got 1, want bool"),
         ({"env_steps": 1.5}, "env_steps: got 1.5, want int"),
         ({"success": "yes"}, "success: got 'yes', want float"),
         ({"actor": None}, "actor: got None, want int"),
-        ({"rewards": [1.0]}, "rewards: got .* want a map"),
-        ({"rewards": {**CONTENT["rewards"], "dtype": "<f8"}}, "rewards: got dtype '<f8', want '<f4'"),
-        ({"rewards": {**CONTENT["rewards"], "shape": [-3]}}, "rewards: got shape"),
-        ({"rewards": {**CONTENT["rewards"], "shape": [3, 1]}}, "rewards: got shape"),
-        ({"rewards": {**CONTENT["rewards"], "shape": [2**62]}}, "rewards: got 12 bytes, want"),
-        ({"rewards": {"dtype": "<f4", "shape": [2], "data": bytes(8)}}, r"got \(4, 3, 2\) rows"),
+        ({"arrays": [1.0]}, "arrays: got .* want a map"),
+        ({"arrays": {"rewards": REWARDS}}, "got arrays .*, want 'observations' too"),
+        (arrays(rewards=[1.0]), "rewards: got .* want a map"),
+        (arrays(rewards={**REWARDS, "dtype": "<f2"}), "rewards: got dtype '<f2', want float32"),
+        (arrays(rewards={**REWARDS, "shape": [-3]}), "rewards: got shape"),
+        (arrays(rewards={**REWARDS, "shape": []}), "rewards: got shape"),
+        (arrays(rewards={**REWARDS, "shape": [2**62]}), "rewards: got 12 bytes, want"),
+        (arrays(rewards={"dtype": "<f4", "shape": [2], "data": bytes(8)}), r"got \[4, 3\] rows for 2 rewards"),
+        (arrays(state=REWARDS), r"got \[4, 3, 3\] rows for 3 rewards, want .* T\+1 of \['state'\]"),
     ],
 )
 def test_the_error_says_what_was_got_and_what_is_wanted(changes, message):

@@ -3,18 +3,9 @@
 import numpy as np
 import pytest
 
-from qttdm.replay.samplers import Balanced, ReturnWeighted, Sampler, Uniform
+from qttdm.replay.samplers import Balanced, Sampler, Uniform
 
 DRAWS = 200_000
-
-
-def add_all(sampler: Sampler, episodes: list[tuple[int, float]], first: int = 0) -> range:
-    """Add (length, return) episodes; the range of decision numbers they got."""
-    number = first
-    for length, episode_return in episodes:
-        sampler.add(range(number, number + length), episode_return)
-        number += length
-    return range(first, number)
 
 
 def frequencies(sampler: Sampler, stored: range, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
@@ -33,16 +24,6 @@ def assert_distribution(got: np.ndarray, want: np.ndarray, draws: int = DRAWS) -
     assert (np.abs(got - want) <= tolerance).all(), np.abs((got - want) / tolerance).max()
 
 
-def slow_return_weighted(episodes: list[tuple[int, float]], floor: float) -> np.ndarray:
-    """The docstring's formula, decision by decision."""
-    returns = [episode_return for _, episode_return in episodes]
-    weights = []
-    for length, episode_return in episodes:
-        spread = max(returns) - min(returns)
-        weights += [floor + ((episode_return - min(returns)) / spread if spread else 0.0)] * length
-    return np.array(weights) / sum(weights)
-
-
 def test_uniform():
     stored = range(17, 17 + 40)
     assert_distribution(frequencies(Uniform(), stored), np.full(40, 1 / 40))
@@ -52,36 +33,6 @@ def test_uniform():
     "returns",
     [(1.0, 2.0, 5.0), (-5.0, -2.0, -1.0), (-1.0, 0.0, 1e6), (0.0, 0.0, 0.0), (-3.0, -3.0, -3.0), (0.0, 1e-9, 2e-9)],
 )
-@pytest.mark.parametrize("floor", [0.01, 0.1, 2.0])
-def test_return_weighted(returns, floor):
-    episodes = list(zip((3, 10, 5), returns, strict=True))
-    sampler = ReturnWeighted(20, floor)
-    stored = add_all(sampler, episodes)
-    assert_distribution(frequencies(sampler, stored), slow_return_weighted(episodes, floor))
-
-
-def test_return_weighted_does_not_see_shift_or_scale():
-    episodes = [(4, -2.0), (2, 0.5), (6, 1.0)]
-    drawn = []
-    for shift, scale in [(0.0, 1.0), (-64.0, 1.0), (64.0, 0.25), (0.0, 1024.0)]:  # powers of 2: no rounding
-        sampler = ReturnWeighted(12, 0.1)
-        stored = add_all(sampler, [(length, shift + scale * r) for length, r in episodes])
-        drawn.append(sampler.draw(stored, 1000, np.random.default_rng(1)))
-    for other in drawn[1:]:
-        np.testing.assert_array_equal(other, drawn[0])
-
-
-def test_return_weighted_forgets_evicted_episodes():
-    floor, episodes = 0.1, [(4, 100.0), (3, -100.0), (5, 1.0), (2, 2.0), (3, 1.0), (4, 3.0)]
-    sampler = ReturnWeighted(14, floor)
-    add_all(sampler, episodes[:3])
-    sampler.evict(range(0, 4))
-    sampler.evict(range(4, 7))
-    add_all(sampler, episodes[3:], first=12)  # 17..20 wraps around the ring of 14
-    stored = range(7, 21)
-    assert_distribution(frequencies(sampler, stored), slow_return_weighted(episodes[2:], floor))
-
-
 def slow_softmax(visits: np.ndarray, temperature: float) -> np.ndarray:
     weights = [np.exp((min(visits) - v) / temperature) for v in visits]
     return np.array(weights) / sum(weights)
@@ -96,7 +47,7 @@ def load_visits(sampler: Balanced, visits: np.ndarray, base: int = 0) -> None:
 def test_balanced_is_the_softmax_however_large_the_counts(temperature, offset):
     visits = offset + np.random.default_rng(0).integers(0, 6, 25)
     sampler = Balanced(25, temperature)
-    add_all(sampler, [(25, 0.0)])
+    sampler.add(range(25))
     load_visits(sampler, visits)
     assert_distribution(frequencies(sampler, range(25)), slow_softmax(visits, temperature))
 
@@ -115,7 +66,7 @@ def test_balanced_equals_recomputing_the_softmax_for_every_batch():
             sampler.evict(range(first, first + gone))
             visits, first = visits[gone:], first + gone
         base = sampler._base
-        sampler.add(range(first + len(visits), first + len(visits) + length), 0.0)
+        sampler.add(range(first + len(visits), first + len(visits) + length))
         rebases_by_add += sampler._base != base
         lengths.append(length)
         visits += [0] * length
@@ -135,16 +86,17 @@ def test_balanced_equals_recomputing_the_softmax_for_every_batch():
 def test_balanced_new_decisions_beside_heavily_visited_ones():
     """The new ones' weight would overflow relative to the old base; they take all draws until they have caught up."""
     sampler = Balanced(8, 0.1)
-    add_all(sampler, [(4, 0.0)])
+    sampler.add(range(4))
     load_visits(sampler, np.array([100_000, 100_001, 100_000, 100_002, -1, -1, -1, -1]), base=100_000)
-    sampler.add(range(4, 6), 0.0)
+    sampler.add(range(4, 6))
     assert np.isfinite(sampler._tree.total)
     assert_distribution(frequencies(sampler, range(6), draws=1000), np.array([0, 0, 0, 0, 0.5, 0.5]), 1000)
 
 
 def test_balanced_survives_the_eviction_of_all_weight_but_underflowed_ones():
     sampler = Balanced(8, 0.1)
-    add_all(sampler, [(4, 0.0), (4, 0.0)])
+    sampler.add(range(4))
+    sampler.add(range(4, 8))
     load_visits(sampler, np.array([0, 0, 0, 0, 500, 500, 501, 500]))  # exp(-5000) is 0
     sampler.evict(range(0, 4))
     assert sampler._tree.total == 0.0
@@ -158,7 +110,7 @@ def test_balanced_evens_out_what_came_early():
     for name, sampler in {"uniform": Uniform(), "balanced": Balanced(2000, 1.0)}.items():
         rng, counts = np.random.default_rng(0), np.zeros(2000)
         for start in range(0, 2000, 100):
-            sampler.add(range(start, start + 100), 0.0)
+            sampler.add(range(start, start + 100))
             np.add.at(counts, sampler.draw(range(start + 100), 100, rng), 1)
         early[name] = counts[:100].sum()
     harmonic = 100 * sum(1 / n for n in range(1, 21))  # 360: what uniform gives the first episode, of 2,000 draws

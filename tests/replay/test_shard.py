@@ -13,30 +13,30 @@ import numpy as np
 import pytest
 
 from qttdm.common.batch import Batch
+from qttdm.common.contracts import vector_data
 from qttdm.common.episode import Episode
-from qttdm.replay.buffer import Replay, ReplayConfig
+from qttdm.replay.buffer import ReplayConfig
 from qttdm.replay.codec import decode, encode, seal, unseal
+from qttdm.replay.log import DiskConfig
 from qttdm.replay.news import MOST_EPISODES, StoredEpisode, Totals
-from qttdm.replay.samplers import Mass, shares
-from qttdm.replay.segments import SegmentConfig
+from qttdm.replay.samplers import shares
 from qttdm.replay.shard import ReplayShard, ShardConfig
 
 ROOT = Path(__file__).parents[2]
-OBS_DIM, ACTION_DIM, WINDOW, DISCOUNT = 3, 2, 4, 0.9
-SAMPLERS = ["uniform", "return_weighted", "balanced"]
+OBS_DIM, ACTION_DIM = 3, 2
+DATA = vector_data(OBS_DIM, ACTION_DIM, window=4, discount=0.9)
+SAMPLERS = ["uniform", "balanced"]
 
 
-def make_config(capacity: int = 40, max_segment_bytes: int = 1500, keep_states: int = 3, **replay) -> ShardConfig:
-    """By default a segment holds some five episodes, the memory some eight."""
-    return ShardConfig(
-        replay=ReplayConfig(capacity=capacity, **replay),
-        log=SegmentConfig(max_segment_bytes=max_segment_bytes, fsync="never"),
-        keep_states=keep_states,
-    )
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch):
+    """A file holds some five episodes, the memory some eight."""
+    monkeypatch.setattr("qttdm.replay.log.FILE_BYTES", 1500)
 
 
-def open_shard(directory: Path, seed: int = 0, obs_dim: int = OBS_DIM, **config) -> ReplayShard:
-    return ReplayShard(directory, make_config(**config), obs_dim, ACTION_DIM, WINDOW, DISCOUNT, seed)
+def open_shard(directory: Path, seed: int = 0, capacity: int = 40, keep_states: int = 3, **replay) -> ReplayShard:
+    config = ShardConfig(replay=ReplayConfig(capacity=capacity, **replay), keep_states=keep_states)
+    return ReplayShard(directory, config, DATA, seed)
 
 
 def make_episode(number: int, steps: int = 5, actor: int = 0, reward: float = 0.0) -> Episode:
@@ -74,14 +74,14 @@ def totals_of(model: list[bytes]) -> Totals:
     return Totals(len(model), sum(e.decisions for e in episodes), sum(e.env_steps for e in episodes))
 
 
-def segments(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.segment"))
+def files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.log"))
 
 
 def assert_same_batches(one: ReplayShard, other: ReplayShard, batches: int = 3) -> None:
     for _ in range(batches):
         a, b = one.sample(8), other.sample(8)
-        assert all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
+        assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -108,7 +108,7 @@ def test_equals_a_list_of_episodes(tmp_path, sampler, seed):
                 shard = open_shard(tmp_path, **config)
             case "torn":  # a record begun and not acknowledged
                 del shard
-                with segments(tmp_path)[-1].open("ab") as file:
+                with files(tmp_path)[-1].open("ab") as file:
                     file.write(b"\xf5SEG" + rng.randbytes(rng.randrange(60)))
                 shard = open_shard(tmp_path, **config)
                 assert shard.stats().dropped_records == 1
@@ -135,22 +135,23 @@ def test_equals_a_list_of_episodes(tmp_path, sampler, seed):
         assert Totals(*inserted) == totals_of(model)
         assert stats.decisions == sum(decode(record).decisions for record in stored(shard))
         assert (stats.episodes, stats.fill) == (len(stored(shard)), stats.decisions / 60)
-        assert stats.bytes_on_disk == sum(path.stat().st_size for path in segments(tmp_path))
+        assert stats.bytes_on_disk == sum(path.stat().st_size for path in files(tmp_path))
     assert inserts > 40
     assert rewound > 5
     assert not any(shard.insert(record) for record in model)
 
 
-def test_a_torn_last_record_is_dropped_wherever_it_tore(tmp_path):
-    shard = open_shard(tmp_path / "whole", max_segment_bytes=10**6)
+def test_a_torn_last_record_is_dropped_wherever_it_tore(tmp_path, monkeypatch):
+    monkeypatch.setattr("qttdm.replay.log.FILE_BYTES", 10**6)
+    shard = open_shard(tmp_path / "whole")
     for number in range(3):
         shard.insert(encode(make_episode(number)))
-    size = segments(tmp_path / "whole")[0].stat().st_size
+    size = files(tmp_path / "whole")[0].stat().st_size
     for length in range(size * 2 // 3, size):
         shutil.copytree(tmp_path / "whole", tmp_path / str(length))
-        with segments(tmp_path / str(length))[0].open("r+b") as file:
+        with files(tmp_path / str(length))[0].open("r+b") as file:
             file.truncate(length)
-        torn = open_shard(tmp_path / str(length), max_segment_bytes=10**6)
+        torn = open_shard(tmp_path / str(length))
         assert names(torn) == [(0, 0), (0, 1)]
         assert torn.stats().dropped_records == (length > size * 2 // 3)
         assert torn.insert(encode(make_episode(2)))
@@ -164,7 +165,7 @@ def test_disk_use_is_bounded_and_names_outlive_their_episodes(tmp_path):
         largest = max(largest, shard.stats().bytes_on_disk)
     record_bytes = len(encode(make_episode(0))) + 20
     assert largest <= 8 * record_bytes + 2 * 1500  # what is in memory, and two segments not quite full
-    assert len(segments(tmp_path)) <= 5
+    assert len(files(tmp_path)) <= 5
     for _ in range(2):
         assert not any(shard.insert(encode(make_episode(number, actor=number % 2))) for number in range(150))
         assert shard.stats().duplicates == 150
@@ -182,62 +183,6 @@ def test_what_cannot_be_stored_does_not_reach_the_disk(tmp_path):
             shard.insert(record)
     assert shard.stats().bytes_on_disk == 0
     assert shard.insert(encode(good))  # its name was not taken
-
-
-def test_a_full_disk_is_an_error_and_the_episode_may_come_again(tmp_path, monkeypatch):
-    shard = open_shard(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("qttdm.replay.segments._write", lambda file, data: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
-            shard.insert(encode(make_episode(0)))
-    assert shard.stats().episodes == 0
-    assert shard.insert(encode(make_episode(0)))
-    assert names(shard) == [(0, 0)]
-
-
-@pytest.mark.parametrize("save", [False, True])
-def test_damage_costs_one_episode(tmp_path, save):
-    shard = open_shard(tmp_path, sampler="balanced")
-    for number in range(6):
-        shard.insert(encode(make_episode(number)))
-    state = shard.save_state() if save else b""
-    del shard
-    with segments(tmp_path)[0].open("r+b") as file:
-        file.seek(400)  # in the second record
-        file.write(b"damage")
-    for dropped in (1, 1):
-        shard = open_shard(tmp_path, sampler="balanced")
-        assert [number for _, number in names(shard)] == [0, 2, 3, 4, 5]
-        assert shard.stats().dropped_records == dropped
-        assert shard.stats().inserted_decisions == (30 if save else 25)  # without a snapshot nobody knows its length
-        if save:
-            with pytest.raises(ValueError, match="damaged or of another history"):
-                shard.load_state(state)
-        del shard
-    shard = open_shard(tmp_path, sampler="balanced")
-    assert shard.insert(encode(make_episode(6)))
-    state = shard.save_state()  # from here on it is as good as any
-    shard.load_state(state)
-    assert [number for _, number in names(shard)] == [0, 2, 3, 4, 5, 6]
-
-
-def test_the_disk_lost_what_a_snapshot_counts_on(tmp_path):
-    """The log is then shorter than the snapshot says, and later records take the numbers of lost ones."""
-    shard = open_shard(tmp_path, max_segment_bytes=10**6)
-    for number in range(6):
-        shard.insert(encode(make_episode(number)))
-    shard.save_state()
-    shard.close()
-    with segments(tmp_path)[0].open("r+b") as file:
-        file.truncate(4 * segments(tmp_path)[0].stat().st_size // 6)
-    for number in (6, 7):
-        shard = open_shard(tmp_path, max_segment_bytes=10**6)
-        assert shard.insert(encode(make_episode(number)))
-        shard.close()
-    shard = open_shard(tmp_path, max_segment_bytes=10**6)
-    assert [number for _, number in names(shard)] == [0, 1, 2, 3, 6, 7]
-    assert not any(shard.insert(encode(make_episode(number))) for number in range(8))  # 4 and 5 had been acknowledged
-    assert shard.stats().inserted_decisions == 40
 
 
 def test_a_restart_after_a_save_keeps_the_visit_counts(tmp_path):
@@ -313,7 +258,7 @@ def test_a_state_of_another_history_is_refused(tmp_path):
     with pytest.raises(ValueError, match="want them within 0 to 0"):
         shard.load_state(late)
     shard.insert(encode(make_episode(0, reward=2.0)))  # the same name and length
-    with pytest.raises(ValueError, match="of another history"):
+    with pytest.raises(ValueError, match="got another history"):
         shard.load_state(late)
     assert names(shard) == [(0, 0)]
 
@@ -322,18 +267,15 @@ def test_a_directory_of_other_settings_is_refused(tmp_path):
     shard = open_shard(tmp_path)
     shard.insert(encode(make_episode(0)))
     shard.close()
-    with pytest.raises(ValueError, match=r"episode observations: got .*\(6, 3\), want float32 \(6, 4\)"):
-        open_shard(tmp_path, obs_dim=4)
+    with pytest.raises(ValueError, match=r"replay state: got settings .*, want .*"):
+        ReplayShard(tmp_path, ShardConfig(), vector_data(4, ACTION_DIM, 4, 0.9), 0)
     shard = open_shard(tmp_path)
     state = shard.save_state()
     shard.close()
     with pytest.raises(ValueError, match=f"{tmp_path}: replay state: got settings"):
         open_shard(tmp_path, capacity=50)
-    with pytest.raises(ValueError, match="got version 9, want 2"):
+    with pytest.raises(ValueError, match="got version 9, want 3"):
         open_shard(tmp_path).load_state(seal({**unseal(state), "version": 9}))
-    (tmp_path / "snapshot").write_bytes(state[:-1])
-    with pytest.raises(ValueError, match="replay snapshot: damaged record"):
-        open_shard(tmp_path)
 
 
 CHILD = """
@@ -374,7 +316,7 @@ def test_news_are_what_was_stored_and_plain_numbers(tmp_path):
 
 
 def test_news_come_in_portions(tmp_path):
-    shard, cursor, told = open_shard(tmp_path, capacity=10_000, max_segment_bytes=10**6), 0, []
+    shard, cursor, told = open_shard(tmp_path, capacity=10_000), 0, []
     for number in range(2 * MOST_EPISODES + 1):
         shard.insert(encode(make_episode(number, 1)))
     for want in (MOST_EPISODES, MOST_EPISODES, 1, 0):
@@ -394,37 +336,8 @@ def test_news_of_evicted_episodes_are_only_in_the_totals(tmp_path):
     assert (news.cursor, news.totals) == (30, Totals(30, 150, 300))
 
 
-@pytest.mark.parametrize("save", [False, True])
-def test_news_after_damage(tmp_path, save):
-    """What was told is not told again, the rest is, and totals that a snapshot had counted stay."""
-    shard = open_shard(tmp_path)
-    for number in range(6):
-        shard.insert(encode(make_episode(number)))
-    cursor = shard.news(0).episodes[2].sequence + 1
-    if save:
-        shard.save_state()
-    shard.close()
-    with segments(tmp_path)[0].open("r+b") as file:
-        file.seek(400)  # in the second record, told of already
-        file.write(b"damage")
-    with segments(tmp_path)[-1].open("r+b") as file:
-        file.seek(-5, 2)  # in the last
-        file.write(b"d")
-    for _ in range(2):
-        shard = open_shard(tmp_path)
-        news = shard.news(cursor)
-        assert [episode.number for episode in news.episodes] == [3, 4]
-        assert news.totals == (Totals(6, 30, 60) if save else Totals(4, 20, 40))
-        shard.close()
-    shard = open_shard(tmp_path)
-    assert shard.news(100).cursor == news.cursor  # the log had been longer: go on from where it ends now
-    assert shard.insert(encode(make_episode(6)))
-    assert [episode.number for episode in shard.news(news.cursor).episodes] == [6]
-    assert shard.news(0).totals == (Totals(7, 35, 70) if save else Totals(5, 25, 50))
-
-
 def test_news_while_several_threads_insert_tell_of_every_episode_once(tmp_path):
-    shard, told, cursor, errors = open_shard(tmp_path, capacity=10_000, max_segment_bytes=10**6), [], 0, []
+    shard, told, cursor, errors = open_shard(tmp_path, capacity=10_000), [], 0, []
 
     def insert(actor: int) -> None:
         try:
@@ -474,7 +387,7 @@ def test_no_acknowledged_episode_is_lost_by_sigkill(tmp_path, capacity):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_memory_does_not_creep_once_the_buffer_is_full(tmp_path, sampler):
-    shard, page = open_shard(tmp_path, capacity=5000, max_segment_bytes=2**20, sampler=sampler), resource.getpagesize()
+    shard, page = open_shard(tmp_path, capacity=5000, sampler=sampler), resource.getpagesize()
 
     def resident_after(numbers: range) -> int:
         """Bytes of memory that the process has."""
@@ -507,8 +420,8 @@ def test_inserts_and_samples_from_two_threads(tmp_path):
     thread.start()
     while thread.is_alive():
         batch = shard.sample(16)
-        first = batch.observations[:, 0, 0]
-        following = np.where(batch.mask[:, 1], batch.observations[:, 1, 0], first + 1)
+        first = batch["observations"][:, 0, 0]
+        following = np.where(batch["mask"][:, 1], batch["observations"][:, 1, 0], first + 1)
         np.testing.assert_array_equal(following, first + 1)  # consecutive steps of one episode
     thread.join()
     assert not errors
@@ -533,15 +446,15 @@ def three_shards(directory: Path, counts: tuple[int, int, int], **config) -> lis
 
 def draw_from_all(shards: list[ReplayShard], batch_size: int, rng: np.random.Generator) -> list[Batch]:
     """The client's rule."""
-    fractions, returns = shares([shard.mass() for shard in shards], floor=0.1)
+    fractions = shares([shard.mass() for shard in shards])
     counts = rng.multinomial(batch_size, fractions)
-    return [shard.sample(int(n), returns) for shard, n in zip(shards, counts, strict=True) if n]
+    return [shard.sample(int(n)) for shard, n in zip(shards, counts, strict=True) if n]
 
 
 def starts(batches: list[Batch]) -> np.ndarray:
     """Draws of each of the 49 decisions, in the order of LENGTHS."""
     offsets = np.cumsum([0, *LENGTHS])
-    seen = np.concatenate([batch.observations[:, 0, 0] for batch in batches]).astype(int)
+    seen = np.concatenate([batch["observations"][:, 0, 0] for batch in batches]).astype(int)
     return np.bincount(offsets[seen // 1000] + seen % 1000, minlength=offsets[-1])
 
 
@@ -550,23 +463,6 @@ def assert_frequencies(got: np.ndarray, weights: np.ndarray) -> None:
     want = weights / weights.sum()
     tolerance = 5 * np.sqrt(want * (1 - want) / got.sum()) + 1e-12
     assert (np.abs(got / got.sum() - want) <= tolerance).all(), np.abs((got / got.sum() - want) / tolerance).max()
-
-
-@pytest.mark.parametrize("counts", [(2, 2, 4), (1, 6, 1), (8, 0, 0)])
-@pytest.mark.parametrize("sampler", ["uniform", "return_weighted"])
-def test_three_shards_draw_like_one_buffer(tmp_path, sampler, counts):
-    shards = three_shards(tmp_path, counts, capacity=60, sampler=sampler)
-    got = starts(draw_from_all(shards, DRAWS, np.random.default_rng(0)))
-    weights = {
-        "uniform": np.ones(8),
-        "return_weighted": 0.1 + (np.array(RETURNS) - min(RETURNS)) / (max(RETURNS) - min(RETURNS)),
-    }[sampler]
-    assert_frequencies(got, np.repeat(weights, LENGTHS))
-
-    one = Replay(ReplayConfig(capacity=60, sampler=sampler), OBS_DIM, ACTION_DIM, WINDOW, DISCOUNT, 0)
-    for number, steps in enumerate(LENGTHS):
-        one.add(make_episode(number, steps, reward=RETURNS[number] / steps))
-    assert_frequencies(starts([one.sample(DRAWS)]), np.repeat(weights, LENGTHS))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
@@ -586,40 +482,143 @@ def test_three_balanced_shards_draw_like_one_buffer(tmp_path, temperature):
     assert_frequencies(got, np.exp((visits.min() - visits) / temperature))
 
 
-def test_return_weighted_without_the_common_range_would_not_pass(tmp_path):
-    shards = three_shards(tmp_path, (2, 2, 4), capacity=60, sampler="return_weighted")
-    fractions, _ = shares([shard.mass() for shard in shards], floor=0.1)
-    counts = np.random.default_rng(0).multinomial(DRAWS, fractions)
-    got = starts([shard.sample(int(n)) for shard, n in zip(shards, counts, strict=True)])
-    weights = 0.1 + (np.array(RETURNS) - min(RETURNS)) / (max(RETURNS) - min(RETURNS))
-    with pytest.raises(AssertionError):
-        assert_frequencies(got, np.repeat(weights, LENGTHS))
+def test_shares_of_what():
+    with pytest.raises(ValueError, match="2 samplers that hold nothing"):
+        shares([-np.inf] * 2)
+    np.testing.assert_allclose(shares([-1e9, -1e9 + np.log(3.0), -np.inf]), [0.25, 0.75, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(2, 2, 4), (1, 6, 1), (8, 0, 0)])
+def test_three_shards_draw_like_one_buffer(tmp_path, counts):
+    shards = three_shards(tmp_path, counts, capacity=60)
+    assert_frequencies(starts(draw_from_all(shards, DRAWS, np.random.default_rng(0))), np.ones(sum(LENGTHS)))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_evicted_episodes_weigh_nothing(tmp_path, sampler):
     shard = open_shard(tmp_path, sampler=sampler, capacity=18)  # places for 2 decisions still hold an old episode
     for number, steps in enumerate([4, 3, 9, 2, 5]):  # the last three are stored
-        shard.insert(encode(make_episode(number, steps, reward=10.0 - number)))
-    returns = (14.0, 72.0, (9 * 72.0 + 2 * 14.0 + 5 * 30.0) / 16)
-    assert shard.mass() == Mass(pytest.approx(np.log(16)), returns if sampler == "return_weighted" else None)
+        shard.insert(encode(make_episode(number, steps)))
+    assert shard.mass() == pytest.approx(np.log(16))
 
 
-def test_a_range_older_than_the_shard_does_no_harm(tmp_path):
-    """A new best episode came between `mass` and `sample`: no weight exceeds the best one's."""
-    shard = open_shard(tmp_path, sampler="return_weighted")
-    shard.insert(encode(make_episode(0, 1, reward=0.0)))
-    shard.insert(encode(make_episode(1, 1, reward=10.0)))
-    drawn = shard.sample(20_000, returns=(-1.0, 1.0)).observations[:, 0, 0] == 1000
-    assert drawn.mean() == pytest.approx((0.1 + 1) / (2 * 0.1 + 1 + 1 / 11), abs=0.02)
+# Damage: whatever is done to any file, what is left is right, and what is gone is told.
 
 
-def test_shares_of_what():
-    with pytest.raises(ValueError, match="2 samplers that hold nothing"):
-        shares([Mass(-np.inf)] * 2, 0.1)
-    fractions, returns = shares([Mass(-1e9), Mass(-1e9 + np.log(3.0)), Mass(-np.inf)], 0.1)
-    np.testing.assert_allclose(fractions, [0.25, 0.75, 0.0], rtol=1e-6)
-    assert returns is None
-    fractions, returns = shares([Mass(0.0, (2.0, 2.0, 2.0)), Mass(np.log(3.0), (2.0, 2.0, 2.0))], 0.1)
-    np.testing.assert_allclose(fractions, [0.25, 0.75])
-    assert returns == (2.0, 2.0)
+def damaged(path: Path, how: str, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "delete":
+        path.unlink()
+        return
+    if how == "truncate":
+        del data[rng.randrange(len(data)) :]
+    else:
+        data[rng.randrange(len(data))] ^= rng.randint(1, 255)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["delete", "truncate", "flip"])
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("episodes", [7, 40])
+def test_nothing_is_lost_silently(tmp_path, how, save, episodes):
+    """The learner's books: what it has counted up to its cursor is there, or told of as lost, or its cursor is beyond
+    the end; whatever is stored afterwards."""
+    rng, whole = random.Random(0), tmp_path / "whole"
+    shard = open_shard(whole, capacity=60, sampler="balanced")
+    model = [encode(make_episode(number, 4 + number % 7, number % 2)) for number in range(episodes)]
+    for record in model[:-2]:
+        shard.insert(record)
+        shard.sample(4)
+    state = shard.save_state() if save else None
+    for record in model[-2:]:
+        shard.insert(record)
+    cursor, kept = shard.news(0).cursor, stored(shard)
+    assert cursor == episodes
+    shard.close()
+    targets = [path for path in sorted(whole.iterdir()) if path.name != "lock" and path.stat().st_size]
+    assert len(targets) > 2
+    for target in targets:
+        for attempt in range(1 if how == "delete" else 12):
+            directory = tmp_path / f"{target.name}-{attempt}"
+            shutil.copytree(whole, directory)
+            damaged(directory / target.name, how, rng)
+            for _ in range(2):  # it is told again as long as it is so
+                shard = open_shard(directory, capacity=60, sampler="balanced")
+                news, left = shard.news(cursor), stored(shard)
+                lost = [sequence for sequence, _ in news.lost if sequence < cursor]
+                same = news.totals == totals_of(model) and left == kept
+                assert lost or news.cursor < cursor or same
+                assert set(left) <= set(model)
+                shard.close()
+            shard = open_shard(directory, capacity=60, sampler="balanced")
+            if state is not None:
+                try:
+                    shard.load_state(state)
+                except ValueError as error:
+                    assert "whole" in str(error) or "history" in str(error) or "on disk" in str(error)  # noqa: PT017
+                    assert stored(shard) == left
+                else:
+                    assert stored(shard) == newest_that_fit(model[:-2], 60)
+            again = encode(make_episode(1000, actor=5))
+            assert shard.insert(again)
+            assert shard.news(0).episodes[-1].number == 1000
+            shard.save_state()
+            shard.close()
+            shard = open_shard(directory, capacity=60, sampler="balanced")
+            assert stored(shard)[-1] == again
+            shard.close()
+            shutil.rmtree(directory)
+
+
+def test_a_lost_file_is_named_and_not_taken_for_an_eviction(tmp_path):
+    shard = open_shard(tmp_path)
+    for number in range(60):
+        shard.insert(encode(make_episode(number)))
+    state = shard.save_state()
+    shard.close()
+    oldest = files(tmp_path)[0]
+    first, following = (int(path.stem) for path in files(tmp_path)[:2])
+    assert first > 0
+    oldest.unlink()
+    shard = open_shard(tmp_path)
+    assert shard.news(0).lost == [(n, f"number {n}") for n in range(first, following)]
+    assert shard.stats().dropped_records == following - first
+    assert shard.stats().inserted_episodes == 60 - (following - first)
+    files(tmp_path)[-1].unlink()
+    shard.close()
+    shard = open_shard(tmp_path)
+    with pytest.raises(ValueError, match=r"replay state: got no whole number \d+"):
+        shard.load_state(state)
+
+
+def test_a_late_retry_of_a_deleted_episode_is_stored_once_also_after_a_kill(tmp_path):
+    """A kill between the new index and the deletion leaves both: the files go, the totals count them once."""
+    shard = open_shard(tmp_path)
+    for number in range(20):
+        shard.insert(encode(make_episode(number)))
+    before = {path.name: path.read_bytes() for path in files(tmp_path)}
+    while files(tmp_path)[0].name in before:
+        shard.insert(encode(make_episode(shard.next_number(0))))
+    count = shard.next_number(0)
+    del shard
+    for name, data in before.items():
+        (tmp_path / name).exists() or (tmp_path / name).write_bytes(data)
+    shard = open_shard(tmp_path)
+    assert shard.stats().inserted_episodes == count
+    assert shard.stats().dropped_records == 0
+    assert not any(shard.insert(encode(make_episode(number))) for number in range(count))
+
+
+def test_concurrent_inserts_of_one_episode_store_it_once(tmp_path):
+    shard, answers = ReplayShard(tmp_path, ShardConfig(disk=DiskConfig(fsync="always")), DATA, 0), []
+    records = [encode(make_episode(number)) for number in range(30)]
+    threads = [
+        threading.Thread(target=lambda: answers.extend(shard.insert(record) for record in records)) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(answers) == 30
+    assert sorted(names(shard)) == [(0, number) for number in range(30)]
+    assert shard.stats().duplicates == 90

@@ -13,10 +13,10 @@ SMALL = Size(rounds=1, batches=2, episodes=3)
 
 
 def test_what_is_compared_with_moves_the_same_bytes(tmp_path):
-    shard = ReplayShard(tmp_path, bench_replay.shard_config("uniform"), 39, 4, 20, 0.99, seed=0)
+    shard = ReplayShard(tmp_path, bench_replay.shard_config("uniform"), bench_replay.DATA, seed=0)
     for episode in take(random_episodes(), 3):
         assert shard.insert(bench_replay.encode(episode))
-    ours, other = vars(shard.sample(BATCH_SIZE)).values(), Rings().sample()
+    ours, other = shard.sample(BATCH_SIZE).values(), Rings().sample()
     assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in other]
 
 

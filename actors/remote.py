@@ -25,14 +25,16 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError
 
 from qttdm.actors.attempts import MOST_ATTEMPTS, Attempts
-from qttdm.actors.diagnosis import saturation, tell_evaluation
+from qttdm.actors.diagnosis import tell_evaluation
 from qttdm.actors.episodes import EnvironmentFailure, run_episodes
 from qttdm.actors.evaluation import evaluate
-from qttdm.actors.measured import MeasuredPolicy
+from qttdm.actors.measured import ACTOR_SECONDS, MeasuredPolicy
 from qttdm.common.contracts import DataSpec, Policy
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.episode import Episode
 from qttdm.common.events import EventLog, Waiting
+from qttdm.common.metrics.instruments import gauge
+from qttdm.common.metrics.process import CALLS, FAILURES
 from qttdm.common.metrics.telemetry import Activities, MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
@@ -64,14 +66,22 @@ class ActorSettings:
     """torch's"""
     max_staleness: int
     """updates that the newest published weights may be ahead of those acted on"""
-    discount: float
-    reward_scale: float
-    """of the rewards that the networks learn from"""
     hang_seconds: float
     """a decision, planning and simulating together, that takes longer has hung"""
     timeout_seconds: float
     """how long to wait for another process before saying so in events.log"""
     telemetry: MakeTelemetry = Telemetry.silent
+
+
+STALENESS = gauge(
+    "qttdm_staleness_updates", ("actor",), "updates", "that the newest weights known are ahead of those acting now"
+)
+STALENESS_LIMIT = gauge(
+    "qttdm_staleness_limit_updates",
+    ("actor",),
+    "updates",
+    "cluster.max_staleness: beyond it the actor fetches newer ones",
+)
 
 
 class CollectorActor:
@@ -82,7 +92,7 @@ class CollectorActor:
         torch.set_num_threads(settings.threads)
         self.settings, self.index = settings, index
         self.telemetry = settings.telemetry("actor", index)
-        self.time_spent = Activities(self.telemetry, "qttdm_actor_seconds_total", rest="simulating")
+        self.time_spent = Activities(self.telemetry, ACTOR_SECONDS, rest="simulating")
         self.learner, self.shards = ray.get_actor(learner), [ray.get_actor(name) for name in shards]
         self.boot = uuid.uuid4().hex
         self.events = EventLog(RunDir(settings.run_dir).events_path, f"actor {index}")
@@ -103,7 +113,7 @@ class CollectorActor:
         give_way()
         self._pull()
         if self.watchdog.found:
-            self.telemetry.inc("qttdm_failures_total", kind="hung")
+            self.telemetry.inc(FAILURES, kind="hung")
             self._tell_failure(f"hung, see {self.watchdog.found}")
         number = max(
             self._ask(shard.next_number.remote(self.index), f"the number of its next episode from shard {i}")
@@ -135,7 +145,6 @@ class CollectorActor:
                 continue
             for name, episode in zip(names, episodes, strict=True):
                 self._insert(episode.named(self.index, name))
-                self._tell(episode)
                 collected, stored = collected + 1, stored + episode.decisions
 
     @ray.method(concurrency_group="control")
@@ -219,25 +228,16 @@ class CollectorActor:
             )
         self._inserting = 0
 
-    def _tell(self, episode: Episode) -> None:
-        """What there is to say of an episode that is stored."""
-        t = self.telemetry
-        t.inc("qttdm_acted_episodes_total")
-        t.set("qttdm_action_saturation_ratio", saturation(episode.actions))
-        behind = updates_of(self._newest_version) - updates_of(episode.oldest_weights)
-        t.observe("qttdm_episode_staleness_updates", max(0, behind))
-
     def _measure(self) -> None:
         """Before each report."""
         mine = updates_of(self.policy.weights_version)
-        self.telemetry.set("qttdm_weights_updates", mine)
-        self.telemetry.set("qttdm_staleness_updates", max(0, updates_of(self._newest_version) - mine))
-        self.telemetry.set("qttdm_staleness_limit_updates", self.settings.max_staleness)
-        self.telemetry.set("qttdm_calls_in_flight", self._inserting, call="inserts")
+        self.telemetry.set(STALENESS, max(0, updates_of(self._newest_version) - mine))
+        self.telemetry.set(STALENESS_LIMIT, self.settings.max_staleness)
+        self.telemetry.set(CALLS, self._inserting, call="inserts")
 
     def _replace_environments(self, why: str) -> None:
         """All of them: a simulator that failed may have left anything behind."""
-        self.telemetry.inc("qttdm_failures_total", kind="environment")
+        self.telemetry.inc(FAILURES, kind="environment")
         self._tell_failure(why)
         close_environments(self.envs, self.watchdog)
         self.envs = make_environments(self.settings, self.watchdog)
@@ -259,7 +259,7 @@ class CollectorActor:
             try:
                 return ray.get(answer, timeout=self.settings.timeout_seconds)
             except GetTimeoutError:
-                self.telemetry.inc("qttdm_failures_total", kind="timeout")
+                self.telemetry.inc(FAILURES, kind="timeout")
 
     def _waiting(self) -> Waiting:
         """For as long as it takes, but not silently."""
@@ -316,7 +316,7 @@ class EvaluatorActor:
             try:
                 return self._evaluate(attempt)
             except EnvironmentFailure as error:
-                self.telemetry.inc("qttdm_failures_total", kind="environment")
+                self.telemetry.inc(FAILURES, kind="environment")
                 self.events.write(f"replaces its environments, which failed in {which}: {error}")
                 close_environments(self.envs, self.watchdog)
                 self.envs = []
@@ -330,10 +330,7 @@ class EvaluatorActor:
         with self.watchdog:
             result = evaluate(self.envs, self.policy, self.settings.seed, self.watchdog.rearm, attempt)
             seconds = time.monotonic() - started
-            tell_evaluation(
-                self.telemetry, self.policy, result.episodes, self.settings.discount, self.settings.reward_scale
-            )
-        self.telemetry.observe("qttdm_evaluation_seconds", seconds)
+            tell_evaluation(self.telemetry, self.policy, result.episodes)
         return result.returns, result.success, seconds
 
     def flush(self) -> None:

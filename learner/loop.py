@@ -21,6 +21,7 @@ from typing import Any, Literal
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError
 from qttdm.common.events import EventLog
+from qttdm.common.metrics.process import FAILURES
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, updates_of
 from qttdm.learner.counters import Counters
@@ -371,7 +372,7 @@ class LearningLoop:
 
     def _late(self, error: TimeoutError) -> None:
         """Someone did not answer in time."""
-        self.telemetry.inc("qttdm_failures_total", kind="timeout")
+        self.telemetry.inc(FAILURES, kind="timeout")
         self.events.write(str(error))
 
     def _counts(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from qttdm.common.metrics.lines import Sink
+from qttdm.common.metrics.process import CALLS
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
@@ -139,7 +140,7 @@ class LearnerActor:
             "weights": self.broadcast.under_way,
         }
         for call, number in in_flight.items():
-            self.telemetry.set("qttdm_calls_in_flight", number, call=call)
+            self.telemetry.set(CALLS, number, call=call)
 
     def flush(self) -> None:
         """Report what was measured; asked when the run ends."""

@@ -26,7 +26,7 @@ from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.replay.client import Draw, merge, shard_of
 from qttdm.replay.codec import encode
-from qttdm.replay.measure import watch
+from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS, watch
 from qttdm.replay.news import News, StoredEpisode, Totals
 from qttdm.replay.samplers import Mass
 from qttdm.replay.shard import ReplayShard, ShardConfig, ShardStats
@@ -62,14 +62,14 @@ class ShardActor(ReplayShard):
 
     def insert(self, record: bytes) -> bool:
         """As ReplayShard."""
-        with self.telemetry.timed("qttdm_replay_insert_seconds"):
+        with self.telemetry.timed(INSERT_SECONDS):
             return super().insert(record)
 
     def draw(
         self, counts: list[int], returns: tuple[float, float] | None
     ) -> tuple[list[list[np.ndarray]], float, tuple | None]:
         """`sample` for each count, as the arrays in Batch's order (none for 0 windows), and the mass after it."""
-        with self.telemetry.timed("qttdm_replay_sample_seconds"):
+        with self.telemetry.timed(SAMPLE_SECONDS):
             parts = [list(vars(self.sample(count, returns)).values()) if count else [] for count in counts]
         return parts, *self.weight()
 

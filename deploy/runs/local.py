@@ -19,10 +19,10 @@ from typing import Any
 import msgpack
 import torch
 
-from qttdm.actors.diagnosis import saturation, tell_evaluation
+from qttdm.actors.diagnosis import tell_evaluation
 from qttdm.actors.episodes import EnvironmentFailure, Stopped, run_episodes
 from qttdm.actors.evaluation import Evaluation
-from qttdm.actors.measured import MeasuredPolicy
+from qttdm.actors.measured import ACTOR_SECONDS, MeasuredPolicy
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError, dump_config, load_config
 from qttdm.common.environments.rendering import RenderError
@@ -33,6 +33,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import Weights
 from qttdm.deploy.agents.agent import Agent, data_of, exploration, make_learner
+from qttdm.deploy.configs.cluster_config import SEED_STATE
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
@@ -42,6 +43,7 @@ from qttdm.learner.measure import TimeSpent, open_metrics, watch
 from qttdm.planner_service.policies.random_actions import RandomPolicy
 from qttdm.replay.buffer import Replay
 from qttdm.replay.codec import decode, encode
+from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS
 from qttdm.replay.measure import watch as watch_replay
 from qttdm.replay.shard import ShardStats
 
@@ -115,13 +117,12 @@ class LocalRun:
         self.learner.telemetry = make_telemetry("learner", 0)
         self._storing = make_telemetry("replay", 0)
         self._spent = TimeSpent(self.learner.telemetry)
-        self._actor_spent = Activities(actor, "qttdm_actor_seconds_total", rest="waiting")
+        self._actor_spent = Activities(actor, ACTOR_SECONDS, rest="waiting")
         self._acting = MeasuredPolicy(self.policy, actor, self._actor_spent)
         self._evaluating = MeasuredPolicy(self.policy, evaluator)
         watch(self)
         watch_replay(self, None, self._storing)
-        driver.set("qttdm_seed_state", 1.0, state="running")
-        driver.set("qttdm_run_info", 1.0, agent=self.config.agent)
+        driver.set(SEED_STATE, 1.0, state="running")
 
     def train(
         self,
@@ -177,10 +178,7 @@ class LocalRun:
         """The current weights, in environments of their own."""
         self._evaluating.load(self._snapshot())
         result = self.agent.evaluate(episodes, should_stop, self._evaluating)
-        c = self.config
-        tell_evaluation(
-            self._evaluating.telemetry, self._evaluating, result.episodes, c.discount, c.learner.reward_scale
-        )
+        tell_evaluation(self._evaluating.telemetry, self._evaluating, result.episodes)
         return result
 
     def status(self) -> dict[str, Any]:
@@ -257,10 +255,8 @@ class LocalRun:
         except Stopped:
             progress.note("the episode in flight is dropped; a resumed run collects it again")
             raise
-        with self._actor_spent.on("storing"), self._storing.timed("qttdm_replay_insert_seconds"):
+        with self._actor_spent.on("storing"), self._storing.timed(INSERT_SECONDS):
             self.replay.add(episode)
-        self._acting.telemetry.inc("qttdm_acted_episodes_total")
-        self._acting.telemetry.set("qttdm_action_saturation_ratio", saturation(episode.actions))
         self._moved_at = time.monotonic()
         c.env_steps += episode.env_steps
         c.decisions += episode.decisions
@@ -293,7 +289,7 @@ class LocalRun:
         while c.owed >= 1:
             started, first = time.monotonic(), c.updates
             while c.owed >= 1 and c.updates - first < t.log_every:
-                with self._spent.on("waiting_for_batches"), self._storing.timed("qttdm_replay_sample_seconds"):
+                with self._spent.on("waiting_for_batches"), self._storing.timed(SAMPLE_SECONDS):
                     batch = self.replay.sample(self.config.learner.batch_size)
                 with self._spent.on("updating"):
                     self.learner.update(batch)
@@ -315,8 +311,7 @@ class LocalRun:
         """Mean over `eval_episodes` episodes: the one that is due, unless updates are owed, as after an early stop."""
         c, started = self.counters, time.monotonic()
         tell = self._telling(progress, "evaluating", should_stop)
-        with self._evaluating.telemetry.timed("qttdm_evaluation_seconds"):
-            result = self.evaluate(self.config.training.eval_episodes, tell)
+        result = self.evaluate(self.config.training.eval_episodes, tell)
         if c.owed < 1:
             c.evaluations = c.env_steps // self.config.training.eval_every
         c.evaluated_updates = c.updates

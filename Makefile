@@ -62,7 +62,7 @@ monitor: $(VENV)/installed ## Prometheus and Grafana for the runs of this machin
 
 docs: $(VENV)/installed ## write what is made from the program: docs/metrics.md, Grafana's dashboards
 	$(BIN)/python -m qttdm.deploy.monitoring.metrics_page
-	$(BIN)/python -m qttdm.deploy.monitoring.grafana.write
+	$(BIN)/python -m qttdm.deploy.monitoring.grafana.boards
 
 lint: $(VENV)/installed ## formatter, linter and type checker, nothing changed
 	$(BIN)/ruff format --check .

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qttdm.actors.diagnosis import saturation
 from qttdm.actors.episodes import run_episodes
-from qttdm.actors.measured import MeasuredPolicy
+from qttdm.actors.measured import ACTOR_SECONDS, MeasuredPolicy
 from qttdm.actors.settings import ActorSettings, close_environments, make_environments
 from qttdm.common.episode import Episode
+from qttdm.common.metrics.process import FAILURES
 from qttdm.common.metrics.telemetry import Activities
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.planner_service.policies.random_actions import RandomPolicy
@@ -23,10 +23,10 @@ class Collector:
     def __init__(self, settings: ActorSettings, index: int) -> None:
         self.settings, self.index = settings, index
         self.telemetry = settings.telemetry("actor", index)
-        self.time_spent = Activities(self.telemetry, "qttdm_actor_seconds_total", rest="waiting")
+        self.time_spent = Activities(self.telemetry, ACTOR_SECONDS, rest="waiting")
         self.watchdog = Watchdog(settings.run_dir, f"actor-{index}", settings.hang_seconds)
         if self.watchdog.found:
-            self.telemetry.inc("qttdm_failures_total", kind="hung")
+            self.telemetry.inc(FAILURES, kind="hung")
         self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry, self.time_spent)
         self.envs = make_environments(settings, self.watchdog)
         self.random_policy = RandomPolicy(settings.data)
@@ -47,13 +47,8 @@ class Collector:
         with self.watchdog, self.time_spent.on("simulating"):
             return run_episodes(self.envs, policy, seeds, exploration, before_decision)
 
-    def stored(self, episode: Episode) -> None:
-        """Count an episode that is in replay."""
-        self.telemetry.inc("qttdm_acted_episodes_total")
-        self.telemetry.set("qttdm_action_saturation_ratio", saturation(episode.actions))
-
     def replace_environments(self) -> None:
         """Replace all of them: a simulator that failed may have left anything behind."""
-        self.telemetry.inc("qttdm_failures_total", kind="environment")
+        self.telemetry.inc(FAILURES, kind="environment")
         close_environments(self.envs, self.watchdog)
         self.envs = make_environments(self.settings, self.watchdog)

@@ -19,6 +19,7 @@ from qttdm.actors.measured import MeasuredPolicy
 from qttdm.actors.settings import ActorSettings, close_environments, make_environments
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.events import EventLog
+from qttdm.common.metrics.process import FAILURES
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, updates_of
@@ -50,7 +51,7 @@ class Evaluator:
             try:
                 return self._evaluate(attempt, should_stop)
             except EnvironmentFailure as error:
-                self.telemetry.inc("qttdm_failures_total", kind="environment")
+                self.telemetry.inc(FAILURES, kind="environment")
                 self.events.write(f"replaces its environments, which failed in {which}: {error}")
                 close_environments(self.envs, self.watchdog)
                 self.envs = []
@@ -70,6 +71,5 @@ class Evaluator:
         with self.watchdog:
             result = evaluate(self.envs, self.policy, s.seed, before_decision, attempt)
             seconds = time.monotonic() - started
-            tell_evaluation(self.telemetry, self.policy, result.episodes, s.discount, s.reward_scale)
-        self.telemetry.observe("qttdm_evaluation_seconds", seconds)
+            tell_evaluation(self.telemetry, self.policy, result.episodes)
         return result.returns, result.success, seconds

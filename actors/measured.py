@@ -7,13 +7,23 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 
 from qttdm.common.contracts import ArrayTree, Decisions, Policy
+from qttdm.common.metrics.instruments import counter
 from qttdm.common.metrics.telemetry import Activities, Telemetry
-from qttdm.common.weights import Weights, updates_of
-from qttdm.planner_service.measure import tell_plan
+from qttdm.common.weights import Weights
+from qttdm.planner_service.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
+
+ACTOR_SECONDS = counter(
+    "qttdm_actor_seconds_total",
+    ("actor",),
+    "s",
+    "where the time goes: planning, simulating, storing episodes, waiting for the learner to keep pace, fetching "
+    "weights",
+    "activity",
+    ("planning", "simulating", "storing", "waiting", "fetching"),
+)
 
 
 class MeasuredPolicy:
@@ -21,8 +31,6 @@ class MeasuredPolicy:
 
     def __init__(self, policy: Policy, telemetry: Telemetry, time_spent: Activities | None = None) -> None:
         self.policy, self.telemetry, self.time_spent = policy, telemetry, time_spent
-        self.promised: list[np.ndarray] = []
-        """of the episodes under way, the values [E] of each decision so far"""
 
     @property
     def device(self) -> torch.device:
@@ -36,9 +44,8 @@ class MeasuredPolicy:
 
     def load(self, weights: Weights) -> None:
         """Take new network weights."""
-        with self.telemetry.timed("qttdm_weights_apply_seconds"):
+        with self.telemetry.timed(APPLY_SECONDS):
             self.policy.load(weights)
-        self.telemetry.set("qttdm_weights_updates", updates_of(weights.version))
 
     def warm_up(self, environments: int) -> None:
         """As the policy."""
@@ -46,7 +53,6 @@ class MeasuredPolicy:
 
     def start(self, seed: int, exploration: float, goal: Any = None) -> Any:
         """Make the carry of one episode; those of a batch are started together."""
-        self.promised = []
         return self.policy.start(seed, exploration, goal)
 
     def decide(self, episodes: Sequence[Any], observations: ArrayTree, deadline: float | None = None) -> Decisions:
@@ -55,10 +61,8 @@ class MeasuredPolicy:
         with self.time_spent.on("planning") if self.time_spent is not None else nullcontext():
             decided = self.policy.decide(episodes, observations, deadline)
         t, seconds = self.telemetry, time.perf_counter() - started
-        t.observe("qttdm_decision_seconds", seconds, stage="total")
-        t.inc("qttdm_acted_total", len(episodes))
-        self.promised.append(decided.values)
+        t.observe(DECISION_SECONDS, seconds, stage="total")
+        t.inc(DECISIONS, len(episodes))
         if decided.figures:  # planned here, not by a service
-            t.observe("qttdm_decision_seconds", seconds, stage="plan")
-            tell_plan(t, decided)
+            t.observe(DECISION_SECONDS, seconds, stage="plan")
         return decided

@@ -27,6 +27,8 @@ from qttdm.actors.evaluator import Evaluator, Result
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.episode import Episode
 from qttdm.common.events import EventLog, Waiting
+from qttdm.common.metrics.instruments import gauge
+from qttdm.common.metrics.process import CALLS, FAILURES
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import GENERATION, Weights, updates_of
@@ -35,6 +37,17 @@ from qttdm.replay.codec import encode
 
 LOWEST_PRIORITY = 19  # Linux's; Ray's own for its workers is 15
 ASK_EVERY = 5.0  # seconds after the last word from the learner at which a collector asks whether its weights are old
+
+
+STALENESS = gauge(
+    "qttdm_staleness_updates", ("actor",), "updates", "that the newest weights known are ahead of those acting now"
+)
+STALENESS_LIMIT = gauge(
+    "qttdm_staleness_limit_updates",
+    ("actor",),
+    "updates",
+    "cluster.max_staleness: beyond it the actor fetches newer ones",
+)
 
 
 class CollectorActor(Collector):
@@ -92,7 +105,6 @@ class CollectorActor(Collector):
                 continue
             for name, episode in zip(names, episodes, strict=True):
                 self._insert(episode.named(self.index, name))
-                self.stored(episode)
                 collected, stored = collected + 1, stored + episode.decisions
 
     @ray.method(concurrency_group="control")
@@ -168,19 +180,12 @@ class CollectorActor(Collector):
             )
         self._inserting = 0
 
-    def stored(self, episode: Episode) -> None:
-        """Count an episode that is in replay, and how old its weights were."""
-        super().stored(episode)
-        behind = updates_of(self._newest_version) - updates_of(episode.oldest_weights)
-        self.telemetry.observe("qttdm_episode_staleness_updates", max(0, behind))
-
     def _measure(self) -> None:
         """Before each report."""
         mine = updates_of(self.policy.weights_version)
-        self.telemetry.set("qttdm_weights_updates", mine)
-        self.telemetry.set("qttdm_staleness_updates", max(0, updates_of(self._newest_version) - mine))
-        self.telemetry.set("qttdm_staleness_limit_updates", self.settings.max_staleness)
-        self.telemetry.set("qttdm_calls_in_flight", self._inserting, call="inserts")
+        self.telemetry.set(STALENESS, max(0, updates_of(self._newest_version) - mine))
+        self.telemetry.set(STALENESS_LIMIT, self.settings.max_staleness)
+        self.telemetry.set(CALLS, self._inserting, call="inserts")
 
     def _tell_failure(self, why: str) -> None:
         """For the learner to count, and to write into events.log."""
@@ -199,7 +204,7 @@ class CollectorActor(Collector):
             try:
                 return ray.get(answer, timeout=self.settings.timeout_seconds)
             except GetTimeoutError:
-                self.telemetry.inc("qttdm_failures_total", kind="timeout")
+                self.telemetry.inc(FAILURES, kind="timeout")
 
     def _waiting(self) -> Waiting:
         """For as long as it takes, but not silently."""

@@ -26,9 +26,6 @@ class ActorSettings:
     """the agent's"""
     envs: int
     """E, environments stepped in lockstep and planned for in one batch"""
-    discount: float
-    reward_scale: float
-    """of the rewards that the networks learn from"""
     hang_seconds: float
     """a decision, planning and simulating together, that takes longer has hung"""
     telemetry: MakeTelemetry = Telemetry.silent

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qttdm.common.batch import Batch
 from qttdm.common.config import Config
+from qttdm.common.metrics.instruments import DECISION, histogram
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.tensors import Tensors, prefixed, under
 from qttdm.common.weights import Weights, version_of
@@ -25,6 +26,16 @@ from qttdm.learner.optimizer import AdamStep
 from qttdm.learner.parts.qt import QTLearnerConfig
 from qttdm.learner.parts.tdm import TDMLearnerConfig
 from qttdm.learner.stopwatch import Stopwatch
+
+UPDATE_SECONDS = histogram(
+    "qttdm_update_seconds",
+    ("learner",),
+    "s",
+    "time of an update: waiting for its batch, copying it to the device, computing",
+    DECISION,
+    "part",
+    ("wait", "copy", "compute"),
+)
 
 
 class LearnerConfig(Config):
@@ -158,4 +169,4 @@ class Learner:
             part.load_state(under(part.name, state))
 
     def _took(self, part: str, seconds: float) -> None:
-        self.telemetry.observe("qttdm_update_seconds", seconds, part=part)
+        self.telemetry.observe(UPDATE_SECONDS, seconds, part=part)

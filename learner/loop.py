@@ -22,6 +22,7 @@ from typing import Any, Literal
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError
 from qttdm.common.events import EventLog
+from qttdm.common.metrics.process import FAILURES
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, updates_of
 from qttdm.learner.counters import Counters
@@ -394,7 +395,7 @@ class LearningLoop:
 
     def _report_timeout(self, error: TimeoutError) -> None:
         """Count that someone did not answer in time, and say who."""
-        self.telemetry.inc("qttdm_failures_total", kind="timeout")
+        self.telemetry.inc(FAILURES, kind="timeout")
         self.events.write(str(error))
 
     def _counts(self) -> dict[str, Any]:

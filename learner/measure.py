@@ -1,6 +1,6 @@
-"""What is told to Prometheus of a run and its learner: read off metrics.jsonl, and looked up before each report.
+"""Metrics of a run and its learner: read off metrics.jsonl, and looked up before each report.
 
-    MetricsWriter --each line--> tell_line: episodes, evaluations, losses
+    MetricsWriter --each line--> report_line: episodes, evaluations, what the learner's parts compute
     reporter ------watch-------> counters, pace, checkpoints, disk     (in the reporter's thread)
     LearningLoop --TimeSpent---> where its time goes
 
@@ -9,7 +9,6 @@ Counts of what is in metrics.jsonl are its lines': after a kill they go back wit
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,40 +18,127 @@ from typing import Any, Protocol
 
 from qttdm.common.checkpoint import CheckpointStore
 from qttdm.common.metrics.gpu import watch_gpu
-from qttdm.common.metrics.lines import MetricsWriter, read_metrics
+from qttdm.common.metrics.instruments import QUICK, Components, counter, gauge, histogram
+from qttdm.common.metrics.lines import COUNTERS, MetricsWriter, declare, read_metrics
+from qttdm.common.metrics.process import measure_disk
 from qttdm.common.metrics.telemetry import Telemetry
-from qttdm.common.weights import updates_of
-from qttdm.learner.learner import Learner
+from qttdm.learner.learner import UPDATE_SECONDS, Learner
 from qttdm.learner.schedule import TrainingConfig
 
-FLOAT32 = 4  # bytes
 ACTIVITIES = ("waiting_for_decisions", "waiting_for_batches", "copying", "updating", "publishing", "saving")
+RATES = declare(
+    ("updates_per_second", "1/s", "speed of learning"),
+    ("decisions_per_second", "1/s", "speed of collecting"),
+    ("share_waiting_for_decisions", "fraction", "of the learner's time: the pace allowed no update (cluster)"),
+    ("share_waiting_for_batches", "fraction", "of its time: no batch had come yet (cluster)"),
+    ("share_copying", "fraction", "of its time: bringing batches on their way to the device (cluster)"),
+    ("share_updating", "fraction", "of its time: updates (cluster)"),
+    ("share_publishing", "fraction", "of its time: sending weights (cluster)"),
+    ("share_saving", "fraction", "of its time: checkpoints (cluster)"),
+)
+
+LEARNER: Components = ("learner",)
+VALUE = gauge(
+    "qttdm_learner",
+    LEARNER,
+    "1",
+    "what the learner's parts compute, by its name in metrics.jsonl, as in the newest `update` line",
+    "name",
+    most=64,
+)
+ENV_STEPS = counter(
+    "qttdm_env_steps_total", LEARNER, "steps", "simulator steps collected, action repeats counted", durable=True
+)
+DECISIONS = counter(
+    "qttdm_decisions_total", LEARNER, "decisions", "decisions collected, random ones included", durable=True
+)
+EPISODES = counter("qttdm_episodes_total", LEARNER, "episodes", "training episodes collected", durable=True)
+UPDATES = counter(
+    "qttdm_updates_total",
+    LEARNER,
+    "updates",
+    "updates in the weights; after a learner's restart it waits until those are made again",
+    durable=True,
+)
+TARGET = gauge("qttdm_target_env_steps", LEARNER, "steps", "simulator steps that the run is to collect", lasting=True)
+RUN_SECONDS = gauge(
+    "qttdm_run_seconds", LEARNER, "s", "time spent on the run, earlier parts of a resumed one included", lasting=True
+)
+PROGRESS_AGE = gauge("qttdm_progress_age_seconds", LEARNER, "s", "since the last update was made or episode arrived")
+OWED = gauge("qttdm_updates_owed", LEARNER, "updates", "that the decisions so far ask for and that have not been made")
+PACE = gauge(
+    "qttdm_pace_ratio",
+    LEARNER,
+    "fraction",
+    "updates made for each decision after the seed decisions, of those asked for (training.update_ratio)",
+)
+RETURN = histogram(
+    "qttdm_episode_return",
+    LEARNER,
+    "reward",
+    "undiscounted return of training episodes",
+    # even over 0 to 1000, the range of dm_control; Meta-World ends at 5000, Pendulum begins at -1600
+    (
+        *(-10000.0, -3000.0, -1600.0, -1000.0, -500.0, -200.0, -100.0, -10.0, 0.0, 10.0),
+        *(50.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0, 1000.0),
+        *(1500.0, 2000.0, 3000.0, 4000.0, 5000.0, 10000.0),
+    ),
+    durable=True,
+)
+RETURN_LAST = gauge(
+    "qttdm_episode_return_last", LEARNER, "reward", "return of the newest training episode", lasting=True
+)
+OUTCOMES = counter(
+    "qttdm_episode_outcomes_total",
+    LEARNER,
+    "episodes",
+    "training episodes by how they ended; undefined: the task knows no success",
+    "outcome",
+    ("success", "failure", "undefined"),
+    durable=True,
+)
+EVALUATION_RETURN = gauge(
+    "qttdm_evaluation_return", LEARNER, "reward", "mean return of the newest evaluation", lasting=True
+)
+EVALUATION_SUCCESS = gauge(
+    "qttdm_evaluation_success",
+    LEARNER,
+    "fraction",
+    "its share of successes, where the task defines them",
+    lasting=True,
+)
+LEARNER_SECONDS = counter(
+    "qttdm_learner_seconds_total",
+    LEARNER,
+    "s",
+    "where the time goes: waiting because actors are behind, waiting for batches, the others by name",
+    "activity",
+    ACTIVITIES,
+)
+PUBLISH_SECONDS = histogram("qttdm_weights_publish_seconds", LEARNER, "s", "taking a snapshot and sending it", QUICK)
+CHECKPOINT_SECONDS = histogram(
+    "qttdm_checkpoint_seconds",
+    LEARNER,
+    "s",
+    "saving a checkpoint",
+    (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
+)
+CHECKPOINT_AGE = gauge(
+    "qttdm_checkpoint_age_seconds",
+    LEARNER,
+    "s",
+    "since the newest checkpoint was saved, or since the start if there is none",
+)
 EACH_TIME: dict[str, tuple[str, dict[str, str]]] = {
-    "waiting_for_batches": ("qttdm_update_seconds", {"part": "wait"}),
-    "publishing": ("qttdm_weights_publish_seconds", {}),
-    "saving": ("qttdm_checkpoint_seconds", {}),
+    "waiting_for_batches": (UPDATE_SECONDS, {"part": "wait"}),
+    "publishing": (PUBLISH_SECONDS, {}),
+    "saving": (CHECKPOINT_SECONDS, {}),
 }
 """histograms of activities; the device's part of an update is measured by the learner"""
-GAUGES = {
-    "loss_state": ("qttdm_loss", {"term": "state"}),
-    "loss_reward": ("qttdm_loss", {"term": "reward"}),
-    "loss_continuation": ("qttdm_loss", {"term": "continuation"}),
-    "loss_q": ("qttdm_loss", {"term": "td"}),
-    "grad_norm_tdm": ("qttdm_gradient_norm", {"network": "tdm"}),
-    "grad_norm_qt": ("qttdm_gradient_norm", {"network": "qt"}),
-    "lr_tdm": ("qttdm_learning_rate", {"network": "tdm"}),
-    "lr_qt": ("qttdm_learning_rate", {"network": "qt"}),
-    "q_mean": ("qttdm_q_mean", {}),
-    "q_max": ("qttdm_q_max", {}),
-    "q_target_mean": ("qttdm_q_target_mean", {}),
-    "replayed_return": ("qttdm_replayed_return", {}),
-    "target_drift": ("qttdm_target_drift_ratio", {}),
-}
-"""by what an `update` line calls them"""
 
 
 class TimeSpent:
-    """Where the learner's seconds went since its start."""
+    """Counts where the learner's seconds went since its start."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self.telemetry = telemetry
@@ -67,7 +153,7 @@ class TimeSpent:
         finally:
             passed = time.monotonic() - started
             self.seconds[activity] += passed
-            self.telemetry.inc("qttdm_learner_seconds_total", passed, activity=activity)
+            self.telemetry.inc(LEARNER_SECONDS, passed, activity=activity)
             if activity in EACH_TIME:
                 name, label = EACH_TIME[activity]
                 self.telemetry.observe(name, passed, **label)
@@ -98,47 +184,29 @@ class Rates:
 
 
 def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> MetricsWriter:
-    """A MetricsWriter whose lines are told, those that it keeps first."""
-    writer = MetricsWriter(path, keep_bytes, sinks=[partial(tell_line, telemetry)])
+    """A MetricsWriter whose lines are reported, those that it keeps first."""
+    writer = MetricsWriter(path, keep_bytes, sinks=[partial(report_line, telemetry)])
     for line in read_metrics(path):
-        tell_line(telemetry, line)
+        report_line(telemetry, line)
     return writer
 
 
-def tell_line(telemetry: Telemetry, line: dict[str, Any]) -> None:
-    """One line of metrics.jsonl; null is not told."""
+def report_line(telemetry: Telemetry, line: dict[str, Any]) -> None:
+    """Report one line of metrics.jsonl, but for what is null."""
     values = {name: value for name, value in line.items() if value is not None}
     if line["kind"] == "train":
-        _tell_episode(telemetry, values)
+        if "episode_return" in values:
+            telemetry.observe(RETURN, values["episode_return"])
+            telemetry.set(RETURN_LAST, values["episode_return"])
+        success = values.get("success")
+        telemetry.inc(OUTCOMES, outcome="undefined" if success is None else "success" if success > 0 else "failure")
     elif line["kind"] == "eval":
-        _tell_evaluation(telemetry, values)
+        for name, metric in (("episode_return", EVALUATION_RETURN), ("success", EVALUATION_SUCCESS)):
+            if name in values:
+                telemetry.set(metric, values[name])
     else:
-        for name in GAUGES.keys() & values.keys():
-            gauge, label = GAUGES[name]
-            telemetry.set(gauge, values[name], **label)
-
-
-def _tell_episode(telemetry: Telemetry, line: dict[str, Any]) -> None:
-    if "episode_return" in line:
-        telemetry.observe("qttdm_episode_return", line["episode_return"])
-        telemetry.set("qttdm_episode_return_last", line["episode_return"])
-    telemetry.observe("qttdm_episode_decisions", line["episode_length"])
-    if "success" in line:
-        telemetry.inc("qttdm_episode_outcomes_total", outcome="success" if line["success"] > 0 else "failure")
-        telemetry.set("qttdm_episode_success_last", line["success"])
-    else:
-        telemetry.inc("qttdm_episode_outcomes_total", outcome="undefined")
-
-
-def _tell_evaluation(telemetry: Telemetry, line: dict[str, Any]) -> None:
-    telemetry.inc("qttdm_evaluations_total")
-    telemetry.set("qttdm_evaluation_env_steps", line["env_steps"])
-    if "episode_return" in line:
-        telemetry.set("qttdm_evaluation_return", line["episode_return"])
-        telemetry.set("qttdm_evaluation_return_min", min(line["episode_returns"]))
-        telemetry.set("qttdm_evaluation_return_max", max(line["episode_returns"]))
-    if "success" in line:
-        telemetry.set("qttdm_evaluation_success", line["success"])
+        for name in values.keys() - {"kind", *COUNTERS, *RATES}:
+            telemetry.set(VALUE, values[name], name=name)
 
 
 class Run(Protocol):
@@ -153,50 +221,33 @@ class Run(Protocol):
 
 
 def watch(run: Run) -> None:
-    """Have it looked at before each report of its learner's telemetry."""
-    learner, training, telemetry = run.learner, run.training, run.learner.telemetry
-    telemetry.set("qttdm_target_env_steps", training.env_steps)
-    telemetry.set("qttdm_update_ratio_target", training.update_ratio)
-    telemetry.set("qttdm_learner_generation", learner.generation)
-    telemetry.set("qttdm_weights_bytes", sum(p.numel() * FLOAT32 for p in learner.networks.parameters()))
-    telemetry.before_report(lambda: _look(telemetry, training, run.status()))
-    telemetry.before_report(CheckpointWatch(run.store, telemetry))
-    telemetry.before_report(partial(watch_gpu, telemetry, learner.device))
+    """Look up where the run is before each report of its learner's telemetry."""
+    telemetry, started = run.learner.telemetry, time.time()
+    telemetry.set(TARGET, run.training.env_steps)
+    telemetry.before_report(lambda: _report_status(telemetry, run.training, run.status()))
+    telemetry.before_report(lambda: _report_checkpoint(telemetry, run.store, started))
+    telemetry.before_report(partial(watch_gpu, telemetry, run.learner.device))
 
 
-def _look(telemetry: Telemetry, training: TrainingConfig, status: dict[str, Any]) -> None:
-    s = status
-    for what in ("env_steps", "decisions", "episodes", "updates"):
-        telemetry.count_to(f"qttdm_{what}_total", s[what])
-    telemetry.set("qttdm_run_seconds", s["wall_seconds"])
-    telemetry.set("qttdm_progress_age_seconds", s["seconds_since_progress"])
-    telemetry.set("qttdm_updates_owed", s["owed"])
-    if s["version"] >= 0:
-        telemetry.set("qttdm_weights_updates", updates_of(s["version"]))
-    if s["decisions"] > training.seed_decisions:
-        telemetry.set("qttdm_update_ratio", s["updates"] / (s["decisions"] - training.seed_decisions))
+def _report_status(telemetry: Telemetry, training: TrainingConfig, status: dict[str, Any]) -> None:
+    telemetry.count_to(ENV_STEPS, status["env_steps"])
+    telemetry.count_to(DECISIONS, status["decisions"])
+    telemetry.count_to(EPISODES, status["episodes"])
+    telemetry.count_to(UPDATES, status["updates"])
+    telemetry.set(RUN_SECONDS, status["wall_seconds"])
+    telemetry.set(PROGRESS_AGE, status["seconds_since_progress"])
+    telemetry.set(OWED, status["owed"])
+    asked = (status["decisions"] - training.seed_decisions) * training.update_ratio
+    if asked > 0:
+        telemetry.set(PACE, status["updates"] / asked)
 
 
-class CheckpointWatch:
-    """The newest checkpoint, and the disk that it is on."""
-
-    def __init__(self, store: CheckpointStore, telemetry: Telemetry) -> None:
-        self.store, self.telemetry, self.started = store, telemetry, time.time()
-        self._newest: Path | None = None
-
-    def __call__(self) -> None:
-        """Look."""
-        newest = self.store.newest()
-        try:
-            saved = self.started if newest is None else newest.stat().st_mtime
-            if newest is not None and newest != self._newest:
-                size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
-                self.telemetry.set("qttdm_checkpoint_bytes", size)
-                self.telemetry.count_to("qttdm_checkpoints_total", self.store.number(newest))
-        except FileNotFoundError:  # it has just been replaced by one that the next look finds
-            return
-        self._newest = newest
-        self.telemetry.set("qttdm_checkpoint_age_seconds", max(0.0, time.time() - saved))
-        disk = shutil.disk_usage(self.store.directory.parent)  # the run's, which is there before a checkpoint is
-        self.telemetry.set("qttdm_disk_free_bytes", disk.free)
-        self.telemetry.set("qttdm_disk_size_bytes", disk.total)
+def _report_checkpoint(telemetry: Telemetry, store: CheckpointStore, started: float) -> None:
+    """The newest checkpoint's age, and the disk that it is on."""
+    newest = store.newest()
+    try:
+        saved = started if newest is None else newest.stat().st_mtime
+    except FileNotFoundError:  # it has just been replaced by one that the next look finds
+        return
+    telemetry.set(CHECKPOINT_AGE, max(0.0, time.time() - saved))
+    measure_disk(telemetry, store.directory.parent)  # the run's, which is there before a checkpoint is

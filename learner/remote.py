@@ -19,6 +19,7 @@ import ray
 from qttdm.common.checkpoint import CheckpointStore
 from qttdm.common.disk import replace_file
 from qttdm.common.metrics.lines import Sink
+from qttdm.common.metrics.process import CALLS
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
@@ -141,7 +142,7 @@ class LearnerActor:
             "weights": self.broadcast.under_way,
         }
         for call, number in in_flight.items():
-            self.telemetry.set("qttdm_calls_in_flight", number, call=call)
+            self.telemetry.set(CALLS, number, call=call)
 
     def flush(self) -> None:
         """Report what was measured; asked when the run ends."""

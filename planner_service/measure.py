@@ -1,20 +1,26 @@
-"""What is told to Prometheus of planning: by an actor that plans for itself, and by the service."""
+"""Metrics of deciding: of actors that plan for themselves, and of the planner service."""
 
 from __future__ import annotations
 
-import numpy as np
+from qttdm.common.metrics.instruments import DECISION, QUICK, Components, counter, histogram
 
-from qttdm.common.contracts import Decisions
-from qttdm.common.metrics.telemetry import Telemetry
-
-
-def tell_plan(telemetry: Telemetry, decided: Decisions) -> None:
-    """What the planner promises, and what it rests on."""
-    if not decided.figures:
-        return
-    telemetry.observe("qttdm_planner_iterations", decided.iterations)
-    telemetry.set("qttdm_plan_value", float(decided.values.mean()))
-    telemetry.set("qttdm_plan_std", float(decided.figures["std"].mean()))
-    terminal = np.abs(decided.figures["terminal"])
-    rewards = np.abs(decided.values - decided.figures["terminal"])
-    telemetry.set("qttdm_plan_terminal_share_ratio", float((terminal / (terminal + rewards + 1e-9)).mean()))
+ACTING: Components = ("actor", "evaluator", "planner")
+DECISION_SECONDS = histogram(
+    "qttdm_decision_seconds",
+    ACTING,
+    "s",
+    "time of a decision, all environments of a batch together: in the planner's queue, planning, and from observation "
+    "to action",
+    DECISION,
+    "stage",
+    ("queue", "plan", "total"),
+)
+DECISIONS = counter(
+    "qttdm_acted_total",
+    ACTING,
+    "decisions",
+    "decisions made, also for episodes that were then dropped, and for those that wait for others to end",
+)
+APPLY_SECONDS = histogram(
+    "qttdm_weights_apply_seconds", ACTING, "s", "loading a snapshot into the networks that act", QUICK
+)

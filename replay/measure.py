@@ -1,42 +1,42 @@
-"""What is told of a shard to Prometheus; insert and sample times are measured where they are spent (remote.py)."""
+"""A shard's metrics."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Protocol
 
+from qttdm.common.metrics.instruments import QUICK, gauge, histogram
+from qttdm.common.metrics.process import measure_disk
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.replay.shard import ShardStats
 
+INSERT_SECONDS = histogram(
+    "qttdm_replay_insert_seconds", ("replay",), "s", "storing an episode, on disk at the end", QUICK
+)
+SAMPLE_SECONDS = histogram(
+    "qttdm_replay_sample_seconds", ("replay",), "s", "drawing this shard's part of a request", QUICK
+)
+DECISIONS = gauge("qttdm_replay_decisions", ("replay",), "decisions", "stored now")
+CAPACITY = gauge("qttdm_replay_capacity_decisions", ("replay",), "decisions", "that it can store")
+DISK = gauge("qttdm_replay_disk_bytes", ("replay",), "bytes", "size of its log")
+
 
 class Stored(Protocol):
-    """What a shard, or a replay in memory, says of itself."""
+    """A shard, or a replay in memory."""
 
     def stats(self) -> ShardStats:
         """Where it stands; never waits."""
 
 
 def watch(replay: Stored, directory: Path | None, telemetry: Telemetry) -> None:
-    """Have it looked at before each report. directory: where its log is."""
+    """Report its sizes. directory: where its log is; None: it has none."""
 
     def look() -> None:
-        s = replay.stats()
-        telemetry.count_to("qttdm_replay_inserted_episodes_total", s.inserted_episodes)
-        telemetry.count_to("qttdm_replay_inserted_decisions_total", s.inserted_decisions)
-        telemetry.count_to("qttdm_replay_inserted_env_steps_total", s.inserted_env_steps)
-        telemetry.count_to("qttdm_replay_duplicates_total", s.duplicates)
-        telemetry.count_to("qttdm_replay_damaged_records_total", s.dropped_records)
-        telemetry.count_to("qttdm_replay_sampled_batches_total", s.sampled_batches)
-        telemetry.set("qttdm_replay_decisions", s.decisions)
-        telemetry.set("qttdm_replay_episodes", s.episodes)
-        telemetry.set("qttdm_replay_fill_ratio", s.fill)
-        telemetry.set("qttdm_replay_capacity_decisions", s.capacity)
-        telemetry.set("qttdm_replay_sampled_age_decisions", s.sampled_age)
+        stats = replay.stats()
+        telemetry.set(DECISIONS, stats.decisions)
+        telemetry.set(CAPACITY, stats.capacity)
         if directory is not None:
-            telemetry.set("qttdm_replay_disk_bytes", s.bytes_on_disk)
-            disk = shutil.disk_usage(directory)
-            telemetry.set("qttdm_disk_free_bytes", disk.free)
-            telemetry.set("qttdm_disk_size_bytes", disk.total)
+            telemetry.set(DISK, stats.bytes_on_disk)
+            measure_disk(telemetry, directory)
 
     telemetry.before_report(look)

@@ -26,7 +26,7 @@ from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
-from qttdm.replay.measure import watch
+from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS, watch
 from qttdm.replay.news import News, StoredEpisode, Totals
 from qttdm.replay.shard import ReplayShard, ShardConfig, ShardStats
 
@@ -57,12 +57,12 @@ class ShardActor(ReplayShard):
 
     def insert(self, record: bytes) -> bool:
         """As ReplayShard."""
-        with self.telemetry.timed("qttdm_replay_insert_seconds"):
+        with self.telemetry.timed(INSERT_SECONDS):
             return super().insert(record)
 
     def draw(self, counts: list[int]) -> tuple[list[Batch], float]:
         """`sample` for each count (an empty batch for 0 windows), and the mass after it."""
-        with self.telemetry.timed("qttdm_replay_sample_seconds"):
+        with self.telemetry.timed(SAMPLE_SECONDS):
             parts = [self.sample(count) if count else {} for count in counts]
         return parts, self.mass()
 

@@ -17,6 +17,7 @@ from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
+from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS
 from qttdm.replay.news import News
 from qttdm.replay.shard import ReplayShard
 
@@ -50,12 +51,12 @@ class LocalShards:
     def insert(self, episode: Episode) -> None:
         """Store an episode, on disk when this returns."""
         shard = shard_of(episode.actor, episode.number, len(self.shards))
-        with self.telemetry[shard].timed("qttdm_replay_insert_seconds"):
+        with self.telemetry[shard].timed(INSERT_SECONDS):
             self.shards[shard].insert(encode(episode))
 
     def next(self) -> Batch:
         """As ReplaySource."""
-        with self.telemetry[0].timed("qttdm_replay_sample_seconds"):
+        with self.telemetry[0].timed(SAMPLE_SECONDS):
             if len(self.shards) == 1:
                 return self.shards[0].sample(self.batch_size)
             drawn = counts([shard.mass() for shard in self.shards], self.batch_size, 1, self._rng)

@@ -1,7 +1,10 @@
-"""Every number that a run reports, declared once, and the file it is written to: metrics.jsonl, one object per line.
+"""metrics.jsonl: one object per line, whose every number is declared once, by the file that computes it.
+
+    declare(("loss_q", "1", "smooth L1 to the targets"))      # beside the loss; nothing more is needed
 
 Each line starts with `kind` and the counters. `train` is one collected episode, `update` the averages over the updates
-since the last such line, `eval` one evaluation.
+since the last such line, `eval` one evaluation. What a learner's parts compute stands in `update` lines and is passed
+on to Prometheus as qttdm_learner{name="loss_q"} (learner/measure.py).
 """
 
 from __future__ import annotations
@@ -17,11 +20,10 @@ from typing import Any
 from qttdm.common.config import ConfigError
 
 KINDS = ("train", "update", "eval")
-COUNTERS = ("env_steps", "decisions", "updates", "episodes", "wall_seconds")
 
 
 @dataclass(frozen=True)
-class Metric:
+class Number:
     """A number's name in metrics.jsonl, its unit, and what it means."""
 
     name: str
@@ -29,66 +31,40 @@ class Metric:
     meaning: str
 
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in [
-        # counters, on every line
-        Metric("env_steps", "environment steps", "simulator steps collected so far, action repeats counted"),
-        Metric("decisions", "decisions", "decisions collected so far, the random ones at the start included"),
-        Metric("updates", "updates", "learner updates so far"),
-        Metric("episodes", "episodes", "training episodes collected so far"),
-        Metric("wall_seconds", "s", "time spent so far, earlier parts of a resumed run included"),
-        # train and eval
-        Metric("episode_return", "reward", "undiscounted sum of rewards of the episode; eval: mean over the episodes"),
-        Metric(
-            "success", "fraction", "success at the last step (eval: mean over the episodes); null: task does not say"
-        ),
-        # train
-        Metric("episode_length", "decisions", "length of the episode"),
-        Metric("actor", "1", "which actor collected it"),
-        Metric(
-            "staleness", "updates", "made between the oldest weights of the episode and its being heard of (cluster)"
-        ),
-        Metric("decisions_per_second", "1/s", "speed of collecting"),
-        # update
-        Metric(
-            "loss_state", "observation unit^2", "mean squared error per dimension of the next state, dynamics model"
-        ),
-        Metric("loss_reward", "nats", "-log p(scaled reward) under Normal(prediction, 1), so at least 0.919"),
-        Metric("loss_continuation", "nats", "binary cross-entropy of going on; 0 for a task that cannot terminate"),
-        Metric("loss_q", "1", "smooth L1 to the targets, mean over action dimensions, sum over the two heads"),
-        Metric("grad_norm_tdm", "1", "dynamics model's gradient norm before clipping"),
-        Metric("grad_norm_qt", "1", "Q-Transformer's gradient norm before clipping"),
-        Metric("q_mean", "scaled return", "Q of the bins taken, mean over action dimensions and heads"),
-        Metric("q_target_mean", "scaled return", "its targets: discounted sums of rewards times learner.reward_scale"),
-        Metric("q_max", "scaled return", "largest Q of a batch, of the bins taken, mean over heads"),
-        Metric(
-            "replayed_return",
-            "scaled return",
-            "what followed the same states in the stored episodes: discounted rewards to the end",
-        ),
-        Metric("target_drift", "fraction", "distance of the target network from the network, over the network's norm"),
-        Metric("lr_tdm", "1", "learning rate of the dynamics model"),
-        Metric("lr_qt", "1", "learning rate of the Q-Transformer"),
-        Metric("updates_per_second", "1/s", "speed of learning"),
-        Metric(
-            "share_waiting_for_decisions", "fraction", "of the learner's time: the pace allowed no update (cluster)"
-        ),
-        Metric("share_waiting_for_batches", "fraction", "of its time: no batch had come yet (cluster)"),
-        Metric("share_copying", "fraction", "of its time: bringing batches on their way to the device (cluster)"),
-        Metric("share_updating", "fraction", "of its time: updates (cluster)"),
-        Metric("share_publishing", "fraction", "of its time: sending weights (cluster)"),
-        Metric("share_saving", "fraction", "of its time: checkpoints (cluster)"),
-        # eval
-        Metric("episode_returns", "reward", "return of each evaluation episode, a list"),
-        Metric("episodes_evaluated", "episodes", "episodes in this evaluation"),
-        Metric("eval_seconds", "s", "time this evaluation took"),
-    ]
-}
+NUMBERS: dict[str, Number] = {}
+"""By name, all that the modules imported so far declare."""
+
+
+def declare(*numbers: tuple[str, str, str]) -> tuple[str, ...]:
+    """Declare numbers by name, unit and meaning; returns the names. ValueError if another has one of the names."""
+    for name, unit, meaning in numbers:
+        if NUMBERS.setdefault(name, number := Number(name, unit, meaning)) != number:
+            raise ValueError(f"{name}: declared twice")
+    return tuple(name for name, _, _ in numbers)
+
+
+COUNTERS = declare(
+    ("env_steps", "environment steps", "simulator steps collected so far, action repeats counted"),
+    ("decisions", "decisions", "decisions collected so far, the random ones at the start included"),
+    ("updates", "updates", "learner updates so far"),
+    ("episodes", "episodes", "training episodes collected so far"),
+    ("wall_seconds", "s", "time spent so far, earlier parts of a resumed run included"),
+)
+"""on every line"""
+declare(
+    ("episode_return", "reward", "undiscounted sum of rewards of the episode; eval: mean over the episodes"),
+    ("success", "fraction", "success at the last step (eval: mean over the episodes); null: task does not say"),
+    ("episode_length", "decisions", "length of the episode"),
+    ("actor", "1", "which actor collected it (cluster)"),
+    ("staleness", "updates", "made between the oldest weights of the episode and its arrival (cluster)"),
+    ("episode_returns", "reward", "return of each evaluation episode, a list"),
+    ("episodes_evaluated", "episodes", "episodes in this evaluation"),
+    ("eval_seconds", "s", "time this evaluation took"),
+)
 
 
 Sink = Callable[[dict[str, Any]], object]
-"""Is told of each line too."""
+"""Takes each line too."""
 
 
 class MetricsWriter:
@@ -116,8 +92,8 @@ class MetricsWriter:
         """Append one line; non-finite floats become null. ValueError for a name nobody declared, or a lost counter."""
         if kind not in KINDS:
             raise ValueError(f"metrics kind: got {kind!r}, want one of {', '.join(KINDS)}")
-        if unknown := sorted(values.keys() - METRICS.keys()):
-            raise ValueError(f"{kind} line: {', '.join(unknown)} not declared in common/metrics/lines.py")
+        if unknown := sorted(values.keys() - NUMBERS.keys()):
+            raise ValueError(f"{kind} line: {', '.join(unknown)} not declared; see common/metrics/lines.py")
         if missing := [name for name in COUNTERS if name not in values]:
             raise ValueError(f"{kind} line: {', '.join(missing)} missing")
         line = {"kind": kind, **{name: values[name] for name in COUNTERS}, **values}

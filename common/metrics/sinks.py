@@ -3,8 +3,8 @@
     qttdm train --set sinks.tensorboard=true          # needs: pip install tensorboard
     qttdm train --set sinks.wandb=true                # needs: pip install wandb; WANDB_MODE=offline asks no server
 
-A sink is a function that is told of each line. Its package is imported only when it is on. One that fails while the run
-goes on says so once and is left out: whatever it is for, metrics.jsonl has the same.
+A sink is a function that takes each line. Its package is imported only when it is on. One that fails while the run goes
+on says so once and is left out: metrics.jsonl has the same.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check_sinks(config: SinksConfig) -> None:
 
 
 def make_sinks(config: SinksConfig, directory: Path, settings: Mapping[str, Any]) -> list[Sink]:
-    """Of the run in that directory, with these settings. ConfigError if a package is missing."""
+    """Make those that are on, for the run in that directory. ConfigError if a package is missing."""
     check_sinks(config)
     sinks: list[Sink] = []
     if config.tensorboard:
@@ -48,7 +48,7 @@ def make_sinks(config: SinksConfig, directory: Path, settings: Mapping[str, Any]
 
 
 def surviving(name: str, sink: Sink) -> Sink:
-    """That sink until it fails."""
+    """Wrap a sink: after its first error it is left out."""
     failed = False
 
     def tell(line: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ class WeightsAndBiases:
         self._run: Any = None
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """A line."""
+        """Log a line."""
         if self._run is None:
             import wandb
 

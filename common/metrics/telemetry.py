@@ -5,13 +5,14 @@
     telemetry.observe("qttdm_decision_seconds", 0.04, stage="plan")
     telemetry.snapshot()                                                 # absolute values, plain data
 
-Costs about a microsecond a call, never waits, and asks nobody: sending is Reporter's. A name, component or label that
-is not declared (instruments.py) raises at once. Counters and histograms are there from the start, as zeros, so
-that a first event shows as a step; a gauge is there once it was set.
+A call costs about a microsecond and never waits: sending is Reporter's. A name, component or label that is not declared
+(instruments.py) raises at once. Counters and histograms are reported from the start, as zeros, so that a first event
+shows as a step; a gauge is reported once it was set.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -90,35 +91,32 @@ class Telemetry:
     def __init__(self, identity: Identity, boot: Boot | None = None) -> None:
         """boot: shared by the several parts of a process that has more than one."""
         self.identity, self.boot = identity, boot or Boot.now()
-        self.started = time.time()
         self.reporter: Any = None
-        """who sends it (common/metrics/reporter.py); None: nobody"""
+        """the Reporter that sends it, if any"""
         self.registry = CollectorRegistry()
         self._metrics: dict[str, Counter | Gauge | Histogram] = {}
         self._children: dict[tuple[Any, ...], Any] = {}
         self._totals: dict[tuple[Any, ...], float] = {}
         self._before: list[Callable[[], object]] = []
         self._reported = 0
-        for instrument in INSTRUMENTS.values():
-            if identity.component in instrument.components and not instrument.observed:
-                self._add(instrument)
+        self._adding = threading.Lock()
 
     @staticmethod
     def silent(component: Component, index: int = 0) -> Telemetry:
-        """One that nobody hears of."""
+        """Measure without reporting."""
         return Telemetry(Identity("", "", "", component, str(index)))
 
     def flush(self) -> None:
-        """Have all reported that was measured, if it is, and wait for that, but not long: before a process ends."""
+        """Send a last report, if there is a reporter, and wait for it, but not long: before a process ends."""
         if self.reporter is not None:
             self.reporter.flush()
 
-    def inc(self, name: str, amount: float = 1.0, **label: str) -> None:
-        """A counter, by that much more."""
+    def inc(self, name: str, amount: float = 1.0, /, **label: str) -> None:
+        """Raise a counter by that much."""
         self._child("counter", name, label).inc(amount)
 
-    def count_to(self, name: str, total: float, **label: str) -> None:
-        """A counter whose total someone else keeps. One thread only; less than before changes nothing."""
+    def count_to(self, name: str, total: float, /, **label: str) -> None:
+        """Raise a counter to a total kept elsewhere. One thread only; less than before changes nothing."""
         key = (name, *label.items())
         before = self._totals.get(key, 0.0)
         child = self._child("counter", name, label)
@@ -126,24 +124,24 @@ class Telemetry:
             child.inc(total - before)
             self._totals[key] = total
 
-    def set(self, name: str, value: float, **label: str) -> None:
-        """A gauge."""
+    def set(self, name: str, value: float, /, **label: str) -> None:
+        """Set a gauge."""
         self._child("gauge", name, label).set(value)
 
-    def observe(self, name: str, value: float, **label: str) -> None:
-        """One value more in a histogram."""
+    def observe(self, name: str, value: float, /, **label: str) -> None:
+        """Add a value to a histogram."""
         self._child("histogram", name, label).observe(value)
 
-    def timed(self, name: str, **label: str) -> Timed:
+    def timed(self, name: str, /, **label: str) -> Timed:
         """A context: the seconds of what is done inside, in a histogram, unless it raises."""
         return Timed(self, name, label)
 
     def before_report(self, look: Callable[[], object]) -> None:
-        """Have that called before each report, in the reporter's thread: where values are looked up, not pushed."""
+        """Call that before each report, in the reporter's thread: for values that are looked up, not pushed."""
         self._before.append(look)
 
     def report(self, failed: Callable[[Exception], object]) -> Report:
-        """The next report. failed: told of a look that raised; the other values are reported all the same."""
+        """Take the next report. failed: called with the error of a look; the other values are reported all the same."""
         for look in self._before:
             try:
                 look()
@@ -154,6 +152,9 @@ class Telemetry:
 
     def snapshot(self) -> Snapshot:
         """All values as of now."""
+        for instrument in list(INSTRUMENTS.values()):
+            if self._may_report(instrument) and instrument.kind != "gauge":
+                self._metric(instrument)
         values: Snapshot = {}
         for family in self.registry.collect():
             for sample in family.samples:
@@ -173,20 +174,22 @@ class Telemetry:
                 value[2:] = [upper - lower for lower, upper in pairwise(value[1:])]
         return values
 
-    def _add(self, instrument: Instrument) -> None:
-        """Its metric, and the series that begin at zero."""
-        labels = [instrument.label] if instrument.label else []
-        common: dict[str, Any] = {"labelnames": labels, "registry": self.registry}
-        name, meaning = instrument.name, instrument.meaning
-        if instrument.kind == "counter":
-            self._metrics[name] = Counter(name, meaning, **common)
-        elif instrument.kind == "histogram":
-            self._metrics[name] = Histogram(name, meaning, buckets=instrument.buckets, **common)
-        elif labels:
-            self._metrics[name] = Gauge(name, meaning, **common)
-        if instrument.kind != "gauge":
-            for value in instrument.values:
-                self._metrics[name].labels(value)
+    def _may_report(self, instrument: Instrument) -> bool:
+        return self.identity.component in instrument.components and not instrument.observed
+
+    def _metric(self, instrument: Instrument) -> Any:
+        """Its metric here, made when first needed; a counter's or histogram's series begin at zero."""
+        name, labels = instrument.name, [instrument.label] if instrument.label else []
+        with self._adding:
+            if name not in self._metrics:
+                more: Any = {"labelnames": labels, "registry": self.registry}
+                if instrument.kind == "histogram":
+                    more["buckets"] = instrument.buckets
+                made = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}[instrument.kind]
+                metric = self._metrics[name] = made(name, instrument.meaning, **more)
+                for value in instrument.values if instrument.kind != "gauge" else ():
+                    metric.labels(value)
+        return self._metrics[name]
 
     def _child(self, kind: Kind, name: str, label: dict[str, str]) -> Any:
         key = (kind, name, *label.items())
@@ -197,22 +200,22 @@ class Telemetry:
 
     def _find(self, kind: Kind, name: str, label: dict[str, str]) -> Any:
         """ValueError unless this component has that metric, of that kind, with that label."""
-        instrument, component = INSTRUMENTS.get(name), self.identity.component
+        instrument = INSTRUMENTS.get(name)
         if instrument is None:
-            raise ValueError(f"{name}: not declared in common/metrics/instruments.py")
-        if instrument.kind != kind or component not in instrument.components or instrument.observed:
+            raise ValueError(f"{name}: not declared; see common/metrics/instruments.py")
+        if instrument.kind != kind or not self._may_report(instrument):
             got = f"a {instrument.kind} of {', '.join(instrument.components)}"
-            raise ValueError(f"{name}: is {got}; not a {kind} that {component} may report")
+            raise ValueError(f"{name}: is {got}; not a {kind} that {self.identity.component} may report")
         if list(label) != ([instrument.label] if instrument.label else []):
             raise ValueError(f"{name}: got labels {list(label)}, want {[instrument.label] if instrument.label else []}")
-        if not instrument.label:
-            if name not in self._metrics:  # a gauge without label, which would be 0 before it was set
-                self._metrics[name] = Gauge(name, instrument.meaning, registry=self.registry)
-            return self._metrics[name]
+        if not label:
+            return self._metric(instrument)
         (value,) = label.values()
-        if value not in instrument.values:
+        if not instrument.takes(value):
             raise ValueError(f"{name}: got {instrument.label}={value!r}, want one of {', '.join(instrument.values)}")
-        return self._metrics[name].labels(value)
+        if instrument.most and sum(key[1] == name for key in self._children) >= instrument.most:
+            raise ValueError(f"{name}: {instrument.label}={value!r} would be one more than {instrument.most} series")
+        return self._metric(instrument).labels(value)
 
 
 class Timed:
@@ -239,14 +242,14 @@ class Activities:
     """Where a thread's time goes: one activity at a time, each a value of the counter's label."""
 
     def __init__(self, telemetry: Telemetry, name: str, rest: str) -> None:
-        """rest: what is done when nothing else is said."""
+        """rest: the activity while no other is under way."""
         self.telemetry, self.name = telemetry, name
         self._label = INSTRUMENTS[name].label
         self._activity, self._since = rest, time.perf_counter()
 
     @contextmanager
     def on(self, activity: str) -> Iterator[None]:
-        """What is done inside is that; then it is again what it was before."""
+        """Count the time inside as that activity, and afterwards as the one before."""
         before = self._activity
         self._switch(activity)
         try:

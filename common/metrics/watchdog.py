@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qttdm.common.events import EventLog
+from qttdm.common.metrics.process import FAILURES
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.run_dir import RunDir
 
@@ -37,7 +38,7 @@ class Watchdog:
     def tell(self, telemetry: Telemetry) -> None:
         """If the last process hung: count it, and say so in events.log."""
         if self.found:
-            telemetry.inc("qttdm_failures_total", kind="hung")
+            telemetry.inc(FAILURES, kind="hung")
             self.events.write(f"hung, was ended and is back in a new process, see {self.found}")
 
     def rearm(self) -> bool:

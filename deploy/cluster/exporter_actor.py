@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qttdm.common.config import ConfigError
-from qttdm.common.metrics.instruments import DECLARED
+from qttdm.common.metrics.instruments import INSTRUMENTS
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.deploy.monitoring.exporter import VERSION, Exporter, serve
 from qttdm.replay.remote import CPU_ONLY
@@ -67,7 +67,7 @@ class ExporterActor:
 
 def version() -> str:
     """Tells exporters apart that would understand reports differently."""
-    return hashlib.sha256(repr((VERSION, DECLARED)).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr((VERSION, sorted(INSTRUMENTS.items()))).encode()).hexdigest()[:8]
 
 
 def ensure_exporter(host: str, port: int) -> str:

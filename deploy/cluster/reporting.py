@@ -14,7 +14,8 @@ import ray
 from ray.exceptions import RayError
 
 from qttdm.common.metrics.instruments import Component
-from qttdm.common.metrics.reporter import Reporter, measure_process
+from qttdm.common.metrics.process import measure_process
+from qttdm.common.metrics.reporter import Reporter
 from qttdm.common.metrics.telemetry import Boot, Identity, Report, Telemetry
 from qttdm.deploy.cluster.exporter_actor import NAME
 from qttdm.deploy.configs.cluster_config import NAMESPACE

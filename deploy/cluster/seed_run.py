@@ -28,13 +28,14 @@ from qttdm.common.contracts import Policy
 from qttdm.common.environments.make import make_env
 from qttdm.common.environments.task_env import TaskSpec
 from qttdm.common.events import EventLog
+from qttdm.common.metrics.process import CALLS, FAILURES
 from qttdm.common.metrics.sinks import make_sinks
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.deploy.agents.agent import choose_device, data_of, exploration, greedy_beside, make_learner, make_policy
 from qttdm.deploy.cluster.reporting import reported, tell_end
-from qttdm.deploy.configs.cluster_config import NAMESPACE, SeedState
+from qttdm.deploy.configs.cluster_config import NAMESPACE, SEED_STATE, SeedState
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.learner.learner import Learner, NonFiniteLossError
 from qttdm.learner.remote import LearnerActor, LearnerSettings
@@ -156,9 +157,7 @@ class SeedRun:
     def fail(self, error: BaseException) -> None:
         """Give up this seed: why is in its directory, the run's other seeds go on."""
         cause = error.as_instanceof_cause() if isinstance(error, ray.exceptions.RayTaskError) else error
-        self.telemetry.inc(
-            "qttdm_failures_total", kind="non_finite" if isinstance(cause, NonFiniteLossError) else "seed"
-        )
+        self.telemetry.inc(FAILURES, kind="non_finite" if isinstance(cause, NonFiniteLossError) else "seed")
         self.error = " ".join(str(cause).split())[-500:]
         text = "".join(traceback.format_exception(error))
         (self.run_dir.path / "failure.txt").write_text(text)
@@ -197,7 +196,7 @@ class SeedRun:
             elif now - asked > self.config.cluster.heartbeat_seconds:
                 del self._pings[name]
                 self.restarts[name] = self.restarts.get(name, 0) + 1
-                self.telemetry.inc("qttdm_failures_total", kind="unresponsive")
+                self.telemetry.inc(FAILURES, kind="unresponsive")
                 self.events.write(f"{name} has not answered for {now - asked:.0f} s: killed, to be started again")
                 ray.kill(self._actors[name], no_restart=False)
         if now - self._pinged_at < (1.0 if self.state == "running" else 0.2):
@@ -243,10 +242,8 @@ class SeedRun:
     def _measure(self) -> None:
         """Before each report."""
         for state in get_args(SeedState):
-            self.telemetry.set("qttdm_seed_state", float(state == self.state), state=state)
-        for agent in get_args(RunConfig.model_fields["agent"].annotation):
-            self.telemetry.set("qttdm_run_info", float(agent == self.config.agent), agent=agent)
-        self.telemetry.set("qttdm_calls_in_flight", len(self._pings), call="heartbeats")
+            self.telemetry.set(SEED_STATE, float(state == self.state), state=state)
+        self.telemetry.set(CALLS, len(self._pings), call="heartbeats")
 
     @property
     def _make_telemetry(self) -> MakeTelemetry:
@@ -318,8 +315,6 @@ class SeedRun:
             envs=c.training.eval_episodes if evaluator else c.cluster.envs_per_actor,
             threads=c.threads or max(1, int(cpus)),
             max_staleness=c.cluster.max_staleness,
-            discount=c.discount,
-            reward_scale=c.learner.reward_scale,
             hang_seconds=c.cluster.hang_seconds,
             timeout_seconds=c.cluster.timeout_seconds,
             telemetry=self._make_telemetry,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from qttdm.common.config import Config
+from qttdm.common.metrics.instruments import gauge
 from qttdm.planner_service.serving.service import AskingConfig, ServiceConfig
 from qttdm.replay.limiter import PaceConfig
 from qttdm.replay.log import DiskConfig
@@ -144,3 +145,12 @@ def amount_of(units: int) -> float:
 
 SeedState = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed"]
 """What may be said of one seed."""
+SEED_STATE = gauge(
+    "qttdm_seed_state",
+    ("driver",),
+    "1",
+    "1 for the state that the seed is in, 0 for the others",
+    "state",
+    get_args(SeedState),
+    lasting=True,
+)

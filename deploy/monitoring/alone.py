@@ -1,4 +1,4 @@
-"""Metrics of a process that is alone, without a cluster: it reports to an exporter of its own.
+"""Metrics of a process without a cluster: it reports to an exporter of its own.
 
     LocalRun, PlannerService --Telemetry--> Alone: Exporter --/metrics--> Prometheus
 
@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from qttdm.common.metrics.instruments import Component
-from qttdm.common.metrics.reporter import Reporter, measure_process
+from qttdm.common.metrics.process import measure_process
+from qttdm.common.metrics.reporter import Reporter
 from qttdm.common.metrics.telemetry import Boot, Identity, MakeTelemetry, Report, Telemetry
 from qttdm.deploy.monitoring.exporter import Exporter, serve
 
@@ -20,13 +21,13 @@ class Alone:
     """An exporter in this process; a Sender to it."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Answers from now on. ConfigError, one line, if the port is taken."""
+        """Serve from now on. ConfigError, one line, if the port is taken."""
         self.exporter, self.boot = Exporter(), Boot.now()
         self._reporters: list[Reporter] = []
         self._server, _ = serve(self.exporter, host, port)
 
     def of_run(self, run: str, seed: int, task: str, state: Path | None = None) -> MakeTelemetry:
-        """For the parts of a run in this process; `state` as for Exporter."""
+        """Make telemetry for the parts of a run in this process; `state` as for Exporter."""
         if state is not None:
             self.exporter.keep_in(state)
         return partial(self._make, run, seed, task)
@@ -40,7 +41,7 @@ class Alone:
         return telemetry
 
     def close(self) -> None:
-        """The last reports; then it answers no more."""
+        """Send the last reports and stop serving."""
         for reporter in self._reporters:
             reporter.close()
         self._server.shutdown()

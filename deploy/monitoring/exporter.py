@@ -1,11 +1,11 @@
-"""The metrics of every process at one address, whatever comes and goes: the plain part, without Ray.
+"""Serve the metrics of every process at one address, across restarts of processes: the plain part, without Ray.
 
     processes --Report, absolute--> Exporter.report --> the newest of each process, added up over an identity's boots
     driver ---------the run's end-> Exporter.end
     Prometheus --GET /metrics-----> collect: first to disk, then out
 
 A process that is replaced begins at zero; what its predecessors had counted is kept and added, so that counters and
-histograms go on. A report that comes late, twice or out of order changes nothing, or only what it is right about.
+histograms go on. A repeated or overtaken report changes nothing; a late one of an old process still adds its counts.
 
 Choice: the exporter keeps the counts of earlier boots, on disk, not the components. Why: a process that was killed has
 had no time to write, one file is simpler than one for each process, and whatever a scrape has shown was written before,
@@ -27,11 +27,30 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+import qttdm.deploy.monitoring.declared  # noqa: F401 - reports name metrics of every part
 from qttdm.common.config import ConfigError
-from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS, Instrument
+from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS, PROCESSES, Instrument, counter, gauge
 from qttdm.common.metrics.telemetry import Identity, Report, Snapshot, Value, combine
 
-VERSION = 1
+RESTARTS = counter(
+    "qttdm_process_restarts_total", PROCESSES, "restarts", "new processes in place of ones that died", observed=True
+)
+UP = gauge(
+    "qttdm_process_up",
+    PROCESSES,
+    "1",
+    "1: it reports; 0: it has been silent for too long; absent: its run ended in good order",
+    observed=True,
+)
+SILENCE = gauge(
+    "qttdm_process_heartbeat_age_seconds",
+    PROCESSES,
+    "s",
+    "since its last report; absent after the run's end",
+    observed=True,
+)
+
+VERSION = 2
 """Format of the state on disk."""
 STALE = 30.0  # seconds of silence after which a process is taken for dead
 GRACE = 5.0  # seconds after a run's end in which reports of its processes may still be on their way
@@ -54,7 +73,7 @@ class _Boot:
 
 @dataclass
 class _Process:
-    """All that is known of one identity."""
+    """What is known of one identity."""
 
     seen: float
     """when it was last heard of, Unix time of this machine"""
@@ -68,7 +87,7 @@ class _Process:
     """in good order, with its run"""
 
     def take(self, report: Report) -> bool:
-        """False if it says nothing new."""
+        """Take over a report; False if it says nothing new."""
         name = report.boot.number
         boot = next((boot for boot in self.boots if boot.name == name), None)
         if name in self.folded_names or (boot is not None and report.number <= boot.number):
@@ -94,7 +113,7 @@ class _Process:
         }
 
     def gauges(self, now: float) -> Snapshot:
-        """Lasting ones as they were last said; the others only of a process that is there."""
+        """Lasting ones as last reported; the others only of a process that still reports."""
         newest = self.boots[-1].snapshot
         parts = [self.folded, *(boot.snapshot for boot in self.boots)]
         lasting = {s: v for part in parts for s, v in part.items() if INSTRUMENTS[s[0]].lasting}
@@ -118,9 +137,8 @@ class Exporter(Collector):
         self._lock = threading.Lock()
         self._processes: dict[Identity, _Process] = {}
         self._ended: dict[tuple[str, str], float] = {}
-        self._results = {"accepted": 0, "late": 0, "refused": 0}
-        self._failures = 0
-        self._started = self._saved = clock()
+        self._complained = False
+        self._saved = clock()
         if state is not None:
             self.keep_in(state)
 
@@ -136,14 +154,14 @@ class Exporter(Collector):
                 print(f"{state}: cannot go on from it, counts begin anew ({error})", file=sys.stderr, flush=True)
 
     def report(self, data: bytes) -> None:
-        """A packed Report. Never raises: whoever sent it has other things to do."""
+        """Take a packed Report. One that is late, not understood or of one process too many is left out."""
         with self._lock:
-            self._results[self._take(data)] += 1
+            self._take(data)
             if self._clock() - self._saved > SAVE_EVERY:
                 self._save()
 
     def end(self, run: str, seed: str) -> None:
-        """The processes of this seed have ended in good order: none of them is missed."""
+        """Note that the processes of this seed have ended in good order: their silence is no fault."""
         with self._lock:
             self._ended[run, seed] = self._clock()
             for identity, process in self._processes.items():
@@ -152,7 +170,7 @@ class Exporter(Collector):
             self._save()
 
     def collect(self) -> Iterator[Metric]:
-        """What is served. On disk before: nothing that was ever shown is forgotten."""
+        """Yield what is served, after writing it to disk: nothing that was ever shown is forgotten."""
         with self._lock:
             self._forget()
             self._save()
@@ -160,7 +178,6 @@ class Exporter(Collector):
                 (identity, process.counts() | process.gauges(self._clock()) | self._observed(process))
                 for identity, process in self._processes.items()
             ]
-            own = self._own()
         by_name: dict[str, list[tuple[list[str], Value]]] = {}
         for identity, snapshot in rows:
             for (name, label), value in snapshot.items():
@@ -168,37 +185,32 @@ class Exporter(Collector):
                 by_name.setdefault(name, []).append((labels, value))
         for instrument in INSTRUMENTS.values():
             if instrument.name in by_name:
-                yield family(instrument, list(COMMON), by_name[instrument.name])
-        for (name, label), value in own.items():
-            by_name.setdefault(name, []).append(([label] if label else [], value))
-        for name in dict.fromkeys(name for name, _ in own):
-            yield family(INSTRUMENTS[name], [], by_name[name])
+                yield family(instrument, by_name[instrument.name])
 
     def describe(self) -> list[Metric]:
-        """Nothing beforehand (prometheus_client would collect to find the names)."""
+        """Describe nothing (prometheus_client would collect to find the names)."""
         return []
 
-    def _take(self, data: bytes) -> str:
+    def _take(self, data: bytes) -> None:
         try:
             report = Report.unpacked(data)
         except ValueError:
-            return "refused"
+            return
         identity, now = report.identity, self._clock()
         process = self._processes.get(identity)
         if process is None:
             self._forget()
             if len(self._processes) >= MOST_PROCESSES:
-                return "refused"
+                return
             process = _Process(seen=now)
         if not process.take(report):
-            return "late"
+            return
         self._processes[identity] = process
         process.seen = now
         process.ended = now - self._ended.get((identity.run, identity.seed), float("-inf")) < GRACE
-        return "accepted"
 
     def _forget(self) -> None:
-        """Those that have been gone for long."""
+        """Drop the processes that have been gone for long."""
         now = self._clock()
         for identity, process in list(self._processes.items()):
             if now - process.seen > (KEEP_ENDED if process.ended else KEEP_SILENT):
@@ -206,25 +218,16 @@ class Exporter(Collector):
         self._ended = {seed: ended for seed, ended in self._ended.items() if now - ended < GRACE}
 
     def _observed(self, process: _Process) -> Snapshot:
-        """What is said of a process here."""
+        """The exporter's own metrics of a process."""
         age = self._clock() - process.seen
-        values: Snapshot = {("qttdm_process_restarts_total", ""): process.restarts}
+        values: Snapshot = {(RESTARTS, ""): process.restarts}
         if not process.ended:
-            values["qttdm_process_up", ""] = float(age <= STALE)
-            values["qttdm_process_heartbeat_age_seconds", ""] = age
+            values[UP, ""] = float(age <= STALE)
+            values[SILENCE, ""] = age
         return values
 
-    def _own(self) -> Snapshot:
-        results: Snapshot = {("qttdm_exporter_reports_total", result): n for result, n in self._results.items()}
-        return {
-            **results,
-            ("qttdm_exporter_state_failures_total", ""): self._failures,
-            ("qttdm_exporter_processes", ""): len(self._processes),
-            ("qttdm_exporter_start_time_seconds", ""): self._started,
-        }
-
     def _save(self) -> None:
-        """All to disk. A disk that refuses it is counted: that is the time at which one wants to look."""
+        """Write everything to disk; what a disk answers that refuses it is printed once."""
         if self._state is None:
             return
         processes = [
@@ -245,9 +248,9 @@ class Exporter(Collector):
             temporary.write_bytes(msgpack.packb({"version": VERSION, "processes": processes}))
             temporary.replace(self._state)  # whole, whenever this process dies; of a power cut there is nobody to tell
         except OSError as error:
-            if self._failures == 0:
+            if not self._complained:
                 print(f"{self._state}: {error}", file=sys.stderr, flush=True)
-            self._failures += 1
+            self._complained = True
 
     def _load(self, data: bytes) -> None:
         content = msgpack.unpackb(data)
@@ -259,22 +262,30 @@ class Exporter(Collector):
 
 
 def understood(snapshot: Snapshot) -> Snapshot:
-    """What this program knows of it: a process may run another version."""
-    return {series: value for series, value in snapshot.items() if _is_understood(series, value)}
+    """The part that this program knows: a process may run another version. No more series than are declared."""
+    known: Snapshot = {}
+    left: dict[str, int] = {}
+    for series, value in snapshot.items():
+        if _is_understood(series, value):
+            instrument = INSTRUMENTS[series[0]]
+            left[series[0]] = left.get(series[0], instrument.most or len(instrument.values) or 1) - 1
+            if left[series[0]] >= 0:
+                known[series] = value
+    return known
 
 
 def _is_understood(series: tuple[str, str], value: Any) -> bool:
     instrument = INSTRUMENTS.get(series[0])
-    if instrument is None or instrument.observed or series[1] not in (instrument.values or ("",)):
+    if instrument is None or instrument.observed or not instrument.takes(series[1]):
         return False
     if instrument.kind == "histogram":
         return isinstance(value, list) and len(value) == len(instrument.buckets) + 2
     return isinstance(value, int | float)
 
 
-def family(instrument: Instrument, common: list[str], rows: list[tuple[list[str], Value]]) -> Metric:
+def family(instrument: Instrument, rows: list[tuple[list[str], Value]]) -> Metric:
     """One metric with its series, as prometheus_client writes them out."""
-    labels = [*common, *([instrument.label] if instrument.label else [])]
+    labels = [*COMMON, *([instrument.label] if instrument.label else [])]
     metric: Any
     if instrument.kind == "histogram":
         metric = HistogramMetricFamily(instrument.name, instrument.meaning, labels=labels)

@@ -1,17 +1,18 @@
-"""`make docs`: docs/metrics.md, written from common/metrics/instruments.py."""
+"""`make docs`: docs/metrics.md, written from what the modules of declared.py declare."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import qttdm.deploy.monitoring.exporter  # noqa: F401 - with it every metric is declared
 from qttdm.common.metrics.instruments import COMMON, COMPONENTS, INSTRUMENTS, Component, Instrument, series_of
+from qttdm.common.metrics.lines import NUMBERS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 INTRODUCTION = """# Metrics
 
-Written from `common/metrics/instruments.py` by `make docs`; a test holds both together. What a run writes to its own
-`metrics.jsonl` is listed in `common/metrics/lines.py`.
+Written by `make docs` from the declarations beside the code that computes each metric; a test keeps it up to date.
 
 One address has everything: the exporter's, `http://127.0.0.1:9108/metrics` unless `cluster.metrics_port` and
 `cluster.metrics_host` (or `qttdm train --metrics-port`) say otherwise. All processes report to it about every two
@@ -27,56 +28,49 @@ seconds.
   What was counted is kept in its directory, so that `--resume` counts on. `qttdm serve --metrics-port N` is a planner.
   If the port is taken neither starts: one line, exit status 2. Both listen on 127.0.0.1 unless `--metrics-host` is
   given.
-- Evaluations and models are in the agent's own unit: "scaled" rewards and returns are times `learner.reward_scale`,
-  and returns with that are discounted.
+- A number of a learner's part (a loss, a gradient norm, a mean Q) is declared beside the code that computes it, with
+  `declare((name, unit, meaning))`. It is then in metrics.jsonl, in `qttdm_learner{name=".."}`, on this page and, by its
+  prefix (`loss_`, `grad_norm_`, `q_`), on the dashboard. "Scaled" rewards and returns are times `learner.reward_scale`;
+  returns with that are discounted.
 """
 
 
 def page() -> str:
     """All of docs/metrics.md."""
     lines = [INTRODUCTION, "## Labels", ""]
-    lines += ["Of every series but the exporter's own:", "", "| label | meaning |", "|---|---|"]
-    lines += [f"| `{label}` | {meaning} |" for label, meaning in COMMON.items()]
-    lines += ["", "| component | what it is | most series of one process |", "|---|---|---|"]
-    lines += [f"| `{name}` | {meaning} | {series_of(name)} |" for name, meaning in COMPONENTS.items()]
-    lines += [
-        "",
-        "A metric has at most one label more, whose values are listed with it. So `E` episodes and `R` restarts",
-    ]
-    lines += ["add no series: there are as many as processes, times the numbers above."]
-    for component in COMPONENTS:
-        own = [i for i in INSTRUMENTS.values() if _chapter(i) == component]
-        if own:
-            lines += ["", f"## {component.capitalize()}", "", "| metric | kind | unit | meaning |", "|---|---|---|---|"]
-            lines += [_row(instrument) for instrument in own]
-    lines += [
-        "",
-        "## Several components",
-        "",
-        "| metric | kind | unit | reported by | meaning |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [_row(i, who=True) for i in INSTRUMENTS.values() if _chapter(i) is None]
-    lines += ["", "## Buckets", "", "| histogram | upper bounds |", "|---|---|"]
-    lines += [
-        f"| `{i.name}` | {', '.join(f'{bound:g}' for bound in i.buckets)} |" for i in INSTRUMENTS.values() if i.buckets
-    ]
+    lines += _table("label | meaning", [[f"`{label}`", meaning] for label, meaning in COMMON.items()])
+    rows = [[f"`{name}`", meaning, str(series_of(name))] for name, meaning in COMPONENTS.items()]
+    lines += ["", *_table("component | what it is | most series of one process", rows), ""]
+    lines += ["A metric has at most one label more, whose values are bounded. So episodes and restarts add no series:"]
+    lines += ["there are as many as processes, times the numbers above."]
+    for component in [*COMPONENTS, None]:
+        own = sorted((i for i in INSTRUMENTS.values() if _chapter(i) == component), key=lambda i: i.name)
+        lines += ["", f"## {component.capitalize() if component else 'Several components'}", ""]
+        lines += _table("metric | kind | unit | meaning", [_row(instrument) for instrument in own])
+    buckets = [[f"`{i.name}`", ", ".join(f"{b:g}" for b in i.buckets)] for i in INSTRUMENTS.values() if i.buckets]
+    lines += ["", "## Buckets", "", *_table("histogram | upper bounds", sorted(buckets))]
+    numbers = [[f"`{n.name}`", n.unit, n.meaning] for n in sorted(NUMBERS.values(), key=lambda n: n.name)]
+    lines += ["", "## metrics.jsonl", "", *_table("number | unit | meaning", numbers)]
     return "\n".join(lines) + "\n"
+
+
+def _table(head: str, rows: list[list[str]]) -> list[str]:
+    return [f"| {head} |", "|---" * (head.count("|") + 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _chapter(instrument: Instrument) -> Component | None:
     return instrument.components[0] if len(instrument.components) == 1 else None
 
 
-def _row(instrument: Instrument, who: bool = False) -> str:
+def _row(instrument: Instrument) -> list[str]:
     kind = instrument.kind + (", durable" if instrument.durable else ", lasting" if instrument.lasting else "")
-    label = f" `{{{instrument.label}}}`" if instrument.label else ""
-    values = (
-        f"; {instrument.label}: {', '.join(f'`{value}`' for value in instrument.values)}" if instrument.label else ""
-    )
-    reported_by = [", ".join(instrument.components)] if who else []
-    cells = [f"`{instrument.name}`{label}", kind, instrument.unit, *reported_by, instrument.meaning + values]
-    return f"| {' | '.join(cells)} |"
+    meaning = instrument.meaning
+    if instrument.label:
+        values = ", ".join(f"`{value}`" for value in instrument.values) or f"at most {instrument.most} values"
+        meaning += f"; {instrument.label}: {values}"
+    if len(instrument.components) > 1:
+        meaning += f" (of {', '.join(instrument.components)})"
+    return [f"`{instrument.name}`", kind, instrument.unit, meaning]
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import Weights, read_generation
 from qttdm.deploy.agents.agent import Agent, exploration, make_learner
+from qttdm.deploy.configs.cluster_config import SEED_STATE
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
@@ -86,8 +87,6 @@ class LocalRun:
             make_policy=lambda still_waiting: self.agent.policy,
             data=self.agent.data,
             envs=1,
-            discount=config.discount,
-            reward_scale=config.learner.reward_scale,
             hang_seconds=config.cluster.hang_seconds,
             telemetry=telemetry,
         )
@@ -193,7 +192,6 @@ class LocalRun:
             pace.extend_seed(episode.decisions)
         with self.collector.time_spent.on("storing"):
             self.replay.insert(episode.named(ACTOR, number))
-        self.collector.stored(episode)
 
     def submit(self, key: int, weights: Weights) -> None:
         """As EvaluationDesk."""
@@ -289,8 +287,7 @@ class LocalRun:
         """Report to Prometheus as the parts that the run would have on a cluster."""
         watch(self.loop)
         driver = self.telemetry("driver", 0)
-        driver.set("qttdm_seed_state", 1.0, state="running")
-        driver.set("qttdm_run_info", 1.0, agent=self.config.agent)
+        driver.set(SEED_STATE, 1.0, state="running")
 
 
 def open_run(run_dir: RunDir, measure: MeasureRun = silent) -> LocalRun:

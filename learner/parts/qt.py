@@ -8,11 +8,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from qttdm.common.metrics.lines import declare
 from qttdm.common.models.qt import QT
 from qttdm.common.tensors import Tensors, prefixed, under
 from qttdm.learner.losses import masked_mean, q_loss
 from qttdm.learner.optimizer import AdamStep, OptimizerConfig
 from qttdm.learner.targets import bellman_targets, n_step_returns
+
+declare(
+    ("loss_q", "1", "smooth L1 to the targets, mean over action dimensions, sum over the two heads"),
+    ("grad_norm_qt", "1", "Q-Transformer's gradient norm before clipping"),
+    ("lr_qt", "1", "learning rate of the Q-Transformer"),
+    ("q_mean", "scaled return", "Q of the bins taken, mean over action dimensions and heads"),
+    ("q_target_mean", "scaled return", "its targets: discounted sums of rewards times learner.reward_scale"),
+    ("q_max", "scaled return", "largest Q of a batch, of the bins taken, mean over heads"),
+    ("replayed_return", "scaled return", "return of the same states in the stored episodes, discounted, to the end"),
+    ("target_drift", "fraction", "distance of the target network from the network, over the network's norm"),
+)
 
 
 class QTLearnerConfig(OptimizerConfig):

@@ -8,10 +8,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from qttdm.common.metrics.lines import declare
 from qttdm.common.models.tdm import TDM
 from qttdm.common.tensors import Tensors, prefixed, under
 from qttdm.learner.losses import dynamics_loss
 from qttdm.learner.optimizer import AdamStep, OptimizerConfig
+
+declare(
+    ("loss_state", "observation unit^2", "mean squared error per dimension of the next state, dynamics model"),
+    ("loss_reward", "nats", "-log p(scaled reward) under Normal(prediction, 1), so at least 0.919"),
+    ("loss_continuation", "nats", "binary cross-entropy of going on; 0 for a task that cannot terminate"),
+    ("grad_norm_tdm", "1", "dynamics model's gradient norm before clipping"),
+    ("lr_tdm", "1", "learning rate of the dynamics model"),
+)
 
 
 class TDMLearnerConfig(OptimizerConfig):

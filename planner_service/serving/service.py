@@ -30,11 +30,27 @@ from pydantic import Field, model_validator
 from qttdm.common.config import Config
 from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Policy
 from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.instruments import counter, histogram
 from qttdm.common.metrics.telemetry import Telemetry
-from qttdm.common.weights import Weights, updates_of
-from qttdm.planner_service.measure import tell_plan
-from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
+from qttdm.common.weights import Weights
+from qttdm.planner_service.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
+from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request, ServiceError
 
+BATCH_SIZE = histogram(
+    "qttdm_service_batch_size",
+    ("planner",),
+    "requests",
+    "decided together",
+    (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0),
+)
+REQUESTS = counter(
+    "qttdm_service_requests_total",
+    ("planner",),
+    "requests",
+    "answered in time or only after their deadline, or refused and why",
+    "outcome",
+    ("answered", "answered_late", *REFUSALS),
+)
 TELL_AFTER_S = 1e-3
 """how long after a batch is answered what was measured of it is told: by then the answers are out"""
 
@@ -158,7 +174,6 @@ class PlannerService:
         self._stopping = False
         self._counts: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self.telemetry.before_report(self._measure)
         self.telemetry.before_report(partial(watch_gpu, self.telemetry, policy.device))
 
     async def begin(self, seeds: Sequence[int], exploration: float = 0.0) -> list[int]:
@@ -268,7 +283,7 @@ class PlannerService:
 
     def _refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
         self._refused[code] += 1
-        self.telemetry.inc("qttdm_service_requests_total", outcome=code)
+        self.telemetry.inc(REQUESTS, outcome=code)
         return Refusal(code, message, retry_ms)
 
     # --- batches ---
@@ -349,16 +364,14 @@ class PlannerService:
     def _tell(self, batch: list[_Waiting], closed: float, planned: _Planned, answered: float) -> None:
         """What was measured of a batch."""
         t = self.telemetry
-        t.observe("qttdm_service_batch_size", len(batch))
-        t.observe("qttdm_service_batch_wait_seconds", closed - batch[0].arrived)
-        t.observe("qttdm_decision_seconds", planned.ended - planned.began, stage="plan")
-        t.inc("qttdm_acted_total", len(batch))
-        tell_plan(t, planned.decisions)
+        t.observe(BATCH_SIZE, len(batch))
+        t.observe(DECISION_SECONDS, planned.ended - planned.began, stage="plan")
+        t.inc(DECISIONS, len(batch))
         for w in batch:
             if isinstance(w.outcome, Answer):
-                t.inc("qttdm_service_requests_total", outcome="answered_late" if w.outcome.late else "answered")
-                t.observe("qttdm_decision_seconds", 1e-3 * w.outcome.queue_ms, stage="queue")
-                t.observe("qttdm_decision_seconds", answered - w.arrived, stage="total")
+                t.inc(REQUESTS, outcome="answered_late" if w.outcome.late else "answered")
+                t.observe(DECISION_SECONDS, 1e-3 * w.outcome.queue_ms, stage="queue")
+                t.observe(DECISION_SECONDS, answered - w.arrived, stage="total")
 
     def _plan(self, batch: list[_Waiting], deadline: float | None) -> _Planned:
         """In the planner's thread: a batch's decisions."""
@@ -375,14 +388,8 @@ class PlannerService:
         """In the planner's thread, where no others are under way that may be newer."""
         if weights.version < self.policy.weights_version:
             return
-        with self.telemetry.timed("qttdm_weights_apply_seconds"):
+        with self.telemetry.timed(APPLY_SECONDS):
             self.policy.load(weights)
-
-    def _measure(self) -> None:
-        """Before each report."""
-        self.telemetry.set("qttdm_service_queue_length", len(self._queue))
-        self.telemetry.set("qttdm_service_episodes", len(self._episodes))
-        self.telemetry.set("qttdm_weights_updates", updates_of(self.policy.weights_version))
 
 
 def observation_problem(observations: ArrayTree, data: DataSpec) -> str | None:

@@ -25,7 +25,6 @@ from typing import Any
 import ray
 from ray._private.internal_api import memory_summary
 
-from qttdm.common.checkpoint import CheckpointStore
 from qttdm.common.config import load_config
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.weights import GENERATION
@@ -249,8 +248,6 @@ class Books:
     """the newest checkpoint's"""
     lines: list[dict[str, Any]] = field(default_factory=list)
     """all"""
-    checkpoints: int = 0
-    """ever saved"""
 
     @staticmethod
     def of(seed: SeedRun) -> Books:
@@ -276,7 +273,7 @@ class Books:
             shard.close()
         lines = read_metrics(seed.run_dir.metrics_path)
         train, evals = ([line for line in lines if line["kind"] == kind] for kind in ("train", "eval"))
-        return Books(stored, later, totals, train, evals, meta, lines, CheckpointStore.number(newest.folder))
+        return Books(stored, later, totals, train, evals, meta, lines)
 
 
 def check_books(seed: SeedRun) -> Books:

@@ -57,8 +57,6 @@ def settings(directory: Path, **changes: Any) -> ActorSettings:
         "envs": 1,
         "threads": 1,
         "max_staleness": 100,
-        "discount": 0.99,
-        "reward_scale": 1.0,
         "hang_seconds": 60.0,
         "timeout_seconds": 30.0,
     }

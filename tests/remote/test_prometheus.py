@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -25,7 +26,7 @@ from ray._private.metrics_agent import PrometheusServiceDiscoveryWriter
 
 from qttdm.common.metrics.instruments import INSTRUMENTS
 from qttdm.deploy.cluster.exporter_actor import ensure_exporter, remove_exporter
-from qttdm.deploy.monitoring.grafana.queries import Query, all_queries
+from tests.deploy.monitoring.queries import Query, all_queries
 from tests.remote.live import Books, Live, check_books, settings, until
 from tests.remote.scraping import exporter_pid, free_port
 
@@ -46,12 +47,7 @@ EMPTY = {
 }
 """Metrics that this run has no samples of, and queries that ask for them no answer."""
 
-NEVER = {
-    "qttdm_replay_duplicates_total": "nothing is inserted twice unless an answer is lost",
-    "qttdm_replay_damaged_records_total": "nothing damages the disk",
-    "qttdm_failures_total": "a process that is killed is a restart",
-    "qttdm_exporter_state_failures_total": "the disk takes what is written",
-}
+NEVER = {"qttdm_failures_total": "a process that is killed is a restart"}
 """Counters that may be zero at the end of this run."""
 
 
@@ -70,8 +66,8 @@ class Prometheus:
         config["rule_files"] = [str(CONFIG.parent / name) for name in config["rule_files"]]
         ours, rays = config["scrape_configs"]
         ours["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
-        # The cluster of these tests has had other runs; what is of none is the exporter's own.
-        ours["metric_relabel_configs"] = [{"source_labels": ["run"], "regex": f"({RUN})?", "action": "keep"}]
+        # The cluster of these tests has had other runs.
+        ours["metric_relabel_configs"] = [{"source_labels": ["run"], "regex": RUN, "action": "keep"}]
         assert rays["file_sd_configs"][0]["files"][0].endswith("/prom_metrics_service_discovery.json")
         nodes = self.folder / "nodes.json"  # as Ray's dashboard would write it, which these tests' Ray does without
         nodes.write_text(
@@ -149,11 +145,9 @@ def test_what_prometheus_knows_of_a_run_is_what_happened(cluster, tmp_path, prom
             live.until(lambda: all_under_way(prometheus), "all are served again")
             check_queries(prometheus)
             check_complete(prometheus)
-            check_cost(prometheus)
         books = [check_books(seed) for seed in live.seeds]
         for seed, own in enumerate(books):
             until(lambda seed=seed, own=own: said_of(prometheus, seed) == written(own), differences(prometheus, books))
-        check_actors(prometheus, books)
         check_counted_once(prometheus)
     finally:
         remove_exporter()
@@ -168,18 +162,17 @@ def all_under_way(prometheus: Prometheus) -> bool:
     """Has each seed done all that is measured, and is all of it served now?"""
     wanted = [
         "qttdm_evaluation_return",
-        "qttdm_model_state_error",
-        "qttdm_checkpoint_bytes",
-        "qttdm_loss",
+        "qttdm_model_state_error_ratio",
+        "qttdm_checkpoint_seconds_count > 0",
+        'qttdm_learner{name="loss_q"}',
         "qttdm_staleness_updates",
-        "qttdm_plan_value",
     ]
     return all(counted(prometheus, query) for query in wanted)
 
 
 def kill_an_actor(live: Live, prometheus: Prometheus) -> None:
     """It is seen to be another process, and counts on."""
-    name = f"qttdm_acted_episodes_total{KILLED}"
+    name = f"qttdm_acted_total{KILLED}"
     pid = live.kill("actor-0")
     live.replaced("actor-0", pid)
     live.until(lambda: prometheus.number(f"qttdm_process_restarts_total{KILLED}") == 1, "the restart is told")
@@ -194,16 +187,24 @@ def kill_the_exporter(live: Live, prometheus: Prometheus) -> None:
     pid = exporter_pid()
     os.kill(pid, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{pid}").exists(), "it is gone")
-    live.until(lambda: prometheus.number("changes(qttdm_exporter_start_time_seconds[30m])") == 1, "another one serves")
+    live.until(lambda: serves_another(pid), "another one serves")
     live.until(lambda: prometheus.number("sum(qttdm_acted_total)") > decisions, "it counts on")
-    silent, served = "max(qttdm_process_heartbeat_age_seconds)", "(time() - max(qttdm_exporter_start_time_seconds))"
-    live.until(lambda: prometheus.number(f"{silent} - {served}") < 0, "everyone has found it")
+    restarted, age = time.time(), "qttdm_process_heartbeat_age_seconds"
+    live.until(lambda: prometheus.number(f"min(timestamp({age}) - {age})") > restarted, "everyone has found it")
+
+
+def serves_another(pid: int) -> bool:
+    """Is the exporter another process now?"""
+    try:
+        return exporter_pid() != pid
+    except ray.exceptions.RayError:
+        return False
 
 
 def check_queries(prometheus: Prometheus) -> None:
     """Every query that is shipped is understood, and all answer but those that cannot."""
     queries = all_queries(RUN, rate_interval="15m", time_range="30m")
-    assert len(queries) > 100
+    assert len(queries) > 70
     for query in queries:
         prometheus.ask(query.text)
         if not may_be_empty(query):
@@ -219,22 +220,13 @@ def may_be_empty(query: Query) -> bool:
     return query.is_alert or any(name in query.text for name in EMPTY)
 
 
-def check_cost(prometheus: Prometheus) -> None:
-    """Taking and sending reports, of the time that a process has had; `make bench` has it and the calls themselves.
-
-    By the clock, of processes some of which are seconds old and all of which share the cores: it is far below this.
-    """
-    shares = "qttdm_reporting_seconds_total / (time() - qttdm_process_start_time_seconds)"
-    assert 0 < prometheus.known(f"max({shares})") < 0.05
-
-
 def check_complete(prometheus: Prometheus) -> None:
     """Each metric that is declared is there, for each component that reports it; and no others are."""
     declared = {(i.name, component) for i in INSTRUMENTS.values() for component in i.components}
 
     def there() -> set[tuple[str, str]]:
         samples = prometheus.ask('count by (__name__, component) ({__name__=~"qttdm_.+"})')
-        return {(family(labels["__name__"]), labels.get("component", "exporter")) for labels, _ in samples}
+        return {(family(labels["__name__"]), labels["component"]) for labels, _ in samples}
 
     until(lambda: {name for name, _ in declared - there()} == set(EMPTY), "all that is declared is there")
     assert there() - declared == set()
@@ -254,27 +246,22 @@ def family(name: str) -> str:
 
 def said_of(prometheus: Prometheus, seed: int) -> dict[str, float]:
     """The counts of a seed."""
-    names = [*(f"qttdm_{what}_total" for what in ("env_steps", "decisions", "episodes", "updates", "evaluations"))]
-    names += ["qttdm_episode_return_count", "qttdm_episode_decisions_sum", "qttdm_checkpoints_total"]
-    names += [f"qttdm_replay_inserted_{what}_total" for what in ("env_steps", "decisions", "episodes")]
+    names = [
+        *(f"qttdm_{what}_total" for what in ("env_steps", "decisions", "episodes", "updates")),
+        "qttdm_episode_return_count",
+    ]
     return {name: prometheus.number(f'sum({name}{{run="{RUN}",seed="{seed}"}})') for name in names}
 
 
 def written(books: Books) -> dict[str, float]:
-    """The same, by metrics.jsonl, the checkpoints and the shards' logs."""
+    """The same, by metrics.jsonl and the newest checkpoint."""
     counters = books.meta["counters"]
     return {
         "qttdm_env_steps_total": counters["env_steps"],
         "qttdm_decisions_total": counters["decisions"],
         "qttdm_episodes_total": counters["episodes"],
         "qttdm_updates_total": books.meta["pace"]["updates"],
-        "qttdm_evaluations_total": len(books.evals),
         "qttdm_episode_return_count": len(books.train),
-        "qttdm_episode_decisions_sum": sum(line["episode_length"] for line in books.train),
-        "qttdm_checkpoints_total": books.checkpoints,
-        "qttdm_replay_inserted_env_steps_total": books.totals.env_steps,
-        "qttdm_replay_inserted_decisions_total": books.totals.decisions,
-        "qttdm_replay_inserted_episodes_total": books.totals.episodes,
     }
 
 
@@ -283,19 +270,9 @@ def differences(prometheus: Prometheus, books: list[Books]) -> str:
     return str([(said_of(prometheus, seed), written(own)) for seed, own in enumerate(books)])
 
 
-def check_actors(prometheus: Prometheus, books: list[Books]) -> None:
-    """Episodes that actors say they stored, against those that are: what the killed one had not told is missing."""
-    killed, other = (
-        (prometheus.known(f'qttdm_acted_episodes_total{{component="actor",seed="{seed}"}}'), own)
-        for seed, own in enumerate(books)
-    )
-    assert killed[0] <= killed[1].totals.episodes
-    assert other[0] == other[1].totals.episodes
-
-
 def check_counted_once(prometheus: Prometheus) -> None:
-    """No counter fell, at any scrape, whatever was killed; but the exporter's own, which Prometheus can tell."""
-    names = [i.name for i in INSTRUMENTS.values() if i.kind == "counter" and i.components != ("exporter",)]
+    """No counter fell, at any scrape, whatever was killed."""
+    names = [i.name for i in INSTRUMENTS.values() if i.kind == "counter"]
     names += [f"{i.name}_{what}" for i in INSTRUMENTS.values() if i.kind == "histogram" for what in ("bucket", "count")]
     assert {name: prometheus.known(f"sum(resets({name}[30m]))") for name in names} == dict.fromkeys(names, 0.0)
     until(lambda: not prometheus.ask("qttdm_process_up"), "nothing is missed of a run that has ended in good order")

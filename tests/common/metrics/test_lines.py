@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import qttdm.learner.parts.qt  # noqa: F401 - declares its losses
 from qttdm.common.config import ConfigError
-from qttdm.common.metrics.lines import COUNTERS, METRICS, MetricsWriter, read_metrics
+from qttdm.common.metrics.lines import COUNTERS, NUMBERS, MetricsWriter, read_metrics
 
 
 def counters(step: int) -> dict[str, float]:
@@ -25,8 +26,8 @@ def write(path: Path, steps: range, keep_bytes: int | None = None) -> list[int]:
 
 
 def test_every_metric_says_its_unit_and_meaning() -> None:
-    assert all(metric.unit and metric.meaning and name == metric.name for name, metric in METRICS.items())
-    assert set(COUNTERS) <= METRICS.keys()
+    assert all(metric.unit and metric.meaning and name == metric.name for name, metric in NUMBERS.items())
+    assert set(COUNTERS) <= NUMBERS.keys()
 
 
 def test_a_line_is_readable_at_once_and_starts_with_kind_and_counters(tmp_path: Path) -> None:

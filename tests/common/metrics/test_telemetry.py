@@ -5,6 +5,7 @@ import time
 import msgpack
 import pytest
 
+import qttdm.deploy.monitoring.exporter  # noqa: F401 - with it every metric is declared
 from qttdm.common.metrics.instruments import COMPONENTS, INSTRUMENTS, series_of
 from qttdm.common.metrics.telemetry import Boot, Identity, Report, Telemetry, combine
 
@@ -32,12 +33,12 @@ def test_a_snapshot_has_what_was_measured():
     t.inc("qttdm_acted_total")
     t.inc("qttdm_acted_total", 2)
     t.inc("qttdm_actor_seconds_total", 0.5, activity="waiting")
-    t.set("qttdm_plan_value", -3.5)
+    t.set("qttdm_staleness_updates", -3.5)
     t.set("qttdm_calls_in_flight", 2, call="inserts")
     snapshot = t.snapshot()
     assert snapshot["qttdm_acted_total", ""] == 3
     assert snapshot["qttdm_actor_seconds_total", "waiting"] == 0.5
-    assert snapshot["qttdm_plan_value", ""] == -3.5
+    assert snapshot["qttdm_staleness_updates", ""] == -3.5
     assert snapshot["qttdm_calls_in_flight", "inserts"] == 2
     assert ("qttdm_calls_in_flight", "batches") not in snapshot
 
@@ -67,8 +68,8 @@ def test_count_to_takes_over_a_total_and_never_goes_back():
     [
         (lambda t: t.inc("qttdm_actd_total"), "not declared"),
         (lambda t: t.set("qttdm_acted_total", 1), "a counter of"),
-        (lambda t: t.inc("qttdm_plan_value"), "a gauge of"),
-        (lambda t: t.set("qttdm_loss", 1.0, term="td"), "not a gauge that actor may report"),
+        (lambda t: t.inc("qttdm_staleness_updates"), "a gauge of"),
+        (lambda t: t.set("qttdm_learner", 1.0, name="loss_q"), "not a gauge that actor may report"),
         (lambda t: t.inc("qttdm_process_restarts_total"), "not a counter that actor may report"),
         (lambda t: t.inc("qttdm_acted_total", activity="planning"), "got labels"),
         (lambda t: t.inc("qttdm_actor_seconds_total"), "got labels"),
@@ -86,7 +87,7 @@ def test_what_is_not_declared_raises_at_once(use, complaint):
 def test_a_report_travels_as_bytes():
     t = actor()
     t.observe("qttdm_decision_seconds", 0.1, stage="plan")
-    t.set("qttdm_plan_value", float("nan"))
+    t.set("qttdm_staleness_updates", float("nan"))
     first, second = t.report(fail), t.report(fail)
     assert (first.number, second.number) == (1, 2)
     back = Report.unpacked(first.packed())
@@ -105,9 +106,9 @@ def test_what_is_not_a_report_is_refused(data):
 def test_values_are_looked_up_before_each_report_and_a_look_that_fails_costs_only_its_own():
     t, failures = actor(), []
     t.before_report(lambda: 1 / 0)
-    t.before_report(lambda: t.set("qttdm_plan_value", 4.0))
+    t.before_report(lambda: t.set("qttdm_staleness_updates", 4.0))
     report = t.report(failures.append)
-    assert report.snapshot["qttdm_plan_value", ""] == 4.0
+    assert report.snapshot["qttdm_staleness_updates", ""] == 4.0
     assert [type(error) for error in failures] == [ZeroDivisionError]
 
 
@@ -122,13 +123,25 @@ def test_no_process_has_more_series_than_stated(component):
                 "gauge": lambda n, **k: t.set(n, 1.0, **k),
                 "histogram": lambda n, **k: t.observe(n, 1.0, **k),
             }
-            for labels in [{i.label: value} for value in i.values] if i.label else [{}]:
+            values = i.values or [f"v{k}" for k in range(i.most)]
+            for labels in [{i.label: value} for value in values] if i.label else [{}]:
                 use[i.kind](i.name, **labels)
     observed = sum(i.series for i in INSTRUMENTS.values() if i.observed and component in i.components)
     measured = {name for name, _ in t.snapshot()}
     samples = [s for family in t.registry.collect() for s in family.samples if not s.name.endswith("_created")]
     assert len(samples) + observed == series_of(component)
     assert measured == {i.name for i in INSTRUMENTS.values() if component in i.components and not i.observed}
+
+
+def test_a_label_without_a_list_takes_a_bounded_number_of_names():
+    t, most = Telemetry.silent("learner"), INSTRUMENTS["qttdm_learner"].most
+    for k in range(most):
+        t.set("qttdm_learner", 1.0, name=f"loss_{k}")
+    t.set("qttdm_learner", 2.0, name="loss_0")
+    with pytest.raises(ValueError, match=f"one more than {most} series"):
+        t.set("qttdm_learner", 1.0, name="loss_of_all")
+    with pytest.raises(ValueError, match="got name='a b'"):
+        t.set("qttdm_learner", 1.0, name="a b")
 
 
 def test_combine_adds_up_or_takes_the_largest():

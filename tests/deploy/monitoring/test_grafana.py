@@ -1,4 +1,4 @@
-"""The dashboards that Grafana is given: the ones that their Python makes, as Grafana wants them, and readable."""
+"""The dashboards that Grafana reads: written from the table of panels, as Grafana wants them, and readable."""
 
 import itertools
 import json
@@ -9,11 +9,13 @@ import jsonschema
 import pytest
 
 from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS
-from qttdm.deploy.monitoring.grafana.panels import of
-from qttdm.deploy.monitoring.grafana.queries import DASHBOARDS, all_queries, of_dashboards, panels
-from qttdm.deploy.monitoring.grafana.write import files
+from qttdm.common.metrics.lines import NUMBERS
+from qttdm.deploy.monitoring.grafana.boards import DASHBOARDS, chosen, files
+from qttdm.deploy.monitoring.grafana.boards import panel as build
+from tests.deploy.monitoring.queries import all_queries, of_dashboards, panels
 
-NAMES = ("training", "system", "planner")
+ROOT = Path(__file__).parents[3]
+NAMES = ("training", "system")
 SCHEMA = json.loads((Path(__file__).parent / "grafana.schema.json").read_text())
 
 
@@ -32,7 +34,7 @@ def check(dashboard):
             jsonschema.validate(value, {**SCHEMA, "$ref": f"#/definitions/{panel['type']}_{part}"})
 
 
-def test_the_files_are_what_the_python_makes():
+def test_the_files_are_what_the_table_makes():
     assert {path: path.read_text() for path in DASHBOARDS.iterdir()} == files(), "run `make docs`"
 
 
@@ -65,7 +67,7 @@ def test_a_field_that_grafana_does_not_know_is_refused(place, field):
 def test_every_panel_says_what_it_shows_in_which_unit_and_what_is_bad(name):
     for panel in panels(load(name)):
         defaults = panel["fieldConfig"]["defaults"]
-        assert panel["description"].endswith("."), panel["title"]
+        assert "?" in panel["description"], panel["title"]  # the question that it answers
         assert defaults["unit"], panel["title"]
         first, *limits = defaults["thresholds"]["steps"]
         assert first["value"] is None
@@ -91,10 +93,11 @@ def test_panels_do_not_overlap_and_have_numbers_and_titles_of_their_own(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_row_answers_whether_it_is_well_at_a_glance(name):
-    title, *well = load(name)["panels"][:8]
+    title, *well = itertools.takewhile(lambda p: p["gridPos"]["y"] < 5, load(name)["panels"])
     assert (title["type"], title["title"]) == ("row", "Is it well?")
     assert {p["type"] for p in well} == {"stat"}
     assert {p["gridPos"]["y"] for p in well} == {1}
+    assert 4 <= len(well) <= 8
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,15 +117,23 @@ def test_queries_ask_for_metrics_that_are_declared_and_by_their_labels():
             instrument = INSTRUMENTS[base]
             for label, value in re.findall(r'(\w+)[=!~]+"([^"]*)"', labels):
                 assert label in COMMON or label == instrument.label, query
-                if label == instrument.label and re.fullmatch(r"[\w|]+", value):
+                if label == instrument.label and instrument.most:
+                    assert [number for number in NUMBERS if re.fullmatch(value, number)], query
+                elif label == instrument.label and re.fullmatch(r"[\w|]+", value):
                     assert set(value.split("|")) <= set(instrument.values), query
                 if label == "component":
                     assert set(value.split("|")) & set(instrument.components), query
 
 
-def test_a_metric_that_is_not_declared_is_refused_where_a_query_is_written():
+def test_what_is_not_declared_is_refused_where_a_query_is_written():
+    assert chosen('sum(rate(qttdm_learner{name="loss_q"}[5m]))') == (
+        'sum(rate(qttdm_learner{run="$run",task=~"$task",seed=~"$seed",name="loss_q"}[5m]))'
+    )
     with pytest.raises(ValueError, match="qttdm_los: not declared"):
-        of("qttdm_los")
+        chosen("sum(qttdm_los)")
+    row = {"title": "Losses", "question": "?", "unit": "short", "queries": "qttdm_learner"}
+    with pytest.raises(ValueError, match="Losses: got colour, want"):
+        build(row | {"colour": "red"}, "lines", 8)
 
 
 def test_every_query_is_there_with_its_variables_replaced():
@@ -132,5 +143,16 @@ def test_every_query_is_there_with_its_variables_replaced():
     assert len(queries) == expected + sum(query.is_alert for query in queries)
     assert sum(query.is_alert for query in queries) == 12
     texts = {query.where: query.text for query in queries}
-    assert texts["training.json: Losses, A"] == 'avg by (term) (qttdm_loss{run="walker-1",task=~".*",seed=~".*"})'
-    assert texts["planner.json: variable task"] == 'group by (task) (qttdm_acted_total{run="walker-1"})'
+    assert texts["training.json: Losses, A"] == (
+        'avg by (name) (qttdm_learner{run="walker-1",task=~".*",seed=~".*",name=~"loss_.*"})'
+    )
+    assert texts["system.json: variable task"] == 'group by (task) (qttdm_env_steps_total{run="walker-1"})'
+
+
+def test_every_metric_is_read_by_a_panel_an_alert_or_top():
+    read = " ".join(query.text for query in all_queries("run")) + (ROOT / "deploy" / "screens" / "top.py").read_text()
+    unread = [name for name in INSTRUMENTS if not re.search(rf"{name}(_bucket|_count|_sum)?\b", read)]
+    assert unread == []
+    number = re.compile("|".join(re.findall(r'name=~"([^"]+)"', read)))
+    losses = [name for name in NUMBERS if name.startswith(("loss_", "grad_norm_", "q_"))]
+    assert [name for name in losses if not number.fullmatch(name)] == []

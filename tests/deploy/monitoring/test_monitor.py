@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
+from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.deploy.monitoring.exporter import Exporter, serve
 from qttdm.deploy.monitoring.monitor import COMPOSE, DASHBOARDS, HERE
 
@@ -145,7 +146,9 @@ def monitor(tmp_path):
 @pytest.fixture
 def target():
     """Address of an exporter."""
-    server, thread = serve(Exporter(), "127.0.0.1", 0)
+    exporter = Exporter()
+    exporter.report(Telemetry.silent("actor").report(print).packed())
+    server, thread = serve(exporter, "127.0.0.1", 0)
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
@@ -162,7 +165,7 @@ def test_prometheus_alone_scrapes_the_exporter_knows_the_alerts_and_ends_when_to
     assert f"Prometheus: http://127.0.0.1:{m.ports[0]}, of {target}; data in {m.folder / 'data'}" in said
     (up,) = until(lambda: m.ask('up{job="qttdm"}'), "it scrapes")
     assert up["metric"]["instance"] == target
-    until(lambda: m.ask("qttdm_exporter_processes")[0]["value"][1] == "0", "it has what the exporter says")
+    until(lambda: m.ask("qttdm_process_up")[0]["value"][1] == "1", "it has what the exporter says")
     with urllib.request.urlopen(f"http://127.0.0.1:{m.ports[0]}/api/v1/rules") as answer:
         (group,) = json.load(answer)["data"]["groups"]
     assert len(group["rules"]) == 12
@@ -187,11 +190,11 @@ def test_what_was_measured_is_still_there_the_next_time(monitor, target):
     m = monitor("prometheus")
     m.start("--target", target)
     m.ready()
-    until(lambda: m.ask("qttdm_exporter_processes"), "it scrapes")
+    until(lambda: m.ask("qttdm_process_up"), "it scrapes")
     m.stop()
     m.start("--target", f"127.0.0.1:{free_port()}")
     m.ready()
-    assert m.ask("max_over_time(qttdm_exporter_processes[10m])")
+    assert m.ask("max_over_time(qttdm_process_up[10m])")
     assert m.stop()[0] == 0
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-DASHBOARDS = Path(__file__).resolve().parent / "dashboards"
-ALERTS = Path(__file__).resolve().parent.parent / "prometheus" / "alerts.yml"
+FOLDER = Path(__file__).parents[3] / "deploy" / "monitoring"
+DASHBOARDS = FOLDER / "grafana" / "dashboards"
+ALERTS = FOLDER / "prometheus" / "alerts.yml"
 LABEL_VALUES = re.compile(r"label_values\((?P<series>.+), (?P<label>\w+)\)")
 
 

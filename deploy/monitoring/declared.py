@@ -1,0 +1,16 @@
+"""Import every module that declares a metric or a number of metrics.jsonl: the registries are complete from here on."""
+
+import qttdm.actors.diagnosis
+import qttdm.actors.measured
+import qttdm.actors.remote
+import qttdm.common.metrics.gpu
+import qttdm.common.metrics.lines
+import qttdm.common.metrics.process
+import qttdm.deploy.configs.cluster_config
+import qttdm.learner.learner
+import qttdm.learner.measure
+import qttdm.learner.parts.qt
+import qttdm.learner.parts.tdm
+import qttdm.planner_service.measure
+import qttdm.planner_service.serving.service
+import qttdm.replay.measure  # noqa: F401

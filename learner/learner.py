@@ -22,7 +22,7 @@ from qttdm.common.metrics.instruments import DECISION, histogram
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.tensors import Tensors, prefixed, under
 from qttdm.common.weights import Weights, version_of
-from qttdm.learner.optimizer import AdamStep
+from qttdm.learner.parts.optimizer import AdamStep
 from qttdm.learner.parts.qt import QTLearnerConfig
 from qttdm.learner.parts.tdm import TDMLearnerConfig
 from qttdm.learner.stopwatch import Stopwatch

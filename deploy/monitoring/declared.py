@@ -11,6 +11,6 @@ import qttdm.learner.learner
 import qttdm.learner.measure
 import qttdm.learner.parts.qt
 import qttdm.learner.parts.tdm
-import qttdm.planner_service.measure
+import qttdm.planner_service.policies.measure
 import qttdm.planner_service.serving.service
 import qttdm.replay.measure  # noqa: F401

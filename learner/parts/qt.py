@@ -11,9 +11,9 @@ from torch import Tensor
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.qt import QT
 from qttdm.common.tensors import Tensors, prefixed, under
-from qttdm.learner.losses import masked_mean, q_loss
-from qttdm.learner.optimizer import AdamStep, OptimizerConfig
-from qttdm.learner.targets import bellman_targets, n_step_returns
+from qttdm.learner.parts.losses import masked_mean, q_loss
+from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.parts.targets import bellman_targets, n_step_returns
 
 declare(
     ("loss_q", "1", "smooth L1 to the targets, mean over action dimensions, sum over the two heads"),

@@ -11,8 +11,8 @@ from torch import Tensor
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.tdm import TDM
 from qttdm.common.tensors import Tensors, prefixed, under
-from qttdm.learner.losses import dynamics_loss
-from qttdm.learner.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.parts.losses import dynamics_loss
+from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
 
 declare(
     ("loss_state", "observation unit^2", "mean squared error per dimension of the next state, dynamics model"),

@@ -33,7 +33,7 @@ from qttdm.common.metrics.gpu import watch_gpu
 from qttdm.common.metrics.instruments import counter, histogram
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.weights import Weights
-from qttdm.planner_service.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
+from qttdm.planner_service.policies.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
 from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request, ServiceError
 
 BATCH_SIZE = histogram(

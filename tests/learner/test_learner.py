@@ -15,7 +15,7 @@ from qttdm.common.batch import Batch
 from qttdm.common.models.qt import QT, QTConfig
 from qttdm.common.models.tdm import TDM, TDMConfig
 from qttdm.learner.learner import Learner, LearnerConfig, NonFiniteLossError
-from qttdm.learner.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
 from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
 from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
 

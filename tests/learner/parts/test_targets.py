@@ -1,4 +1,4 @@
-"""learner/targets.py against loops, brute force of Eq. 2, and a small MDP whose optimal values are known."""
+"""learner/parts/targets.py against loops, brute force of Eq. 2, and a small MDP whose optimal values are known."""
 
 import itertools
 import json
@@ -14,9 +14,9 @@ from qttdm.common.batch import Batch
 from qttdm.common.models.qt import QT, QTConfig
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
-from qttdm.learner.targets import bellman_targets, n_step_returns
+from qttdm.learner.parts.targets import bellman_targets, n_step_returns
 
-GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())["targets"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden.json").read_text())["targets"]
 
 
 def slow_n_step(

@@ -1,4 +1,4 @@
-"""learner/losses.py against loops over windows, steps and dimensions."""
+"""learner/parts/losses.py against loops over windows, steps and dimensions."""
 
 import math
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qttdm.common.models.tdm import TDM, Prediction, TDMConfig
-from qttdm.learner.losses import DynamicsLoss, dynamics_loss, masked_mean, q_loss
+from qttdm.learner.parts.losses import DynamicsLoss, dynamics_loss, masked_mean, q_loss
 
 WEIGHTS = {"state_weight": 1.0, "reward_weight": 2.0, "continuation_weight": 0.7}
 B, L, M, N, K = 6, 4, 3, 2, 5

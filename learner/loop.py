@@ -72,6 +72,7 @@ class LearningLoop:
         self.events = EventLog(run_dir.events_path, "learner")
         self.store = CheckpointStore(run_dir.checkpoints_dir, training.keep_checkpoints)
         self.counters, self.cursors = Counters(), [0] * shards
+        self._accepted: list[set[int]] = [set() for _ in range(shards)]  # lost episodes gone on without, by shard
         self.telemetry = learner.telemetry
         self.spent = TimeSpent(self.telemetry)
         self.version, self.finished = -1, False
@@ -351,6 +352,7 @@ class LearningLoop:
                 "counters": asdict(c),
                 "pace": self.pace.save(),
                 "cursors": self.cursors,
+                "accepted_losses": [sorted(sequences) for sequences in self._accepted],
                 **evaluations,
                 "metrics_bytes": self.metrics.sync(),
                 "finished": self.finished,
@@ -368,6 +370,7 @@ class LearningLoop:
                 f"{len(self.cursors)}; the number of shards of a run cannot change"
             )
         self.cursors = list(meta["cursors"])
+        self._accepted = [set(sequences) for sequences in meta["accepted_losses"]]
         self.pace.load(meta["pace"])
         self.finished = meta["finished"] and self.collected  # more steps may be wanted since
         self.replay.load(checkpoint.blobs)
@@ -382,16 +385,27 @@ class LearningLoop:
         while not (answers := self._news()):  # a large shard takes its time to read itself back from disk
             pass
         held = sum(news.totals.decisions for news in answers)
-        if held >= self.pace.decisions:
+        missing = []  # by name: episodes stored since, or by other shards, could make up for the number of decisions
+        for shard, (news, cursor) in enumerate(zip(answers, self.cursors, strict=True)):
+            lost = {sequence: name for sequence, name in news.lost if sequence < cursor}
+            missing += [f"shard {shard}: {lost[sequence]}" for sequence in sorted(lost.keys() - self._accepted[shard])]
+            if news.cursor < cursor:
+                missing.append(f"shard {shard}: all from number {news.cursor} to {cursor - 1}")
+            self._accepted[shard] = set(lost)
+        if held >= self.pace.decisions and not missing:
             return
-        losses = f"its checkpoint counts on {self.pace.decisions} decisions in replay, its shards have had {held}"
+        named = f" ({', '.join(missing[:3])}{', ..' if len(missing) > 3 else ''})" if missing else ""
+        losses = (
+            f"its checkpoint counts on {self.pace.decisions} decisions in replay, its shards have had {held}{named}"
+        )
         if not accept_losses:
             raise ConfigError(
                 f"{self.run_dir.path}: {losses}; bring back the replay/ folder that belongs to it, or go on with what "
                 f"is left: qttdm cluster resume NAME --accept-losses"
             )
         self.events.write(f"{losses}; goes on with those, as was asked for")
-        self.pace.lost(self.pace.decisions - held)
+        self.pace.lost(max(0, self.pace.decisions - held))
+        self.cursors = [min(news.cursor, cursor) for news, cursor in zip(answers, self.cursors, strict=True)]
 
     def _report_timeout(self, error: TimeoutError) -> None:
         """Count that someone did not answer in time, and say who."""

@@ -548,6 +548,27 @@ class TestGoingOn:
         assert "\n" not in str(error.value)
         seed.replay.close()
 
+    def test_a_lost_episode_is_refused_by_name_also_when_later_ones_make_up_for_it(self, tmp_path):
+        seed = Seed(tmp_path, training={"env_steps": 200})
+        seed.run(until=lambda loop: loop.learner.updates == 60, then=LearningLoop.stop)
+        seed.numbers = [max(shard.next_number(actor) for shard in seed.replay.shards) for actor in range(seed.actors)]
+        seed.replay.close()
+        (segment, *_) = sorted((tmp_path / "replay" / "shard-1").glob("*.log"))
+        damaged = bytearray(segment.read_bytes())
+        damaged[40] ^= 1  # in the first record
+        segment.write_bytes(damaged)
+        seed.replay = Shards(tmp_path / "replay", 2)
+        for _ in range(3):  # more than was lost
+            seed.insert(0)
+        with pytest.raises(ConfigError, match=r"\(shard 1: number 0\); bring back the replay/ folder"):
+            seed.loop()
+        loop = seed.loop(accept_losses=True)
+        assert "(shard 1: number 0); goes on with those" in seed.events
+        loop.save()
+        loop.metrics.close()
+        seed.loop()  # accepted once and for all
+        seed.replay.close()
+
     def test_what_is_left_of_a_replay_is_gone_on_with_if_asked_for(self, tmp_path):
         """The updates for what was lost do not count: from there on there is one for each decision, as before."""
         seed = Seed(tmp_path, training={"env_steps": 200})
@@ -559,7 +580,7 @@ class TestGoingOn:
         left = seed.replay.decisions
         assert SEED_DECISIONS < left < had
         loop = seed.loop(accept_losses=True)
-        assert f"counts on {had} decisions in replay, its shards have had {left}; goes on with those" in seed.events
+        assert f"counts on {had} decisions in replay, its shards have had {left} (shard 1: all from" in seed.events
         owed = before["pace"]["decisions"] - SEED_DECISIONS - before["pace"]["updates"]
         assert loop.pace.owed == owed
         seed.numbers = [max(shard.next_number(actor) for shard in seed.replay.shards) for actor in range(seed.actors)]

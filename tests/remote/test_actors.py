@@ -163,7 +163,7 @@ class TestStaleness:
         collector.policy.load = and_more_come
         first = weights(VERSION)
         collector.take(first.values, first.version, first.checksum)
-        (episode,) = collector._collect(range(1), random=False, exploration=0.0, attempt=0)
+        (episode,) = collector.collect([0], False, 0.0, collector._before_decision)
         assert (episode.oldest_weights, episode.newest_weights) == (VERSION, VERSION + 2)
 
 
@@ -242,7 +242,7 @@ class TestEvaluator:
         assert len(returns) == 2
         assert environments.seeds == [*start_states(0), *start_states(1)]
         assert (environments.made, environments.closed) == (4, 2)
-        assert evaluator.telemetry.snapshot()["qttdm_failures_total", "environment"] == 1
+        assert evaluator.evaluator.telemetry.snapshot()["qttdm_failures_total", "environment"] == 1
         (line,) = (tmp_path / "events.log").read_text().splitlines()
         assert "evaluator: replaces its environments, which failed in the evaluation after 7 updates: " in line
         assert "Physics Error" in line

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
-from qttdm.common.models.transformer import Transformer, TransformerConfig, init_weights
+from qttdm.common.models.transformer import StateEmbedding, Transformer, TransformerConfig, init_weights
 from qttdm.common.shapes import check_shape
 from qttdm.common.trees import TensorTree
 
@@ -39,7 +39,7 @@ class QT(nn.Module):
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         dim = config.embed_dim
         self.tokenizer = ActionTokenizer(config.bins)
-        self.state_embedding = nn.Linear(obs_dim, dim)
+        self.state_embedding = StateEmbedding(obs_dim, dim)
         self.action_embedding = ActionEmbedding(action_dim, config.bins, dim)
         self.position_embedding = nn.Embedding(action_dim, dim)
         self.trunk = Transformer(config)

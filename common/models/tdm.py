@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qttdm.common.models.dropout import Dropout
 from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
-from qttdm.common.models.transformer import KeyValueCache, Transformer, TransformerConfig, init_weights
+from qttdm.common.models.transformer import KeyValueCache, StateEmbedding, Transformer, TransformerConfig, init_weights
 from qttdm.common.shapes import check_shape
 from qttdm.common.trees import TensorTree
 
@@ -70,7 +70,7 @@ class TDM(nn.Module):
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         dim = config.embed_dim
         self.tokenizer = ActionTokenizer(config.bins)
-        self.state_embedding = nn.Linear(obs_dim, dim)
+        self.state_embedding = StateEmbedding(obs_dim, dim)
         self.action_embedding = ActionEmbedding(action_dim, config.bins, dim)
         self.position_embedding = nn.Embedding(config.window * (action_dim + 1), dim)
         self.embedding_norm = nn.LayerNorm(dim)

@@ -76,6 +76,15 @@ class KeyValueCache:
         return out
 
 
+class StateEmbedding(nn.Linear):
+    """States [..., M] -> [..., D], outside of autocast: bfloat16 would round a position to 4 mm."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Embed them in the parameters' own precision."""
+        with torch.autocast(states.device.type, enabled=False):
+            return super().forward(states.to(self.weight.dtype))
+
+
 @functools.lru_cache(maxsize=256)
 def causal_mask(queries: int, keys: int, stride: int, device: torch.device) -> Tensor:
     """bool [R, C], True where attention is allowed.

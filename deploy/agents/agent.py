@@ -38,8 +38,8 @@ def choose_device(name: str) -> torch.device:
     usable = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.cuda.is_available():
         usable.append("cuda")
-    if torch.backends.mps.is_available():
-        usable.append("mps")
+    if name.startswith("mps"):
+        raise ConfigError(f"device={name}: a run could not be resumed on it; want one of {', '.join(usable)}")
     if name not in usable:
         raise ConfigError(f"device={name}: not usable here; want one of {', '.join(usable)}")
     return torch.device(name)

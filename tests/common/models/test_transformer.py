@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from qttdm.common.config import ConfigError, validate
 from qttdm.common.models.dropout import Dropout
-from qttdm.common.models.transformer import Transformer, TransformerConfig, causal_bias, causal_mask, init_weights
+from qttdm.common.models.transformer import (
+    StateEmbedding,
+    Transformer,
+    TransformerConfig,
+    causal_bias,
+    causal_mask,
+    init_weights,
+)
 
 TOKENS = 12
 
@@ -264,3 +271,16 @@ def test_masks_first_needed_in_inference_serve_gradients_later():
     scores = torch.zeros(3, 7, requires_grad=True)
     (scores + bias).softmax(dim=-1)[:, 0].sum().backward()
     assert scores.grad.abs().sum() > 0
+
+
+def test_states_are_embedded_in_float32_under_autocast():
+    """Two positions a millimetre apart, at 1 m: one number in bfloat16."""
+    embedding = StateEmbedding(1, 4)
+    near, far = torch.tensor([[1.0]]), torch.tensor([[1.001]])
+    with torch.autocast("cpu", torch.bfloat16):
+        apart = embedding(far) - embedding(near)
+        assert torch.equal(
+            torch.nn.functional.linear(far, embedding.weight), torch.nn.functional.linear(near, embedding.weight)
+        )
+    assert apart.dtype == torch.float32
+    torch.testing.assert_close(apart, 0.001 * embedding.weight.T, atol=1e-6, rtol=0)

@@ -79,7 +79,7 @@ def test_devices():
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "tpu", ""])
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "mps"])
 def test_a_device_that_is_not_there_is_one_line(name):
     with pytest.raises(ConfigError) as error:
         choose_device(name)

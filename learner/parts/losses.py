@@ -57,15 +57,15 @@ def q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor, conservative_
     """Eq. 9 as smooth L1 on the Q of the bins taken, both heads towards the same targets.
 
     q [2, B, N, K], bins int64 [B, N], targets [B, N], mask bool [B]
-    -> loss (mean over steps and dimensions, sum over heads), Q of the bins taken [2, B, N].
+    -> loss (mean over steps, dimensions and heads), Q of the bins taken [2, B, N].
     conservative_weight > 0 adds the mean square of the Q of bins not taken (offline data; off online).
     """
     taken = q.gather(-1, bins.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)  # [2, B, N]
     error = F.smooth_l1_loss(taken, targets.expand_as(taken), reduction="none")
-    loss = masked_mean(error.sum(dim=0).mean(dim=-1), mask)
+    loss = masked_mean(error.mean(dim=(0, 2)), mask)
     if conservative_weight > 0:
         others = (q.square().sum(dim=-1) - taken.square()) / (q.shape[-1] - 1)  # [2, B, N]
-        loss = loss + conservative_weight * masked_mean(others.sum(dim=0).mean(dim=-1), mask)
+        loss = loss + conservative_weight * masked_mean(others.mean(dim=(0, 2)), mask)
     return loss, taken
 
 

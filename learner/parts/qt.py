@@ -16,7 +16,7 @@ from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
 from qttdm.learner.parts.targets import bellman_targets, n_step_returns
 
 declare(
-    ("loss_q", "1", "smooth L1 to the targets, mean over action dimensions, sum over the two heads"),
+    ("loss_q", "1", "smooth L1 to the targets, mean over action dimensions and the two heads"),
     ("grad_norm_qt", "1", "Q-Transformer's gradient norm before clipping"),
     ("lr_qt", "1", "learning rate of the Q-Transformer"),
     ("q_mean", "scaled return", "Q of the bins taken, mean over action dimensions and heads"),

@@ -144,7 +144,7 @@ class Live:
         for shard in range(self.seeds[0].config.cluster.shards):
             since, more = 0, True
             while more:
-                told, cursor, _ = self.ask(f"replay-{shard}", "tell", since)
+                told, cursor, _, _ = self.ask(f"replay-{shard}", "tell", since)
                 episodes += [StoredEpisode(*e) for e in told]
                 more, since = cursor > since, cursor
         return episodes

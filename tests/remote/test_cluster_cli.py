@@ -162,8 +162,9 @@ class TestOtherVersions:
         assert re.search(r"has torch 1\.0\.0, this one \d+\.\d+\.\d+; install the same on every node", line)
 
     def test_one_that_cannot_be_asked(self, cluster, tmp_path, folder):
-        (folder / "qttdm").mkdir()
-        (folder / "qttdm" / "__init__.py").touch()
+        (folder / "qttdm" / "deploy" / "cluster").mkdir(parents=True)
+        for name in ("__init__.py", "deploy/__init__.py", "deploy/cluster/__init__.py", "deploy/cluster/preflight.py"):
+            (folder / "qttdm" / name).touch()
         line = self.line(cluster, tmp_path, folder)
         assert "cannot run qttdm; install it there (pip install -e .): " in line
 

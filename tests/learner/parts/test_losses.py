@@ -152,7 +152,7 @@ def slow_q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor, conserva
                 total += (0.5 * error**2 if error < 1 else error - 0.5) / N
                 others = [q[head, b, dim, k].item() ** 2 for k in range(K) if k != taken]
                 total += conservative_weight * sum(others) / len(others) / N
-    return total / states
+    return total / states / 2  # heads
 
 
 @pytest.mark.parametrize("conservative_weight", [0.0, 0.5])
@@ -172,7 +172,7 @@ def test_only_the_bins_taken_are_regressed_and_both_heads_towards_the_same_targe
     taken = F.one_hot(bins, K).bool().expand(2, -1, -1, -1)
     assert (q.grad[~taken] == 0).all()
     towards = q.detach() - targets.unsqueeze(-1)
-    want = towards.clamp(-1, 1) / (mask.sum() * N) * mask.view(1, B, 1, 1) * taken  # smooth L1's slope
+    want = towards.clamp(-1, 1) / (mask.sum() * N * 2) * mask.view(1, B, 1, 1) * taken  # smooth L1's slope
     torch.testing.assert_close(q.grad, want)
 
 

@@ -14,8 +14,8 @@ from tests.remote.live import Live, behind, check_books, objects_stored, setting
 pytestmark = pytest.mark.ray
 
 PUBLISHES = 400  # an hour's worth at 50 updates between two, 5.5 updates a second
-# What one snapshot, the batches under way and calls in flight come to, and what Ray has not freed yet, which is more on a
-# fast machine. One object kept for each publish would be 400.
+# What one snapshot, the batches under way and calls in flight come to, and what Ray has not freed yet: more on a fast
+# machine. One object kept for each publish would be 400.
 OBJECTS, MEBIBYTES = 160, 8
 
 

@@ -49,10 +49,11 @@ def model_errors(
 
     def windows(name: str, length: int) -> Tensor:
         """[R, length, ..]"""
-        return torch.from_numpy(np.stack([getattr(e, name)[t : t + length] for e, t in roots])).to(device)
+        return torch.from_numpy(np.stack([e.arrays[name][t : t + length] for e, t in roots])).to(device)
 
     observations, actions = windows("observations", horizon + 1), windows("actions", horizon)  # [R, H+1, M], [R, H, N]
-    root = dynamics.start({"observations": observations[:, 0]})
+    shown = ("observations", *roots[0][0].extra)
+    root = dynamics.start({name: windows(name, 1)[:, 0] for name in shown})
     rollout = dynamics.select(root, torch.arange(len(roots), device=device), horizon)
     predicted = []  # states [R, M] of each step
     for step in range(horizon):

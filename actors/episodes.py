@@ -45,25 +45,26 @@ def run_episodes(
         if should_stop():
             raise Stopped
         # An environment that is done keeps its place in the batch, so that the others' rows do not move.
-        actions = episodes.act({"observations": np.stack([r.observations[-1] for r in recordings])})  # [E, N]
+        newest = [r.observations[-1] for r in recordings]
+        actions = episodes.act({name: np.stack([o[name] for o in newest]) for name in newest[0]})  # [E, N]
         for i, (env, recording, seed) in enumerate(zip(envs, recordings, seeds, strict=True)):
             if recording.done:
                 continue
             with _failures_of(env, f"at decision {len(recording.actions) + 1}", seed):
                 outcome = env.step(actions[i])
                 _check_finite(outcome[0], outcome[1])
-            recording.add(actions[i], outcome, policy.weights_version)
+                recording.add(env.observe(outcome[0]), actions[i], outcome, policy.weights_version)
             if watch and i == 0:
                 watch(env)
     return [r.episode() for r in recordings]
 
 
-def _reset(env: TaskEnv, seed: int) -> np.ndarray:
-    """The episode's first observation [M]."""
+def _reset(env: TaskEnv, seed: int) -> dict[str, np.ndarray]:
+    """The episode's first observations, by name."""
     with _failures_of(env, "at the reset", seed):
         observation, _ = env.reset(seed=seed % 2**31)  # MuJoCo's seeds have 31 bits
         _check_finite(observation, reward=0.0)
-    return observation
+        return env.observe(observation)
 
 
 @contextmanager
@@ -90,8 +91,9 @@ def _check_finite(observation: np.ndarray, reward: float) -> None:
 class _Recording:
     """An episode under way."""
 
-    def __init__(self, observation: np.ndarray) -> None:
-        self.observations = [observation]
+    def __init__(self, observations: dict[str, np.ndarray]) -> None:
+        """observations: the first ones, by name."""
+        self.observations = [observations]
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
         self.versions: list[int] = []
@@ -99,10 +101,10 @@ class _Recording:
         self.success: float | None = None
         self.terminated = self.done = False
 
-    def add(self, action: np.ndarray, outcome: tuple, version: int) -> None:
-        """One decision and what env.step answered."""
-        observation, reward, terminated, truncated, info = outcome
-        self.observations.append(observation)
+    def add(self, observations: dict[str, np.ndarray], action: np.ndarray, outcome: tuple, version: int) -> None:
+        """Add one decision: what is observed after it, by name, and what env.step answered."""
+        _, reward, terminated, truncated, info = outcome
+        self.observations.append(observations)
         self.actions.append(action)
         self.rewards.append(float(reward))
         self.versions.append(version)
@@ -111,8 +113,9 @@ class _Recording:
         self.terminated, self.done = terminated, terminated or truncated
 
     def episode(self) -> Episode:
+        rows = {name: np.stack([o[name] for o in self.observations]) for name in self.observations[0]}
         return Episode(
-            observations=np.stack(self.observations),
+            observations=rows.pop("observations"),
             actions=np.stack(self.actions),
             rewards=np.array(self.rewards, np.float32),
             terminated=self.terminated,
@@ -121,4 +124,5 @@ class _Recording:
             success=self.success,
             oldest_weights=min(self.versions),
             newest_weights=max(self.versions),
+            extra=rows,
         )

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from qttdm.common.contracts import ArrayTree, Decisions, Policy
 from qttdm.common.metrics.instruments import counter
@@ -31,6 +32,11 @@ class MeasuredPolicy:
 
     def __init__(self, policy: Policy, telemetry: Telemetry, time_spent: Activities | None = None) -> None:
         self.policy, self.telemetry, self.time_spent = policy, telemetry, time_spent
+
+    @property
+    def networks(self) -> nn.Module:
+        """The policy's."""
+        return self.policy.networks
 
     @property
     def device(self) -> torch.device:

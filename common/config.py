@@ -36,6 +36,13 @@ class Config(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    @classmethod
+    def for_content(
+        cls, raw: Mapping[str, Any], command_line: Mapping[str, Any]
+    ) -> tuple[type[Config], Mapping[str, Any]]:
+        """The class and the values to validate, where they depend on what `raw` says. ConfigError."""
+        return cls, raw
+
 
 C = TypeVar("C", bound=Config)
 
@@ -156,12 +163,21 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` laid over `base`, mappings merged key by key, everything else replaced; neither is changed."""
+    """`top` laid over `base`, mappings merged key by key, everything else replaced; neither is changed.
+
+    A mapping whose `kind` is another than the one below replaces it: that one's settings are not for this kind.
+    """
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and _of_one_kind(below, value):
+            value = merge(below, value)
+        merged[key] = value
     return merged
+
+
+def _of_one_kind(below: Mapping[str, Any], top: Mapping[str, Any]) -> bool:
+    return "kind" not in below or "kind" not in top or below["kind"] == top["kind"]
 
 
 def validate(schema: type[C], raw: Mapping[str, Any], source: str, command_line: Mapping[str, Any] | None = None) -> C:
@@ -170,14 +186,16 @@ def validate(schema: type[C], raw: Mapping[str, Any], source: str, command_line:
     `command_line` is the part of `raw` that was given there and not in `source`. The values are checked as JSON, whose
     strict rules still take a list for a tuple, so that what `dump_config` writes can be read back.
     """
+    chosen, raw = schema.for_content(raw, command_line or {})
+    assert issubclass(chosen, schema)
     try:
         text = json.dumps(raw)
     except (TypeError, ValueError, RecursionError) as error:  # YAML's !!set and !!binary, or an alias to itself
         raise ConfigError(f"{source}: want plain numbers, strings, lists and mappings ({error})") from None
     try:
-        return schema.model_validate_json(text)
+        return chosen.model_validate_json(text)
     except ValidationError as error:
-        key, problem = _first_problem(schema, json.loads(text), error)
+        key, problem = _first_problem(chosen, json.loads(text), error)
         where = "command line" if key and _reaches(command_line or {}, key) else source
         raise ConfigError(f"{where}: {problem}") from None
 
@@ -189,7 +207,7 @@ def _first_problem(schema: type[Config], raw: Any, error: ValidationError) -> tu
     first, key = problems[0], keys[0]
     name = ".".join(str(part) for part in key)
     if first["type"] == "extra_forbidden":
-        section = _section(schema, key[:-1])
+        section = _section(schema, raw, key[:-1])
         text = f"unknown key {name}" + (f"; known keys here are {', '.join(sorted(section))}" if section else "")
     elif first["type"] == "missing":
         key = [*key, first["loc"][-1]]
@@ -243,34 +261,48 @@ def _reaches(command_line: Mapping[str, Any], key: Sequence[str | int]) -> bool:
     return True
 
 
-def _section(schema: type[Config], key: Sequence[str | int]) -> list[str]:
-    """The known keys of the Config at a nested key, looking through `| None` and lists; [] where that is ambiguous."""
+def _fields(schema: type[Config]) -> dict[str, Any]:
+    """The fields by the keys that stand for them."""
+    return {field.alias or name: field for name, field in schema.model_fields.items()}
+
+
+def _section(schema: type[Config], raw: Any, key: Sequence[str | int]) -> list[str]:
+    """The known keys of the Config at a nested key, looking through `| None` and lists; [] where that is ambiguous.
+
+    Where there are several kinds it is the one that `raw` names, or the first.
+    """
     for part in key:
+        raw = raw[part]
         if isinstance(part, int):
             continue
-        field = schema.model_fields.get(part)
+        field = _fields(schema).get(str(part))
         types = (field.annotation, *get_args(field.annotation)) if field else ()
-        nested = [kind for kind in types if isinstance(kind, type) and issubclass(kind, Config)]
+        types = (*types, *(inner for kind in types for inner in get_args(kind)))  # Annotated[.., Tag]
+        nested = [kind for kind in dict.fromkeys(types) if isinstance(kind, type) and issubclass(kind, Config)]
+        if isinstance(raw, Mapping) and "kind" in raw:
+            nested = [kind for kind in nested if kind.model_fields["kind"].default == raw["kind"]]
+        elif nested and all("kind" in kind.model_fields for kind in nested):
+            nested = nested[:1]
         if len(nested) != 1:
             return []
         schema = nested[0]
-    return list(schema.model_fields)
+    return list(_fields(schema))
 
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; `load_config` reads it back to an equal object."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def commented_yaml(config: Config) -> str:
     """As `dump_config`, with the docstring of each field as a comment above it."""
     lines = []
     for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
+        value, key = getattr(config, name), field.alias or name
         lines += fill(field.description or "", 118, initial_indent="# ", subsequent_indent="# ").splitlines()
         if isinstance(value, Config) and type(value).model_fields:
-            lines += [f"{name}:", indent(commented_yaml(value), "  ").rstrip()]
+            lines += [f"{key}:", indent(commented_yaml(value), "  ").rstrip()]
         else:
-            plain = config.model_dump(mode="json", include={name})
+            plain = config.model_dump(mode="json", by_alias=True, include={name})
             lines.append(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True).rstrip())
     return "\n".join(lines) + "\n"

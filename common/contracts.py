@@ -4,6 +4,8 @@
           --learner()--> Learner                (trained by the loop)
           --policy()--> Policy                  (acts in actors, evaluation and the planner service)
 
+    TaskSpec --> Agent                          (built for one task)
+
     planning policy = Planner over a DynamicsModel and, where there is one, a ValueFunction
 
 Trees map names to arrays or tensors whose first dimension is the environment or the batch, so that joining, splitting
@@ -18,12 +20,41 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qttdm.common.batch import Batch
+from qttdm.common.config import Config
 from qttdm.common.trees import TensorTree
 from qttdm.common.weights import Weights
 
 ArrayTree = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What an agent needs to know about a task before its first step."""
+
+    obs_dim: int
+    """M, length of an observation"""
+    action_dim: int
+    """N, length of an action"""
+    action_repeat: int
+    """simulator steps of one decision"""
+    episode_steps: int
+    """time limit in simulator steps"""
+    terminates: bool
+    """whether `terminated` can ever be true"""
+    has_success: bool
+    """whether every step's info has `success`, 0.0 or 1.0"""
+    name: str = ""
+    """FAMILY/NAME"""
+    simulator_state: int = 0
+    """length of the observation `simulator_state`, the whole state of the simulator; 0: the suite cannot give it"""
+
+    @property
+    def episode_decisions(self) -> int:
+        """Most decisions in an episode; the last one may be cut short by the time limit."""
+        return -(-self.episode_steps // self.action_repeat)
 
 
 @dataclass(frozen=True)
@@ -178,6 +209,10 @@ class Policy(Protocol):
     """Chooses actions for whichever episodes are due. It keeps networks; an episode's state is its carry."""
 
     @property
+    def networks(self) -> nn.Module:
+        """Those that act, in the learner's order; `load` fills them."""
+
+    @property
     def device(self) -> torch.device:
         """Where it decides."""
 
@@ -199,3 +234,58 @@ class Policy(Protocol):
 
     def warm_up(self, environments: int) -> None:
         """Decide for every size of batch up to that many, so that no episode waits for compilation later."""
+
+
+class Learner(Protocol):
+    """Trains on batches; keeps its metrics on the device until they are drained."""
+
+    device: torch.device
+    """where it computes"""
+    updates: int
+    """made so far"""
+    generation: int
+    """which start of the run's learner this is; weights of a later one have higher versions"""
+    telemetry: Any
+    """common.metrics.telemetry.Telemetry: where it reports its times"""
+
+    def update(self, batch: Batch) -> None:
+        """Make one update. It need not wait for the device."""
+
+    def drain(self) -> dict[str, float]:
+        """Means of all metrics since the last call; {} if there was no update. Raises if a loss is not finite."""
+
+    def weights(self) -> Weights:
+        """What policies need, as of now."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state`."""
+
+
+class Agent(Protocol):
+    """A composition for one task. `Settings` declares its section of the configuration, with all defaults.
+
+    Its learner and its policy hold the same networks: `policy.load(learner.weights())`.
+    """
+
+    Settings: type[Config]
+    data: DataSpec
+    batch_size: int
+    """B, windows of an update"""
+
+    def __init__(self, settings: Any, task: TaskSpec) -> None:
+        """settings: an instance of `Settings`. Makes nothing large."""
+
+    def check(self, task: TaskSpec) -> None:
+        """ConfigError, one line with keys and values, if the settings do not fit the task."""
+
+    def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
+        """Fresh networks from torch's global generator, and their training, with schedules over total_updates."""
+
+    def policy(self, device: torch.device, bfloat16: bool) -> Policy:
+        """What acts: networks of its own, to be filled with `load`. bfloat16: plan under autocast."""
+
+    def exploration(self, progress: float) -> float:
+        """How much a collecting policy explores after that share of the training, in [0, 1]."""

@@ -44,7 +44,8 @@ class Weights:
     @torch.no_grad()
     def of(networks: nn.Module, version: int) -> Weights:
         """Snapshot of all parameters."""
-        flat = torch.cat([p.detach().flatten() for p in networks.parameters()]).float().cpu().numpy()
+        parameters = [p.detach().flatten() for p in networks.parameters()] or [torch.zeros(0)]
+        flat = torch.cat(parameters).float().cpu().numpy()
         return Weights(flat, version, xxhash.xxh3_64_intdigest(flat.data))
 
     @torch.no_grad()

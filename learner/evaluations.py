@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qttdm.common.contracts import Learner
 from qttdm.common.weights import Weights
-from qttdm.learner.learner import Learner
 
 
 class EvaluationDesk(Protocol):

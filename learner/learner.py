@@ -23,8 +23,6 @@ from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.tensors import Tensors, prefixed, under
 from qttdm.common.weights import Weights, version_of
 from qttdm.learner.parts.optimizer import AdamStep
-from qttdm.learner.parts.qt import QTLearnerConfig
-from qttdm.learner.parts.tdm import TDMLearnerConfig
 from qttdm.learner.stopwatch import Stopwatch
 
 UPDATE_SECONDS = histogram(
@@ -39,7 +37,7 @@ UPDATE_SECONDS = histogram(
 
 
 class LearnerConfig(Config):
-    """Both updates."""
+    """What all parts' updates share."""
 
     batch_size: int = Field(default=512, gt=0)
     """B, windows"""
@@ -47,8 +45,6 @@ class LearnerConfig(Config):
     """torch.compile the two losses (needs a C++ compiler, takes a minute at start); for GPUs, CPUs gain nothing"""
     reward_scale: float = Field(default=1.0, gt=0)
     """rewards times this inside the agent"""
-    tdm: TDMLearnerConfig = TDMLearnerConfig()
-    qt: QTLearnerConfig = QTLearnerConfig()
 
 
 class NonFiniteLossError(RuntimeError):
@@ -90,10 +86,10 @@ class Learner:
         self._computing = Stopwatch(device, lambda seconds: self._took("compute", seconds))
 
     def update(self, batch: Batch) -> None:
-        """One update of every part."""
-        self.update_staged(self.stage(batch))
+        """Make one update of every part."""
+        self._update(self._stage(batch))
 
-    def stage(self, batch: Batch) -> Tensors:
+    def _stage(self, batch: Batch) -> Tensors:
         """Begin to copy a batch to the device; on a GPU that runs beside the updates under way."""
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         if self._copies is not None:  # out of pinned memory the copy does not hold up this thread either
@@ -101,15 +97,14 @@ class Learner:
         with torch.cuda.stream(self._copies), self._copying.lap():
             return {name: t.to(self.device, non_blocking=True) for name, t in tensors.items()}
 
-    def update_staged(self, batch: Tensors) -> None:
-        """One update of every part on what `stage` returned."""
+    def _update(self, batch: Tensors) -> None:
         if self._copies is not None:
             computing = torch.cuda.current_stream(self.device)
             computing.wait_stream(self._copies)
             for tensor in batch.values():
                 tensor.record_stream(computing)  # its memory may be used again only when the computing is done
         on_device = dict(batch)
-        for name in ("rewards", "returns_to_go"):
+        for name in {"rewards", "returns_to_go"} & batch.keys():
             on_device[name] = batch[name] * self.config.reward_scale
         progress = self.updates / self.total_updates
         metrics: dict[str, Tensor] = {}
@@ -120,13 +115,18 @@ class Learner:
         self._pending.append(metrics)
 
     def drain(self) -> dict[str, float]:
-        """Means of all metrics since the last call, and what the parts say of now; {} if there was no update.
+        """Means of all metrics since the last call, the parts' newest values, and the next update's learning rates.
+
+        {} if there was no update, or nothing learns.
 
         One wait for the device, for all of them. Raises NonFiniteLossError at the first loss that is not finite.
         """
         if not self._pending:
             return {}
         names = list(self._pending[0])
+        if not names:  # there are no parts: nothing is learned
+            self._pending.clear()
+            return {}
         told = [row[name].float() for row in self._pending for name in names]
         newest = {name: value for part in self.parts for name, value in part.now().items()}
         values = torch.stack([*told, *newest.values()]).cpu()
@@ -138,12 +138,9 @@ class Learner:
                 bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
                 raise NonFiniteLossError(f"{', '.join(bad)} not finite at update {first + row}")
         means = dict(zip(names, table.mean(dim=0).tolist(), strict=True))
-        return means | dict(zip(newest, values[len(told) :].tolist(), strict=True))
-
-    def learning_rates(self) -> dict[str, float]:
-        """`lr_<part>` of the next update."""
         progress = self.updates / self.total_updates
-        return {f"lr_{part.name}": part.optimizer.learning_rate(progress) for part in self.parts}
+        rates = {f"lr_{part.name}": part.optimizer.learning_rate(progress) for part in self.parts}
+        return means | dict(zip(newest, values[len(told) :].tolist(), strict=True)) | rates
 
     def weights(self) -> Weights:
         """What policies need, as of now."""

@@ -21,13 +21,14 @@ from typing import Any, Literal
 
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError
+from qttdm.common.contracts import Learner
 from qttdm.common.events import EventLog
 from qttdm.common.metrics.process import FAILURES
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, updates_of
 from qttdm.learner.counters import Counters
 from qttdm.learner.evaluations import EvaluationDesk, Evaluations
-from qttdm.learner.learner import Learner, NonFiniteLossError
+from qttdm.learner.learner import NonFiniteLossError
 from qttdm.learner.measure import Rates, TimeSpent, open_metrics
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.learner.tickets import Rounds, Ticket
@@ -253,10 +254,8 @@ class LearningLoop:
         except TimeoutError as error:
             self._report_timeout(error)
             return
-        with self.spent.on("copying"):
-            staged = self.learner.stage(batch)
         with self.spent.on("updating"):
-            self.learner.update_staged(staged)
+            self.learner.update(batch)
         self.pace.sampled()
         self._moved_at = time.monotonic()
         if self._collect_here is None and self.learner.updates % self.publish_every == 0:
@@ -326,7 +325,7 @@ class LearningLoop:
         losses = self.learner.drain()
         rates = self.rates(self.learner.updates, self.counters.decisions)
         if losses:
-            self._report("update", **losses, **self.learner.learning_rates(), **rates)
+            self._report("update", **losses, **rates)
 
     def _save_if_due(self, on_step: Callable[[], object]) -> None:
         """Save at multiples of `checkpoint_every`; in the alternation when its updates are made."""

@@ -17,21 +17,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qttdm.common.checkpoint import CheckpointStore
+from qttdm.common.contracts import Learner
 from qttdm.common.metrics.gpu import watch_gpu
 from qttdm.common.metrics.instruments import QUICK, Components, counter, gauge, histogram
 from qttdm.common.metrics.lines import COUNTERS, MetricsWriter, declare, read_metrics
 from qttdm.common.metrics.process import measure_disk
 from qttdm.common.metrics.telemetry import Telemetry
-from qttdm.learner.learner import UPDATE_SECONDS, Learner
+from qttdm.learner.learner import UPDATE_SECONDS
 from qttdm.learner.schedule import TrainingConfig
 
-ACTIVITIES = ("waiting_for_decisions", "waiting_for_batches", "copying", "updating", "publishing", "saving")
+ACTIVITIES = ("waiting_for_decisions", "waiting_for_batches", "updating", "publishing", "saving")
 RATES = declare(
     ("updates_per_second", "1/s", "speed of learning"),
     ("decisions_per_second", "1/s", "speed of collecting"),
     ("share_waiting_for_decisions", "fraction", "of the learner's time: the pace allowed no update (cluster)"),
     ("share_waiting_for_batches", "fraction", "of its time: no batch had come yet (cluster)"),
-    ("share_copying", "fraction", "of its time: bringing batches on their way to the device (cluster)"),
     ("share_updating", "fraction", "of its time: updates (cluster)"),
     ("share_publishing", "fraction", "of its time: sending weights (cluster)"),
     ("share_saving", "fraction", "of its time: checkpoints (cluster)"),
@@ -161,7 +161,7 @@ class TimeSpent:
     def per_update(self, updates: int) -> float:
         """Seconds of an update, on average, if so many were made; > 0."""
         spent = self.seconds
-        return max(1e-6, (spent["waiting_for_batches"] + spent["copying"] + spent["updating"]) / max(1, updates))
+        return max(1e-6, (spent["waiting_for_batches"] + spent["updating"]) / max(1, updates))
 
 
 class Rates:

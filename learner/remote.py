@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from qttdm.common.checkpoint import CheckpointStore
+from qttdm.common.contracts import Learner
 from qttdm.common.disk import replace_file
 from qttdm.common.metrics.lines import Sink
 from qttdm.common.metrics.process import CALLS
@@ -24,7 +25,6 @@ from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, read_generation
-from qttdm.learner.learner import Learner
 from qttdm.learner.loop import LearningLoop
 from qttdm.learner.measure import watch
 from qttdm.learner.schedule import TrainingConfig

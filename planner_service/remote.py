@@ -20,6 +20,7 @@ import numpy as np
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
+from torch import nn
 
 from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Policy
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
@@ -180,6 +181,11 @@ class ServicePolicy:
         self._planner: Any = None
         self._begun: list[int] = []
         self._alone = False
+
+    @property
+    def networks(self) -> nn.Module:
+        """The local policy's."""
+        return self.local.networks
 
     def load(self, weights: Weights) -> None:
         """For planning alone, and the measure of how old the service's may be, which it gets from the learner."""

@@ -15,14 +15,14 @@ from gymnasium import spaces, wrappers
 from torch import Tensor, nn
 
 from qttdm.common.config import load_config
-from qttdm.common.contracts import DataSpec, Policy, vector_data
-from qttdm.common.environments.task_env import TaskEnv, TaskSpec
+from qttdm.common.contracts import DataSpec, Policy, TaskSpec, vector_data
+from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.models.qt import QT, QTConfig
 from qttdm.common.models.tdm import TDM, Prediction, TDMConfig
 from qttdm.common.models.tokenizer import ActionTokenizer
 from qttdm.common.trees import TensorTree
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
-from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
+from qttdm.planner_service.planners.mppi import MPPI, MPPIConfig
 from qttdm.planner_service.policies.greedy import GreedyPolicy
 from qttdm.planner_service.policies.lockstep import Lockstep
 from qttdm.planner_service.policies.planning import PlanningPolicy
@@ -102,10 +102,10 @@ def tiny_tdm(seed: int, obs_dim: int = 3, action_dim: int = 2, bins: int = 7, ca
         return randomise(TDM(config, obs_dim, action_dim, can_terminate))
 
 
-def planning_policy(config: PlannerConfig, tdm: TDM, qt: QT | None, action_dim: int = 2) -> PlanningPolicy:
+def planning_policy(config: MPPIConfig, tdm: TDM, qt: QT | None, action_dim: int = 2) -> PlanningPolicy:
     """Plans with these networks, on the CPU."""
     networks = nn.ModuleDict({"tdm": tdm} | ({"qt": qt} if qt is not None else {}))
-    planner = Planner(config, 0.95, action_dim, tdm, qt)
+    planner = MPPI(config, 0.95, action_dim, tdm, qt)
     return PlanningPolicy(planner, networks, tiny_data(tdm.obs_dim, action_dim), torch.device("cpu"))
 
 
@@ -196,10 +196,13 @@ def tiny_config(*overrides: str, task: str = "gym/FakePoint-v0", agent: str | No
     own = [
         "threads=1",
         "device=cpu",
-        "tdm={num_layers: 1, head_layers: 1}",
-        "planner={horizon: 2, samples: 8, qt_samples: 2}",
         "env={action_repeat: 8, episode_steps: 80}",
         "training={env_steps: 320, seed_decisions: 10, eval_every: 10000, checkpoint_every: 10000, eval_episodes: 2}",
     ]
-    overrides = (*own, *overrides)
+    tdm, planner = "tdm={num_layers: 1, head_layers: 1}", "planner={horizon: 2, samples: 8}"
+    of_agent = {
+        "qt-tdm": [f"qt-tdm.{tdm}", f"qt-tdm.{planner}", "qt-tdm.planner.qt_samples=2"],
+        "tdm": [f"tdm.{tdm}", f"tdm.{planner}"],
+    }
+    overrides = (*own, *of_agent.get(agent or "qt-tdm", []), *overrides)
     return load_config(RunConfig, preset_path("debug"), task=task, agent=agent, seed=seed, overrides=overrides)

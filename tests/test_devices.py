@@ -11,10 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qttdm.common.environments.task_env import TaskSpec
-from qttdm.deploy.agents.agent import make_learner
+from qttdm.common.contracts import TaskSpec
 from qttdm.deploy.bench.models import random_batch
-from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
+from qttdm.deploy.runs.build import make_learner
+from qttdm.planner_service.planners.mppi import MPPI, MPPIConfig
 from tests.fakes import tiny_config, tiny_qt, tiny_tdm
 
 META = torch.device("meta")
@@ -51,9 +51,9 @@ def test_the_watch_sees_a_cpu_tensor(broken):
 @pytest.mark.parametrize("action_dim", [1, 2])
 def test_planning(explore, economy, action_dim):
     values = {name: economy[name] for name in ("terminal_value",) if name in economy}
-    config = PlannerConfig(**PLANNER, **{name: value for name, value in economy.items() if name not in values})
+    config = MPPIConfig(**PLANNER, **{name: value for name, value in economy.items() if name not in values})
     tdm, qt = tiny_tdm(0, action_dim=action_dim).to(META), tiny_qt(0, action_dim=action_dim, **values).to(META)
-    planner, environments = Planner(config, 0.9, action_dim, tdm, qt), 2
+    planner, environments = MPPI(config, 0.9, action_dim, tdm, qt), 2
     noise = {name: part.to(META) for name, part in planner.draw([torch.Generator()] * environments).items()}
     carry = planner.begin(environments, META)
     with OneDevice():
@@ -67,8 +67,13 @@ def test_planning(explore, economy, action_dim):
 @pytest.mark.parametrize("states_per_window", [1, 2])
 @pytest.mark.parametrize("action_dim", [1, 2])
 def test_both_losses_and_their_gradients(action_dim, states_per_window):
-    still = ["tdm={dropout: 0, head_dropout: 0}", "qt.dropout=0"]  # masks: tests/common/models/test_dropout.py
-    c = tiny_config(*still, f"learner.qt.states_per_window={states_per_window}", "learner.qt.monte_carlo_clamp=true")
+    still = [
+        "qt-tdm.tdm={dropout: 0, head_dropout: 0}",
+        "qt-tdm.qt.dropout=0",
+    ]  # masks: tests/common/models/test_dropout.py
+    c = tiny_config(
+        *still, f"qt-tdm.learner.qt.states_per_window={states_per_window}", "qt-tdm.learner.qt.monte_carlo_clamp=true"
+    )
     spec = TaskSpec(3, action_dim, 8, 80, terminates=True, has_success=False)
     learner = make_learner(c, spec, torch.device("cpu"))
     arrays = random_batch(c, 3, action_dim, 4)

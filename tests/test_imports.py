@@ -73,7 +73,7 @@ def test_imports_follow_the_arrows(path):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("common/models/tdm.py", "from qttdm.planner_service.planners.mppi import Planner"),
+        ("common/models/tdm.py", "from qttdm.planner_service.planners.mppi import MPPI"),
         ("common/models/tdm.py", "import qttdm.replay.buffer as b"),
         ("replay/buffer.py", "import qttdm.learner"),
         ("learner/update.py", "def f():\n    from qttdm.planner_service import planner"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache, cached_property
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 from dm_control import suite
 from dm_control.rl import control
@@ -23,6 +25,15 @@ EPISODE_STEPS = 1000
 UNLIMITED = 1e9
 """dm_control reports +-1e10 for an actuator without limits (only lqr has any); [-1, 1] is sent to those as it is."""
 
+DRAWS = 4
+"""Episodes whose models are compared, to find what a task draws anew for each."""
+
+MOST_STATE = 10_000
+"""Numbers of a simulator's state that are worth keeping with every step; quadruped-escape's terrain has 40,000."""
+
+INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
+"""All that a step of the physics depends on: time, positions, velocities, activations, warm start, forces applied."""
+
 FRAME = {"height": 240, "width": 320, "camera_id": 0}
 
 
@@ -33,20 +44,25 @@ def names() -> list[str]:
 
 def make(name: str) -> RawTask:
     """One task; `name` is one of `names()`."""
+    env = _load(name)
+    terminates = type(env.task).get_termination is not control.Task.get_termination
+    made = DmcEnv(env, name)
+    return RawTask(made, EPISODE_STEPS, terminates, has_success=False, simulator_state=made.state_size())
+
+
+def _load(name: str) -> control.Environment:
     domain, task = _tasks()[name]
     # A fixed `random` fixes what a task draws as it is built (lqr's springs): every worker must get the same system.
     # An infinite time limit leaves only the task's own endings; Gymnasium's TimeLimit adds the other kind.
     kwargs = {"random": 0, "time_limit": float("inf")}
-    env = suite.load(domain, task, task_kwargs=kwargs, environment_kwargs={"flat_observation": True})
-    terminates = type(env.task).get_termination is not control.Task.get_termination
-    return RawTask(DmcEnv(env), EPISODE_STEPS, terminates=terminates, has_success=False)
+    return suite.load(domain, task, task_kwargs=kwargs, environment_kwargs={"flat_observation": True})
 
 
 class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
     """A dm_control environment with flat observations, in Gymnasium's conventions."""
 
-    def __init__(self, env: control.Environment) -> None:
-        self._env = env
+    def __init__(self, env: control.Environment, name: str) -> None:
+        self._env, self._name = env, name
         self.metadata = {**self.metadata, "render_fps": round(1 / env.control_timestep())}
         shape = env.observation_spec()[control.FLAT_OBSERVATION_KEY].shape
         self.observation_space = spaces.Box(-np.inf, np.inf, shape, np.float64)
@@ -71,6 +87,36 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         observation = step.observation[control.FLAT_OBSERVATION_KEY]
         return observation, float(step.reward), terminated, step.last() and not terminated, {}
 
+    def state_size(self) -> int:
+        """Length of `simulator_state`; 0 if that is too long to keep."""
+        size = self._integration_size + sum(index.size for index in self._drawn.values())
+        return size if size <= MOST_STATE else 0
+
+    @cached_property
+    def _integration_size(self) -> int:
+        return int(mujoco.mj_stateSize(self._env.physics.model.ptr, INTEGRATION))
+
+    @cached_property
+    def _drawn(self) -> dict[str, NDArray[np.int64]]:
+        return drawn_places(self._name)
+
+    def simulator_state(self) -> NDArray[np.float64]:
+        """All that the rest of the episode depends on, [S]: the physics' state, then what the task has drawn."""
+        physics = self._env.physics
+        state = np.empty(self._integration_size)
+        mujoco.mj_getState(physics.model.ptr, physics.data.ptr, state, INTEGRATION)
+        return np.concatenate([state, *(getattr(physics.model.ptr, n).flat[i] for n, i in self._drawn.items())])
+
+    def set_simulator_state(self, state: NDArray[np.float64]) -> None:
+        """Go to a state [S] of any episode of this task; the environment must have been reset once."""
+        physics, start = self._env.physics, self._integration_size
+        for name, index in self._drawn.items():
+            getattr(physics.model.ptr, name).flat[index] = state[start : start + index.size]
+            start += index.size
+        mujoco.mj_setState(physics.model.ptr, physics.data.ptr, state[: self._integration_size], INTEGRATION)
+        mujoco.mj_step1(physics.model.ptr, physics.data.ptr)  # dm_control steps begin where positions are known
+        self._env._reset_next_step = False  # or the step after an ending would reset
+
     def render(self) -> NDArray[np.uint8]:
         """The first camera's view, uint8 [240, 320, 3]."""
         return self._env.physics.render(**FRAME)
@@ -82,3 +128,28 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
 
 def _tasks() -> dict[str, tuple[str, str]]:
     return {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
+
+
+@cache
+def drawn_places(name: str) -> dict[str, NDArray[np.int64]]:
+    """Where a task's model, an array by its name, differs between episodes: such as the place of a target.
+
+    Flat indices, found by comparing a few episodes.
+    """
+    env, models = _load(name), []
+    for seed in range(DRAWS):
+        env.task.random.seed(seed)
+        env.reset()
+        models.append(_model_arrays(env.physics.model.ptr))
+    places = {}
+    for array, values in models[0].items():
+        same = np.all([np.isclose(values, m[array], rtol=0, atol=0, equal_nan=True) for m in models[1:]], axis=0)
+        places[array] = np.flatnonzero(~same)
+    return {array: index for array, index in places.items() if index.size}
+
+
+def _model_arrays(model: mujoco.MjModel) -> dict[str, NDArray[np.floating[Any]]]:
+    """Copy a model's arrays of real numbers, flat, but for how things look."""
+    names = [name for name in dir(model) if not name.startswith(("_", "light_", "cam_")) and "rgba" not in name]
+    arrays = {name: np.asarray(value) for name in names if isinstance(value := getattr(model, name), np.ndarray)}
+    return {name: array.flatten() for name, array in arrays.items() if array.dtype.kind == "f"}

@@ -17,9 +17,10 @@ import numpy as np
 from gymnasium import spaces, wrappers
 
 from qttdm.common.config import ConfigError
+from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.rendering import choose_gl
-from qttdm.common.environments.task_env import RawTask, TaskEnv, TaskSpec
+from qttdm.common.environments.task_env import RawTask, TaskEnv
 
 FAMILIES = ("dmc", "metaworld", "gym")
 """Each is a module here with `names() -> list[str]` and `make(name) -> RawTask`."""
@@ -30,9 +31,10 @@ def list_tasks() -> list[str]:
     return [f"{family}/{name}" for family in ("dmc", "metaworld") for name in _load(family).names()]
 
 
-def make_env(task: str, config: EnvConfig) -> TaskEnv:
+def make_env(task: str, config: EnvConfig, with_state: bool = False) -> TaskEnv:
     """The environment of a task such as dmc/walker-walk, metaworld/reach or gym/Pendulum-v1.
 
+    with_state: observe the simulator's state too, as `simulator_state`.
     Raises ConfigError, in one line, for a name that does not exist and for spaces the agent cannot use.
     """
     family, name = _resolve(task)
@@ -40,7 +42,7 @@ def make_env(task: str, config: EnvConfig) -> TaskEnv:
         # Notices about versions, and about bounds that lose digits as float32; nothing a user could act on.
         warnings.simplefilter("ignore")
         raw = family.make(name)
-        return _wrap(task, raw, config)
+        return _wrap(task, raw, config, with_state)
 
 
 def _load(family: str) -> ModuleType:
@@ -69,7 +71,7 @@ def _unknown(task: str, known: list[str]) -> ConfigError:
     return ConfigError(f"unknown task {task!r}; {hint}")
 
 
-def _wrap(task: str, raw: RawTask, config: EnvConfig) -> TaskEnv:
+def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskEnv:
     """Apply the time limit, flatten, rescale and repeat; ConfigError for what cannot be presented that way."""
     _check_spaces(task, raw.env)
     episode_steps = config.episode_steps or raw.episode_steps
@@ -86,8 +88,10 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig) -> TaskEnv:
         episode_steps=episode_steps,
         terminates=raw.terminates if config.terminates is None else config.terminates,
         has_success=raw.has_success,
+        name=task,
+        simulator_state=raw.simulator_state,
     )
-    return TaskEnv(scaled, spec)
+    return TaskEnv(scaled, spec, with_state)
 
 
 def _check_spaces(task: str, env: gymnasium.Env) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.rendering import RenderError, gl_error
 
 Array = NDArray[np.float32]
@@ -24,29 +25,8 @@ class RawTask:
     """The task's own time limit in simulator steps, which `env` itself does not apply; None if it has none."""
     terminates: bool
     has_success: bool
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """What the networks, the replay and the evaluation need to know about a task before its first step."""
-
-    obs_dim: int
-    """M, length of an observation."""
-    action_dim: int
-    """N, length of an action."""
-    action_repeat: int
-    """Simulator steps of one decision."""
-    episode_steps: int
-    """Time limit in simulator steps."""
-    terminates: bool
-    """Whether `terminated` can ever be true."""
-    has_success: bool
-    """Whether every step's info has `success`, 0.0 or 1.0."""
-
-    @property
-    def episode_decisions(self) -> int:
-        """Most decisions in an episode; the last one may be cut short by the time limit."""
-        return -(-self.episode_steps // self.action_repeat)
+    simulator_state: int = 0
+    """As TaskSpec has it."""
 
 
 class TaskEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
@@ -56,9 +36,10 @@ class TaskEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
     function of s and the actions alone.
     """
 
-    def __init__(self, env: gymnasium.Env[Array, Array], task_spec: TaskSpec) -> None:
+    def __init__(self, env: gymnasium.Env[Array, Array], task_spec: TaskSpec, with_state: bool = False) -> None:
+        """with_state: `observe` also gives the simulator's state; task_spec.simulator_state must not be 0."""
         super().__init__(env)
-        self.task_spec = task_spec
+        self.task_spec, self.with_state = task_spec, with_state
         self.action_space = spaces.Box(-1.0, 1.0, (task_spec.action_dim,), np.float32)
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
@@ -75,6 +56,11 @@ class TaskEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
         if terminated and not self.task_spec.terminates:
             terminated, truncated = False, True
         return obs, total, bool(terminated), bool(truncated), {**info, "env_steps": steps}
+
+    def observe(self, observation: Array) -> dict[str, NDArray[Any]]:
+        """All observations of the current step by name, given what `reset` or `step` returned, [M]."""
+        state = {"simulator_state": self.unwrapped.simulator_state()} if self.with_state else {}  # type: ignore[attr-defined]
+        return {"observations": observation, **state}
 
     def render(self) -> NDArray[np.uint8]:
         """The current state as an RGB frame, uint8 [height, width, 3]; RenderError if this machine cannot draw it."""

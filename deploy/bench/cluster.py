@@ -21,11 +21,10 @@ from torch import nn
 
 from qttdm.actors.episodes import run_episodes
 from qttdm.common.config import load_config
-from qttdm.common.contracts import vector_data
 from qttdm.common.environments.make import make_env
 from qttdm.common.weights import Weights
-from qttdm.deploy.agents.agent import data_of, make_qt, make_tdm
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
+from qttdm.deploy.runs.build import make_policy, task_spec
 from qttdm.learner.remote import Broadcast
 from qttdm.learner.tickets import Ticket
 from qttdm.planner_service.policies.random_actions import RandomPolicy
@@ -44,11 +43,10 @@ COMMON = ["--preset", "laptop", "--env-steps", str(ENV_STEPS), "--set", f"traini
 COMMON += ["--set", "training.log_every=50", "--set", "training.eval_episodes=1"]
 
 
-def paper_networks() -> nn.ModuleDict:
+def paper_networks() -> nn.Module:
     """TDM and QT of walker-walk at the paper's size."""
     config = load_config(RunConfig, preset_path("paper-dmc"), task="dmc/walker-walk")
-    spec = make_env(config.task, config.env).task_spec
-    return nn.ModuleDict({"tdm": make_tdm(config, spec), "qt": make_qt(config, spec)})
+    return make_policy(config, task_spec(config), torch.device("cpu")).networks
 
 
 class Receiver:
@@ -104,15 +102,13 @@ def parts() -> None:
     """What the scaling model (docs/scaling.md) needs beside the other tables: of walker-walk at the paper's size."""
     config = load_config(RunConfig, preset_path("paper-dmc"), task="dmc/walker-walk")
     env = make_env(config.task, config.env)
-    spec = env.task_spec
+    agent = config.make_agent(env.task_spec)
     started = time.perf_counter()
-    [episode] = run_episodes([env], RandomPolicy(data_of(config, spec)), [0], exploration=1.0)
+    [episode] = run_episodes([env], RandomPolicy(agent.data), [0], exploration=1.0)
     simulating = (time.perf_counter() - started) / episode.decisions
-    replay = Replay(
-        config.replay, vector_data(spec.obs_dim, spec.action_dim, config.tdm.window, config.discount), seed=0
-    )
+    replay = Replay(config.replay, agent.data, seed=0)
     replay.add(episode)
-    batch = replay.sample(config.learner.batch_size)
+    batch = replay.sample(agent.batch_size)
     snapshot = Weights.of(paper_networks(), 0)
 
     other = receiver("bench/receiver")

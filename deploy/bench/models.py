@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qttdm.common.batch import Batch
 from qttdm.common.config import ConfigError, load_config
-from qttdm.common.environments.task_env import TaskSpec
-from qttdm.deploy.agents.agent import choose_device, make_learner, make_policy
+from qttdm.common.contracts import Agent, TaskSpec
 from qttdm.deploy.bench.arithmetic import cpu_threads, product_rate, timings
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
+from qttdm.deploy.runs.build import choose_device, make_learner, make_policy
 from qttdm.planner_service.policies.lockstep import Lockstep
 
 
@@ -53,9 +53,10 @@ def precisions(device: torch.device, threads: int) -> list[torch.dtype]:
     return [torch.float32, torch.bfloat16] if half > single else [torch.float32]
 
 
-def random_batch(c: RunConfig, m: int, n: int, batch: int) -> Batch:
+def random_batch(agent: Agent) -> Batch:
     """Windows of noise: speed does not depend on what is learned."""
-    rng, length = np.random.default_rng(0), c.tdm.window
+    rng, batch, length = np.random.default_rng(0), agent.batch_size, agent.data.window
+    (m,), (n,) = agent.data.observations["observations"].shape, agent.data.actions.shape
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
@@ -78,7 +79,7 @@ def time_update(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int
 def update(c: RunConfig, spec: TaskSpec, device: torch.device) -> Callable[[], object]:
     """One update of both models, to be called again and again."""
     learner = make_learner(c, spec, device)
-    batch = random_batch(c, spec.obs_dim, spec.action_dim, c.learner.batch_size)
+    batch = random_batch(c.make_agent(spec))
     return lambda: learner.update(batch)
 
 
@@ -124,15 +125,21 @@ def repeats_for(shape: Shape, device: torch.device) -> int:
 
 def print_shape(shape: Shape, device: torch.device, threads: int | None, overrides: list[str]) -> None:
     """For each precision, decisions and an update. threads: of the preset, or else torch's, if None."""
-    settings = [f"learner.batch_size={shape.batch_size}", *overrides]
+    settings = [f"qt-tdm.learner.batch_size={shape.batch_size}", *overrides]
     threads = threads or load_config(RunConfig, preset_path(shape.preset), overrides=settings).threads
     threads = threads or torch.get_num_threads()
     spec, repeats = shape_spec(shape), repeats_for(shape, device)
     for dtype in precisions(device, threads):
         precision = str(dtype).removeprefix("torch.")
         c = load_config(RunConfig, preset_path(shape.preset), overrides=[f"precision={precision}", *settings])
-        compiled = c.model_copy(
-            update={part: getattr(c, part).model_copy(update={"compile": True}) for part in ("planner", "learner")}
+        compiled = load_config(
+            RunConfig,
+            preset_path(shape.preset),
+            overrides=[
+                f"precision={precision}",
+                *settings,
+                *(f"qt-tdm.{part}.compile=true" for part in ("planner", "learner")),
+            ],
         )
         decisions = [("decision", c, 1)]
         updates = [("update", c)]

@@ -26,13 +26,11 @@ import numpy as np
 import torch
 
 from qttdm.common.config import load_config
-from qttdm.common.environments.task_env import TaskSpec
-from qttdm.deploy.agents.agent import choose_device, make_policy
+from qttdm.common.contracts import DataSpec, Policy, TaskSpec
 from qttdm.deploy.bench.arithmetic import cpu_threads
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
-from qttdm.planner_service.policies.greedy import GreedyPolicy
+from qttdm.deploy.runs.build import choose_device, make_policy
 from qttdm.planner_service.policies.lockstep import Lockstep
-from qttdm.planner_service.policies.planning import PlanningPolicy
 from qttdm.planner_service.serving.client import Client
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
@@ -54,6 +52,11 @@ class Case:
     def spec(self) -> TaskSpec:
         """A task of that shape."""
         return TaskSpec(self.obs_dim, self.action_dim, 1, 1000, terminates=False, has_success=False)
+
+    @property
+    def data(self) -> DataSpec:
+        """What its agent asks for."""
+        return load_config(RunConfig, preset_path(self.preset)).make_agent(self.spec).data
 
 
 LAPTOP = Case("laptop cartpole N=1", "laptop", 5, 1, (1, 4, 16, 64), seconds=4.0)
@@ -80,7 +83,7 @@ class Measured:
         return len(self.latency) / self.seconds
 
 
-def fresh_policy(case: Case, overrides: list[str], threads: int) -> PlanningPolicy | GreedyPolicy:
+def fresh_policy(case: Case, overrides: list[str], threads: int) -> Policy:
     """A fresh agent's, in a process that is a server's."""
     torch.set_num_threads(threads)
     config = load_config(RunConfig, preset_path(case.preset), overrides=overrides)
@@ -93,7 +96,7 @@ def run_server(case: Case, overrides: list[str], threads: int, port: Connection)
     policy.warm_up(max(case.clients))
 
     async def serve() -> None:
-        service = PlannerService(ServiceConfig(), policy, policy.data)
+        service = PlannerService(ServiceConfig(), policy, case.data)
         server = Server(ServerConfig(port=0, max_connections=1000), service, {})
         port.send(await server.start())
         await asyncio.Event().wait()
@@ -192,7 +195,7 @@ def bare_overhead(case: Case, overrides: list[str], threads: int) -> float:
     return float(np.median(beyond[1:]))
 
 
-def one_at_a_time(policy: PlanningPolicy | GreedyPolicy, case: Case) -> float:
+def one_at_a_time(policy: Policy, case: Case) -> float:
     """Decisions per second of the policy itself, for one environment."""
     episodes = Lockstep(policy, [0], 0.0)
     observations = np.random.default_rng(0).standard_normal((1000, 1, case.obs_dim), dtype=np.float32)
@@ -228,7 +231,7 @@ def print_case(case: Case, overrides: list[str], threads: int | None) -> None:
 def print_service(device: str, threads: int | None, overrides: list[str]) -> None:
     """All cases that this machine can do in minutes."""
     on_gpu = choose_device(device).type == "cuda"
-    settings = [f"device={device}", *(["planner.compile=true"] if on_gpu else []), *overrides]
+    settings = [f"device={device}", *(["qt-tdm.planner.compile=true"] if on_gpu else []), *overrides]
     paper = PAPER_GPU if on_gpu else PAPER_CPU
     print(
         "\nplanner service: decisions per second against one-at-a-time planning; latency and own overhead (p50) in ms"

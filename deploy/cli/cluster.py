@@ -21,7 +21,7 @@ from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, new_a
 from qttdm.deploy.cluster.auth import choose_mode
 
 if TYPE_CHECKING:
-    from qttdm.common.environments.task_env import TaskSpec
+    from qttdm.common.contracts import TaskSpec
     from qttdm.deploy.cluster.seed_run import SeedRun
     from qttdm.deploy.configs.run_config import RunConfig
 
@@ -54,7 +54,7 @@ class SeedSettings(Settings):
         parts = self.seeds.split(",")
         if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
             raise ConfigError(f"--seeds: got {self.seeds!r}, want different whole numbers from 0, such as 0,1,2")
-        from qttdm.deploy.cluster.seed_run import task_spec
+        from qttdm.deploy.runs.build import task_spec
 
         shortcuts = {f"cluster.{name}": getattr(self, name) for name in ("actors", "shards", "gpus_per_seed")}
         configs = [self.load(int(part), shortcuts) for part in parts]
@@ -232,8 +232,8 @@ def curve_and_video(run_dir: RunDir) -> None:
     plot_runs([run_dir.path], run_dir.curve_path)
     if not run_dir.video_path.exists():
         try:
-            agent = TrainedAgent(run_dir.path)
-            write_video(agent.film(), run_dir.video_path, agent.frames_per_second)
+            frames, frames_per_second = TrainedAgent(run_dir.path).film()
+            write_video(frames, run_dir.video_path, frames_per_second)
         except (RenderError, VideoError) as error:
             print(f"no video: {error}")
 

@@ -17,6 +17,7 @@ from qttdm.common.config import ConfigError, commented_yaml
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.cluster import cluster
 from qttdm.deploy.cli.options import (
+    Choice,
     Count,
     Metrics,
     Overrides,
@@ -102,30 +103,37 @@ def train(
 
 def check_task(config: RunConfig) -> None:
     """Make the environment once and hold the settings against it, before a run directory is made."""
-    from qttdm.common.environments.make import make_env
     from qttdm.common.metrics.sinks import check_sinks
-    from qttdm.deploy.agents.agent import choose_device
     from qttdm.deploy.configs.run_config import check_fits
+    from qttdm.deploy.runs.build import choose_device, task_spec
 
     choose_device(config.device)
     check_sinks(config.sinks)
-    env = make_env(config.task, config.env)
-    check_fits(config, env.task_spec)
-    env.close()
+    check_fits(config, task_spec(config))
 
 
 @app.command(name="eval")
-def evaluate(run: RunPath, /, *, episodes: Count = 10, video: bool = False, overrides: Overrides = Overrides()) -> None:
-    """Evaluate a run's newest checkpoint, or the one named.
+def evaluate(
+    run: RunPath | None = None, /, *, episodes: Count = 10, video: bool = False, choice: Choice = Choice()
+) -> None:
+    """Evaluate a run's newest checkpoint, or the one named; or, without a run, an agent that needs no training.
 
     Args:
         episodes: how many
         video: film the first episode
     """
+    from qttdm.deploy.runs.acting import untrained
     from qttdm.deploy.runs.trained import TrainedAgent
     from qttdm.deploy.screens.video import write_video
 
-    agent = TrainedAgent(run, overrides.items)
+    if run is None:
+        agent, video_path = untrained(choice.load()), Path("eval.mp4")
+    else:
+        for option in ("preset", "task", "agent"):
+            if getattr(choice, option) is not None:
+                raise ConfigError(f"--{option}: {run} has its own; leave out one of the two")
+        agent = trained = TrainedAgent(run, choice.set, choice.planner)
+        video_path = trained.run_dir.video_path
     started = time.monotonic()
     result = agent.evaluate(episodes)
     for i, episode_return in enumerate(result.returns):
@@ -133,8 +141,9 @@ def evaluate(run: RunPath, /, *, episodes: Count = 10, video: bool = False, over
     success = "" if result.success is None else f", success {result.success:.0%}"
     print(f"mean return {result.mean_return:.1f}{success}, {time.monotonic() - started:.1f} s")
     if video:
-        write_video(agent.film(), agent.run_dir.video_path, agent.frames_per_second)
-        print(f"video: {agent.run_dir.video_path}")
+        frames, frames_per_second = agent.film()
+        write_video(frames, video_path, frames_per_second)
+        print(f"video: {video_path}")
 
 
 @app.command
@@ -163,7 +172,8 @@ def serve(
     """
     from qttdm.deploy.runs import serve
 
-    serve.run(run, overrides.items, host, port, token_file, tls_cert, tls_key, watch, metrics.serve())
+    addresses = (host, port, token_file, tls_cert, tls_key)
+    serve.run(run, overrides.set, *addresses, watch, metrics.serve(), overrides.planner)
 
 
 @app.command

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
 
-from qttdm.common.config import ConfigError, load_config
+from qttdm.common.config import ConfigError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -43,45 +43,47 @@ class Overrides:
     planner: str | None = None
     """exact (the paper's) or fast; --set wins over it"""
     set: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
-    """KEY=VALUE, such as planner.horizon=5; may be repeated"""
-
-    @property
-    def items(self) -> list[str]:
-        """All as `--set` takes them. ConfigError lists the planners there are."""
-        if self.planner is None:
-            return [*self.set]
-        from qttdm.deploy.configs.run_config import planner_preset
-
-        return [*planner_preset(self.planner), *self.set]
+    """KEY=VALUE, such as qt-tdm.planner.horizon=5; may be repeated"""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Settings(Overrides):
-    """What a new run is made from."""
+class Choice(Overrides):
+    """Which agent on which task."""
 
     preset: str | None = None
     """debug, laptop (default), paper-dmc, paper-metaworld or a .yaml file"""
     task: str | None = None
     """such as dmc/walker-walk; `qttdm tasks` lists them"""
     agent: str | None = None
-    """qt-tdm (default), tdm or qt"""
-    env_steps: Count | None = None
-    """simulator steps to train each seed for"""
+    """qt-tdm (default), tdm, qt, simulator-shooting, or module:Class of your own"""
 
-    def load(self, seed: int | None, shortcuts: Mapping[str, Any] = {}) -> RunConfig:
+    def load(self, seed: int | None = None, shortcuts: Mapping[str, Any] = {}) -> RunConfig:
         """The resolved configuration. shortcuts: key -> value of an option of the same name. ConfigError."""
-        from qttdm.deploy.configs.run_config import RunConfig, preset_path
+        from qttdm.deploy.configs.run_config import load_run_config, preset_path
 
-        items = self.items
-        for key, value in {"training.env_steps": self.env_steps, **shortcuts}.items():
+        items = [*self.set]
+        for key, value in shortcuts.items():
             if value is not None:
                 if any(item.startswith(f"{key}=") for item in self.set):
                     option = key.rpartition(".")[2].replace("_", "-")
                     raise ConfigError(f"--{option} and --set {key} are the same setting; give one of them")
                 items.append(f"{key}={value}")
         path = preset_path(self.preset or "laptop")
-        return load_config(RunConfig, path, overrides=items, task=self.task, seed=seed, agent=self.agent)
+        return load_run_config(path, items, self.planner, task=self.task, seed=seed, agent=self.agent)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Settings(Choice):
+    """What a new run is made from."""
+
+    env_steps: Count | None = None
+    """simulator steps to train each seed for"""
+
+    def load(self, seed: int | None = None, shortcuts: Mapping[str, Any] = {}) -> RunConfig:
+        """As Choice."""
+        return super().load(seed, {"training.env_steps": self.env_steps, **shortcuts})
 
 
 @Parameter(name="*")

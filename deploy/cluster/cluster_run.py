@@ -16,9 +16,10 @@ import ray
 from qttdm.common.config import ConfigError, dump_config, load_config
 from qttdm.common.metrics.watchdog import stacks
 from qttdm.common.run_dir import RunDir
-from qttdm.deploy.cluster.seed_run import ENDED, SeedRun, task_spec
+from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.deploy.runs.build import task_spec
 from qttdm.deploy.runs.trained import newest_checkpoint
 
 

@@ -24,23 +24,20 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from qttdm.actors.remote import CollectorActor, EvaluatorActor
 from qttdm.actors.settings import ActorSettings
-from qttdm.common.contracts import Policy
-from qttdm.common.environments.make import make_env
-from qttdm.common.environments.task_env import TaskSpec
+from qttdm.common.contracts import Learner, Policy, TaskSpec
 from qttdm.common.events import EventLog
 from qttdm.common.metrics.process import CALLS, FAILURES
 from qttdm.common.metrics.sinks import make_sinks
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
-from qttdm.deploy.agents.agent import choose_device, data_of, exploration, greedy_beside, make_learner, make_policy
 from qttdm.deploy.cluster.reporting import reported, tell_end
 from qttdm.deploy.configs.cluster_config import NAMESPACE, SEED_STATE, SeedState
 from qttdm.deploy.configs.run_config import RunConfig
-from qttdm.learner.learner import Learner, NonFiniteLossError
+from qttdm.deploy.runs.build import choose_device, exploration, make_learner, make_policy, make_task_env
+from qttdm.learner.learner import NonFiniteLossError
 from qttdm.learner.remote import LearnerActor, LearnerSettings
-from qttdm.planner_service.policies.greedy import GreedyPolicy
-from qttdm.planner_service.policies.planning import PlanningPolicy
+from qttdm.planner_service.policies.greedy import greedy_beside
 from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
 from qttdm.replay.limiter import Pace
 from qttdm.replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_shards
@@ -56,6 +53,7 @@ class SeedRun:
 
     def __init__(self, name: str, config: RunConfig, run_dir: RunDir, spec: TaskSpec) -> None:
         self.name, self.config, self.run_dir, self.spec = f"{name}/seed-{config.seed}", config, run_dir, spec
+        self.agent = config.make_agent(spec)
         self.state: SeedState = "queued"
         self.status: dict[str, Any] = {}
         self.restarts: dict[str, int] = {}
@@ -285,7 +283,7 @@ class SeedRun:
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // c.cluster.shards)})
         return ReplaySettings(
             ShardConfig(replay=share, disk=c.cluster.disk, keep_states=c.training.keep_checkpoints),
-            data_of(c, self.spec),
+            self.agent.data,
             self._make_telemetry,
         )
 
@@ -295,7 +293,7 @@ class SeedRun:
             run_dir=self.run_dir.path,
             service=c.cluster.service,
             make_policy=partial(policy_here, c, self.spec),
-            data=data_of(c, self.spec),
+            data=self.agent.data,
             threads=c.threads or max(1, int(c.cluster.planner_cpus)),
             hang_seconds=c.cluster.hang_seconds,
             telemetry=self._make_telemetry,
@@ -307,11 +305,11 @@ class SeedRun:
         return ActorSettings(
             run_dir=self.run_dir.path,
             seed=c.seed,
-            make_env=partial(make_env, c.task, c.env),
+            make_env=partial(make_task_env, c, self.spec),
             make_policy=partial(evaluating_policy, c, self.spec)
             if evaluator
             else partial(acting_policy, c, self.spec, planner),
-            data=data_of(c, self.spec),
+            data=self.agent.data,
             envs=c.training.eval_episodes if evaluator else c.cluster.envs_per_actor,
             threads=c.threads or max(1, int(cpus)),
             max_staleness=c.cluster.max_staleness,
@@ -329,17 +327,17 @@ class SeedRun:
             make_replay=partial(
                 RemoteReplay,
                 seed=derive_seed(c.seed, "draw"),
-                batch_size=c.learner.batch_size,
+                batch_size=self.agent.batch_size,
                 prefetch=c.cluster.prefetch,
                 timeout_s=c.cluster.timeout_seconds,
             ),
             make_pace=partial(Pace, c.cluster.pace, c.training.update_ratio, c.training.seed_decisions),
-            exploration=partial(exploration, c),
+            exploration=partial(exploration, c, self.spec),
             publish_every=c.cluster.publish_every,
             hang_seconds=c.cluster.hang_seconds,
             timeout_seconds=c.cluster.timeout_seconds,
             telemetry=self._make_telemetry,
-            make_sinks=partial(make_sinks, c.sinks, self.run_dir.path, c.model_dump()),
+            make_sinks=partial(make_sinks, c.sinks, self.run_dir.path, c.model_dump(by_alias=True)),
             accept_losses=self.accept_losses,
         )
 
@@ -362,14 +360,7 @@ def fresh_learner(config: RunConfig, spec: TaskSpec) -> Learner:
     return make_learner(config, spec, choose_device(config.device))
 
 
-def task_spec(config: RunConfig) -> TaskSpec:
-    """The task's, from one environment made and closed."""
-    env = make_env(config.task, config.env)
-    env.close()
-    return env.task_spec
-
-
-def policy_here(config: RunConfig, spec: TaskSpec) -> PlanningPolicy | GreedyPolicy:
+def policy_here(config: RunConfig, spec: TaskSpec) -> Policy:
     """The agent's policy on the device that this process was given."""
     return make_policy(config, spec, choose_device(config.device))
 
@@ -388,5 +379,5 @@ def acting_policy(
     local = make_policy(config, spec, torch.device("cpu"))
     if planner is None:
         return local
-    c, greedy = config.cluster, greedy_beside(local, data_of(config, spec))
+    c, greedy = config.cluster, greedy_beside(local)
     return ServicePolicy(c.asking, planner, local, greedy, c.max_staleness, still_waiting)

@@ -1,101 +1,128 @@
-"""The whole configuration of a run: every component's own settings under one roof, and what must hold between them."""
+"""The whole configuration of a run: the run's settings, the agent's section, and what must hold between them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, create_model
 
-from qttdm.common.config import Config, ConfigError
+from qttdm.common.config import Config, ConfigError, load_config, validate
+from qttdm.common.contracts import Agent, TaskSpec
 from qttdm.common.environments.config import EnvConfig
-from qttdm.common.environments.task_env import TaskSpec
 from qttdm.common.metrics.sinks import SinksConfig
-from qttdm.common.models.qt import QTConfig
-from qttdm.common.models.tdm import TDMConfig
+from qttdm.deploy.agents.registry import AGENTS, OWN, agent_class, section_of
 from qttdm.deploy.configs.cluster_config import ClusterConfig
-from qttdm.learner.learner import LearnerConfig
 from qttdm.learner.schedule import TrainingConfig
-from qttdm.planner_service.planners.mppi import PRESETS, PlannerConfig
-from qttdm.planner_service.policies.greedy import EpsilonConfig
+from qttdm.planner_service.planners.mppi import PRESETS
 from qttdm.replay.buffer import ReplayConfig
 
 
 class RunConfig(Config):
-    """What `config.yaml` holds."""
+    """What `config.yaml` holds. The agent's own settings stand in the section named like it."""
+
+    section: ClassVar[str] = ""
+    """where in the page `settings` stand"""
 
     task: str
     """<family>/<name>; `qttdm tasks` lists them"""
-    agent: Literal["qt-tdm", "tdm", "qt"] = "qt-tdm"
-    """the paper's method, or one of its two modules alone"""
+    agent: str = "qt-tdm"
+    """which agent learns: qt-tdm, tdm, qt, simulator-shooting, or module:Class of one's own, with the section `own`"""
     seed: int = Field(default=0, ge=0)
+    """every random stream derives from it"""
     device: str = "auto"
     """a torch device; auto: cuda where there is one, else cpu"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16: autocast in planning and learning, parameters stay float32; auto: on a GPU only"""
     threads: int | None = Field(default=None, gt=0)
     """torch's CPU threads; null: torch decides"""
-    discount: float = Field(default=0.98, gt=0, lt=1)
-    """gamma, per decision"""
     env: EnvConfig = EnvConfig()
-    tdm: TDMConfig = TDMConfig()
-    qt: QTConfig = QTConfig()
-    planner: PlannerConfig = PlannerConfig()
-    epsilon: EpsilonConfig = EpsilonConfig()
+    """how the simulator is presented to the agent"""
+    settings: SerializeAsAny[Config] = Config()
+    """the agent's"""
     replay: ReplayConfig = ReplayConfig()
-    learner: LearnerConfig = LearnerConfig()
+    """what is kept and how it is drawn"""
     training: TrainingConfig = TrainingConfig()
+    """how long, and what is done on the way"""
     cluster: ClusterConfig = ClusterConfig()
+    """how a seed is spread over processes: `qttdm cluster`"""
     sinks: SinksConfig = SinksConfig()
+    """where each line of metrics goes too"""
+
+    @classmethod
+    def for_content(
+        cls, raw: Mapping[str, Any], command_line: Mapping[str, Any]
+    ) -> tuple[type[RunConfig], dict[str, Any]]:
+        """Take the chosen agent's section for `settings`; other agents' sections of a preset are left out."""
+        agent = raw.get("agent", "qt-tdm")
+        if not isinstance(agent, str):
+            return cls, dict(raw)
+        section, kind = section_of(agent), with_settings(agent)
+        others = {*AGENTS, OWN} - {section}
+        if ignored := [key for key in command_line if key in others]:
+            raise ConfigError(
+                f"command line: {ignored[0]} has no effect, the agent is {agent}; its settings begin with {section}"
+            )
+        return kind, {key: value for key, value in raw.items() if key not in others}
+
+    def make_agent(self, task: TaskSpec) -> Agent:
+        """The agent for that task."""
+        return agent_class(self.agent)(self.settings, task)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as plain values: the class was made for the agent, and other processes make it again."""
+        return _restored, (self.model_dump(mode="json", by_alias=True),)
 
 
-def check_fits(config: RunConfig, spec: TaskSpec) -> None:
+@cache
+def with_settings(agent: str) -> type[RunConfig]:
+    """RunConfig with that agent's section. ConfigError if there is no such agent."""
+    section, settings = section_of(agent), agent_class(agent).Settings
+    kind: type[RunConfig] = create_model(
+        "RunConfig", __base__=RunConfig, settings=(settings, Field(default=settings(), alias=section))
+    )
+    kind.section = section
+    return kind
+
+
+def _restored(raw: dict[str, Any]) -> RunConfig:
+    return validate(RunConfig, raw, "configuration")
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = (), planner: str | None = None, **chosen: Any) -> RunConfig:
+    """As `load_config`; planner: the name of planner settings that `overrides` win over. ConfigError."""
+    config = load_config(RunConfig, path, overrides=overrides, **chosen)
+    if planner is None:
+        return config
+    if planner not in PRESETS:
+        raise ConfigError(f"there is no planner {planner!r}; want one of {', '.join(PRESETS)}")
+    own = getattr(config.settings, "planner", None)
+    if getattr(own, "kind", None) != "mppi":
+        raise ConfigError(f"--planner {planner}: agent={config.agent} does not plan by kind mppi, which it is for")
+    items = [f"{config.section}.planner.{key}={value}" for key, value in PRESETS[planner].items()]
+    return load_config(RunConfig, path, overrides=[*items, *overrides], **chosen)
+
+
+def check_fits(config: RunConfig, task: TaskSpec) -> None:
     """ConfigError, naming keys, values and what would do, if the settings contradict each other or the task."""
-    window, decisions = config.tdm.window, spec.episode_decisions
-    n_steps = config.learner.qt.n_step
-    total = config.training.env_steps // spec.action_repeat
-    samples = config.planner.samples
-    checks = [
-        (
-            window <= decisions,
-            f"tdm.window={window} is longer than an episode of {config.task}, {decisions} decisions "
-            f"(env.action_repeat={spec.action_repeat}); want tdm.window from 1 to {decisions}",
-        ),
-        (
-            config.agent != "qt-tdm" or config.tdm.bins == config.qt.bins,
-            f"tdm.bins={config.tdm.bins} and qt.bins={config.qt.bins} differ; QT and TDM read the same action tokens, "
-            f"want both equal",
-        ),
-        (
-            config.agent == "qt" or config.planner.horizon <= window,
-            f"planner.horizon={config.planner.horizon} is longer than tdm.window={window}, the longest sequence the "
-            f"TDM learns; want planner.horizon from 1 to {window}",
-        ),
-        (
-            config.agent != "tdm" or config.planner.elites <= samples,
-            f"planner.elites={config.planner.elites} is more than the {samples} samples of an iteration, and agent=tdm "
-            f"has no QT to propose others; want planner.elites from 1 to {samples}",
-        ),
-        (
-            config.agent == "tdm" or config.learner.qt.states_per_window + n_steps - 1 <= window,
-            f"learner.qt.states_per_window={config.learner.qt.states_per_window} with learner.qt.n_step={n_steps} "
-            f"does not fit tdm.window={window}; want their sum to be at most {window + 1}",
-        ),
-        (
-            config.replay.capacity >= decisions,
+    try:
+        config.make_agent(task).check(task)
+    except ConfigError as error:
+        raise ConfigError(f"{config.section}: {error}") from None
+    decisions, total = task.episode_decisions, config.training.env_steps // task.action_repeat
+    if config.replay.capacity < decisions:
+        raise ConfigError(
             f"replay.capacity={config.replay.capacity} does not hold one episode of {decisions} decisions; "
-            f"want at least {decisions}",
-        ),
-        (
-            config.training.seed_decisions < total,
+            f"want at least {decisions}"
+        )
+    if config.training.seed_decisions >= total:
+        raise ConfigError(
             f"training.seed_decisions={config.training.seed_decisions} leaves nothing to learn in: "
-            f"training.env_steps={config.training.env_steps} is {total} decisions; want fewer than {total}",
-        ),
-    ]
-    for holds, message in checks:
-        if not holds:
-            raise ConfigError(message)
+            f"training.env_steps={config.training.env_steps} is {total} decisions; want fewer than {total}"
+        )
 
 
 def preset_path(name: str) -> Path:
@@ -108,15 +135,3 @@ def preset_path(name: str) -> Path:
         names = sorted(p.stem for p in folder.glob("*.yaml"))
         raise ConfigError(f"--preset {name}: there is none; want one of {', '.join(names)}, or a path to a .yaml file")
     return path
-
-
-def planner_preset(name: str) -> list[str]:
-    """What `--planner NAME` stands for, as `--set` items. ConfigError lists the names there are."""
-    if name not in PRESETS:
-        raise ConfigError(f"there is no planner {name!r}; want one of {', '.join(PRESETS)}")
-    return planner_items(PRESETS[name])
-
-
-def planner_items(settings: dict[str, Any]) -> list[str]:
-    """Planner settings as `--set` takes them."""
-    return [f"planner.{key}={value}" for key, value in settings.items()]

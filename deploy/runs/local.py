@@ -25,7 +25,6 @@ from qttdm.actors.evaluator import Evaluator
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError, dump_config, load_config
-from qttdm.common.environments.make import make_env
 from qttdm.common.environments.rendering import RenderError
 from qttdm.common.metrics.sinks import make_sinks
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
@@ -33,9 +32,10 @@ from qttdm.common.metrics.watchdog import Watchdog, stacks
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import Weights, read_generation
-from qttdm.deploy.agents.agent import Agent, exploration, make_learner
 from qttdm.deploy.configs.cluster_config import SEED_STATE
 from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.deploy.runs.acting import ActingAgent
+from qttdm.deploy.runs.build import exploration, make_learner, make_task_env
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
 from qttdm.deploy.screens.video import VideoError, write_video
@@ -72,7 +72,7 @@ class LocalRun:
     ) -> None:
         """A fresh run, or the continuation of one. ConfigError if the settings do not fit together or to the task."""
         self.config, self.run_dir, self.telemetry = config, run_dir, telemetry
-        self.agent = Agent(config)
+        self.agent = ActingAgent(config)
         self.device = self.agent.device
         torch.manual_seed(derive_seed(config.seed, "learner"))
         self.learner = make_learner(config, self.agent.spec, self.device)
@@ -83,7 +83,7 @@ class LocalRun:
         settings = ActorSettings(
             run_dir=run_dir.path,
             seed=config.seed,
-            make_env=partial(make_env, config.task, config.env),
+            make_env=partial(make_task_env, config, self.agent.spec),
             make_policy=lambda still_waiting: self.agent.policy,
             data=self.agent.data,
             envs=1,
@@ -151,8 +151,8 @@ class LocalRun:
                 self.loop.save()
             self.agent.policy.load(self.learner.weights())
             with self.evaluator.watchdog:
-                frames = self.agent.film(lambda: self.evaluator.watchdog.rearm() or should_stop())
-            write_video(frames, self.run_dir.video_path, self.agent.frames_per_second)
+                frames, frames_per_second = self.agent.film(lambda: self.evaluator.watchdog.rearm() or should_stop())
+            write_video(frames, self.run_dir.video_path, frames_per_second)
             progress.note(f"video: {self.run_dir.video_path}")
         except Stopped:
             progress.note("stopped before the last evaluation and the video were done")
@@ -250,7 +250,7 @@ class LocalRun:
             raise self._does_not_fit(error) from error
         except RuntimeError as error:
             raise ConfigError(str(error)) from None
-        return LocalShards(shards, telemetry, c.learner.batch_size, derive_seed(c.seed, "draw"))
+        return LocalShards(shards, telemetry, self.agent.agent.batch_size, derive_seed(c.seed, "draw"))
 
     def _make_loop(self, checkpoint: Checkpoint | None) -> LearningLoop:
         c = self.config
@@ -264,7 +264,7 @@ class LocalRun:
                 publish_every=c.cluster.publish_every,
                 publish=self._act_with,
                 evaluations=self,
-                exploration=partial(exploration, c),
+                exploration=partial(exploration, c, self.agent.spec),
                 shards=len(self.replay.shards),
                 timeout_seconds=c.cluster.timeout_seconds,
                 checkpoint=checkpoint,
@@ -274,7 +274,7 @@ class LocalRun:
             raise
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise self._does_not_fit(error) from error
-        loop.metrics.sinks += [*make_sinks(c.sinks, self.run_dir.path, c.model_dump()), self._show]
+        loop.metrics.sinks += [*make_sinks(c.sinks, self.run_dir.path, c.model_dump(by_alias=True)), self._show]
         return loop
 
     def _does_not_fit(self, error: Exception) -> ConfigError:

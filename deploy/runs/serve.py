@@ -82,7 +82,7 @@ def describe(agent: TrainedAgent) -> dict[str, Any]:
         "obs_dim": agent.spec.obs_dim,
         "action_dim": agent.spec.action_dim,
         "action_repeat": agent.spec.action_repeat,
-        "discount": agent.config.discount,
+        "discount": agent.data.discount,
     }
 
 
@@ -136,11 +136,12 @@ def run(
     key: Path | None,
     watch: bool,
     metrics: Alone | None = None,
+    planner: str | None = None,
 ) -> None:
     """Serve until told to stop. ConfigError if it cannot begin."""
     config, run_settings = split_settings(settings, host, port)
     token, tls = read_token(token_file), make_tls(certificate, key)
-    agent = TrainedAgent(path, run_settings)
+    agent = TrainedAgent(path, run_settings, planner)
     if watch and agent.run_dir.path != path:
         raise ConfigError(f"{path}: --watch follows a run, and this is one of its checkpoints")
     telemetry = None

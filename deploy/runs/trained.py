@@ -12,24 +12,24 @@ from pathlib import Path
 from torch import nn
 
 from qttdm.common.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
-from qttdm.common.config import ConfigError, load_config
+from qttdm.common.config import ConfigError
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights
-from qttdm.deploy.agents.agent import Agent
-from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.deploy.configs.run_config import load_run_config
+from qttdm.deploy.runs.acting import ActingAgent
 
 
-class TrainedAgent(Agent):
+class TrainedAgent(ActingAgent):
     """The agent of a run directory, with the weights of its newest good checkpoint, or of the one that was named."""
 
-    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
-        """path: RUN, or RUN/checkpoints/NAME. overrides: `KEY=VALUE` settings, such as another planner's.
+    def __init__(self, path: Path, overrides: Sequence[str] = (), planner: str | None = None) -> None:
+        """path: RUN, or RUN/checkpoints/NAME. overrides, planner: as `load_run_config`.
 
         ConfigError if there is no usable checkpoint, or if it does not fit the settings.
         """
         named = (path / "checkpoint.json").is_file()
         self.run_dir = RunDir.open(path.absolute().parents[1] if named else path)
-        super().__init__(load_config(RunConfig, self.run_dir.config_path, overrides=overrides))
+        super().__init__(load_run_config(self.run_dir.config_path, overrides, planner))
         self.store = CheckpointStore(self.run_dir.checkpoints_dir)
         self._seen = self.store.newest()
         try:

@@ -50,6 +50,11 @@ class Run:
     evaluations: list[dict[str, Any]]
     episodes: list[dict[str, Any]]
 
+    def has_section_of(self, key: str) -> bool:
+        """Whether a dotted key could be among its settings; a key without a dot is everybody's."""
+        section, dot, _ = key.partition(".")
+        return not dot or any(own.startswith(f"{section}.") for own in self.settings)
+
     def curve(self, metric: str) -> Curve:
         """A metric of the evaluations; nulls left out, and of two lines at one step the later one counts."""
         points = {line["env_steps"]: line[metric] for line in self.evaluations if line.get(metric) is not None}
@@ -122,14 +127,14 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
             raise ConfigError(f"plot: {twin.path} and {run.path} have the same settings and the same seed, {run.seed}")
         group.append(run)
     keys = sorted({key for run in runs for key in run.settings} - {"agent"})
-    # The cluster's own settings tell runs on a cluster apart, and nothing of the others.
-    spread = [run for run in runs if "on" in run.settings]
-    telling = [key for key in keys if _differs(key, spread if key.startswith("cluster.") else runs)]
+    # A section (an agent's, the cluster's) tells apart the runs that have it, and nothing of the others.
+    telling = [key for key in keys if _differs(key, [run for run in runs if run.has_section_of(key)])]
     groups = {}
     for members in alike.values():
-        settings = members[0].settings
-        shown = [key for key in telling if key in settings or (key != "on" and not key.startswith("cluster."))]
-        groups[" ".join([settings.get("agent", "run"), *(f"{k}={settings.get(k, '-')}" for k in shown)])] = members
+        first = members[0]
+        told = [key for key in telling if key in first.settings or (key != "on" and first.has_section_of(key))]
+        shown = [f"{key}={first.settings.get(key, '-')}" for key in told]
+        groups[" ".join([first.settings.get("agent", "run"), *shown])] = members
     return dict(sorted(groups.items()))
 
 

@@ -24,9 +24,10 @@ from qttdm.common.trees import TensorTree
 from qttdm.planner_service.planners.returns import Returns, repeated
 
 
-class PlannerConfig(Config):
+class MPPIConfig(Config):
     """Algorithm 2's numbers; defaults are the paper's (Table II)."""
 
+    kind: Literal["mppi"] = "mppi"
     horizon: int = Field(default=3, gt=0)
     """H, decisions"""
     samples: int = Field(default=512, gt=0)
@@ -53,7 +54,7 @@ class PlannerConfig(Config):
     """torch.compile the whole decision as one graph, on a GPU a CUDA graph; needs a C++ compiler, minutes to start"""
 
     @model_validator(mode="after")
-    def _elites_fit(self) -> PlannerConfig:
+    def _elites_fit(self) -> MPPIConfig:
         population = self.samples + self.qt_samples
         if self.elites > population:
             raise ValueError(
@@ -70,6 +71,12 @@ class PlannerConfig(Config):
                 f"init_std={self.init_std} is not between min_std={self.min_std} and max_std={self.max_std}"
             )
         return self
+
+    def make(
+        self, discount: float, action_dim: int, dynamics: DynamicsModel, value_function: ValueFunction | None = None
+    ) -> MPPI:
+        """The planner with these numbers."""
+        return MPPI(self, discount, action_dim, dynamics, value_function)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -96,12 +103,12 @@ class _Population:
         return _Population(actions, values, self.terminal.gather(1, index))
 
 
-class Planner:
+class MPPI:
     """Algorithm 2. `value_function=None` is the paper's TDM ablation: no proposals, no terminal value."""
 
     def __init__(
         self,
-        config: PlannerConfig,
+        config: MPPIConfig,
         discount: float,
         action_dim: int,
         dynamics: DynamicsModel,

@@ -22,6 +22,7 @@ from qttdm.planner_service.planners.returns import Returns, repeated
 class RandomShootingConfig(Config):
     """How sequences are drawn."""
 
+    kind: Literal["random-shooting"] = "random-shooting"
     horizon: int = Field(default=10, gt=0)
     """H, decisions"""
     samples: int = Field(default=128, gt=0)
@@ -30,6 +31,14 @@ class RandomShootingConfig(Config):
     """white: each step by itself; brownian: each step adds an increment to the one before"""
     std: float = Field(default=0.5, gt=0)
     """of a step (white) or of an increment (brownian), in action units; the action range is [-1, 1]"""
+    compile: bool = False
+    """torch.compile the whole decision as one graph, on a GPU a CUDA graph; needs a C++ compiler, minutes to start"""
+
+    def make(
+        self, discount: float, action_dim: int, dynamics: DynamicsModel, value_function: ValueFunction | None = None
+    ) -> RandomShooting:
+        """The planner with these numbers."""
+        return RandomShooting(self, discount, action_dim, dynamics, value_function)
 
 
 class RandomShooting:

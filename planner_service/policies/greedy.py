@@ -11,9 +11,15 @@ from pydantic import Field
 from torch import nn
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, ValueFunction
+from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Policy, ValueFunction
 from qttdm.common.weights import Weights
-from qttdm.planner_service.policies.planning import blank_observations, freeze, on_device, seeded_generator
+from qttdm.planner_service.policies.planning import (
+    PlanningPolicy,
+    blank_observations,
+    freeze,
+    on_device,
+    seeded_generator,
+)
 
 
 class EpsilonConfig(Config):
@@ -76,3 +82,10 @@ class GreedyPolicy:
         context = on_device(observations, self.device)
         actions, values = self.value_function.propose(context, chance, uniform[:, 1:], probability)
         return Decisions(actions.cpu().numpy(), values.float().cpu().numpy())
+
+
+def greedy_beside(policy: Policy) -> GreedyPolicy | None:
+    """The greedy policy of a planning policy's value function, with its networks; None where it has none."""
+    if isinstance(policy, PlanningPolicy) and policy.planner.value_function is not None:
+        return GreedyPolicy(policy.planner.value_function, policy.networks, policy.data, policy.device)
+    return None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from qttdm.common.contracts import ArrayTree, DataSpec, Decisions
 from qttdm.common.seeding import derive_seed
@@ -19,7 +20,7 @@ class RandomPolicy:
     weights_version, device = 0, torch.device("cpu")
 
     def __init__(self, data: DataSpec) -> None:
-        self.data = data
+        self.data, self.networks = data, nn.ModuleDict()
 
     def load(self, weights: Weights) -> None:
         """Nothing here learns."""

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from qttdm.common.config import load_config
-from qttdm.common.environments.task_env import TaskSpec
+from qttdm.common.contracts import TaskSpec
 from qttdm.common.metrics.gpu import watch_gpu
-from qttdm.deploy.agents.agent import make_learner, make_policy
 from qttdm.deploy.bench.models import random_batch
 from qttdm.deploy.cluster.seed_run import evaluating_policy
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
+from qttdm.deploy.runs.build import make_learner, make_policy
 from qttdm.planner_service.policies.lockstep import Lockstep
 
 pytestmark = [
@@ -23,7 +23,13 @@ SPEC = TaskSpec(24, 6, 2, 1000, terminates=True, has_success=False)
 
 
 def config(*overrides: str) -> RunConfig:
-    small = ["tdm.dropout=0", "tdm.head_dropout=0", "qt.dropout=0", "learner.batch_size=8", "planner.samples=64"]
+    small = [
+        "qt-tdm.tdm.dropout=0",
+        "qt-tdm.tdm.head_dropout=0",
+        "qt-tdm.qt.dropout=0",
+        "qt-tdm.learner.batch_size=8",
+        "qt-tdm.planner.samples=64",
+    ]
     return load_config(RunConfig, preset_path("paper-dmc"), overrides=[*small, *overrides])
 
 
@@ -80,9 +86,10 @@ def test_updates_are_timed_on_the_gpu_without_waiting_for_it_and_its_use_is_told
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_compiled_decision_is_the_uncompiled_one_for_every_size_of_batch(precision):
-    few = ["planner.iterations=2", "planner.horizon=2", f"precision={precision}"]
+    few = ["qt-tdm.planner.iterations=2", "qt-tdm.planner.horizon=2", f"precision={precision}"]
     plain, compiled = (
-        make_policy(config(*few, f"planner.compile={on}"), SPEC, torch.device("cuda")) for on in ("false", "true")
+        make_policy(config(*few, f"qt-tdm.planner.compile={on}"), SPEC, torch.device("cuda"))
+        for on in ("false", "true")
     )
     weights = make_learner(config(*few), SPEC, torch.device("cuda")).weights()
     for policy in (plain, compiled):
@@ -109,7 +116,9 @@ def test_an_evaluator_with_a_gpu_plans_on_it():
 
 def test_a_compiled_decision_is_few_launches():
     """CUDA's own count: a captured decision is the replay of a graph, and what brings its inputs there."""
-    policy = make_policy(config("planner.compile=true", "planner.iterations=2"), SPEC, torch.device("cuda"))
+    policy = make_policy(
+        config("qt-tdm.planner.compile=true", "qt-tdm.planner.iterations=2"), SPEC, torch.device("cuda")
+    )
     policy.warm_up(1)
     episodes = Lockstep(policy, [0], exploration=0.0)
     observations = {"observations": np.zeros((1, SPEC.obs_dim), np.float32)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qttdm.common.weights import Weights
-from qttdm.deploy.agents.agent import make_learner
+from qttdm.deploy.runs.build import make_learner
 from qttdm.learner.evaluations import Evaluations
 from qttdm.learner.learner import Learner
 from tests.fakes import point_env, tiny_config

@@ -69,13 +69,11 @@ def make_learner(
         with torch.no_grad():
             for head in (dynamics.state_head, dynamics.reward_head, dynamics.continuation_head, *values.heads):
                 head[-1].weight.normal_(std=0.3)
-    config = LearnerConfig(
-        compile=compile,
-        reward_scale=reward_scale,
-        tdm=tdm or TDMLearnerConfig(),
-        qt=qt or QTLearnerConfig(states_per_window=2),
-    )
-    parts = [TDMLearner(config.tdm, dynamics, config.compile), QTLearner(config.qt, values, 0.9, config.compile)]
+    config = LearnerConfig(compile=compile, reward_scale=reward_scale)
+    parts = [
+        TDMLearner(tdm or TDMLearnerConfig(), dynamics, compile),
+        QTLearner(qt or QTLearnerConfig(states_per_window=2), values, 0.9, compile),
+    ]
     return Learner(config, parts, CPU, total_updates, bfloat16=False)
 
 
@@ -359,7 +357,7 @@ def test_compiled_it_drops_out_too(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     for dropout, different in ((0.5, 3), (0.0, 1)):
         whole = make_learner(dropout=dropout, awake=True, compile=True)
-        batch = whole.stage(make_batch())
+        batch = whole._stage(make_batch())
         losses = {round(part(whole, "tdm").loss(batch).state.item(), 5) for _ in range(3)}
         assert len(losses) == different
 
@@ -390,10 +388,10 @@ def test_the_watch_sees_a_wait(wait):
 
 def test_updates_never_wait_for_the_device():
     learner = make_learner(qt=QTLearnerConfig(ema_every=2, monte_carlo_clamp=True))
-    staged = learner.stage(make_batch())
+    batch = make_batch()
     with Waits() as waits:
         for _ in range(4):
-            learner.update_staged(staged)
+            learner.update(batch)
     assert waits.count == 0
 
 
@@ -514,10 +512,10 @@ def test_an_update_of_the_paper_s_shape_stays_within_its_activations():
     """
     batch_size, window, action_dim, obs_dim = 2, 20, 6, 24
     torch.manual_seed(0)
-    config = LearnerConfig()
     c, q = TDMConfig(), QTConfig()
     tdm, qt = TDM(c, obs_dim, action_dim, can_terminate=False), QT(q, obs_dim, action_dim)
-    learner = Learner(config, [TDMLearner(config.tdm, tdm), QTLearner(config.qt, qt, 0.98)], CPU, 10, bfloat16=False)
+    parts = [TDMLearner(TDMLearnerConfig(), tdm), QTLearner(QTLearnerConfig(), qt, 0.98)]
+    learner = Learner(LearnerConfig(), parts, CPU, 10, bfloat16=False)
     batch = make_batch(batch_size, window, obs_dim, action_dim)
 
     parameters = sum(p.numel() for p in learner.networks.parameters())

@@ -23,7 +23,7 @@ from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import GENERATION, Weights, updates_of, version_of
-from qttdm.deploy.agents.agent import make_learner
+from qttdm.deploy.runs.build import make_learner
 from qttdm.learner.learner import NonFiniteLossError
 from qttdm.learner.loop import LearningLoop
 from qttdm.learner.schedule import TrainingConfig
@@ -39,7 +39,7 @@ from tests.fakes import point_env, tiny_config
 LENGTH = 5  # decisions of an episode; of 2 simulator steps each
 SEED_DECISIONS = 10
 LEAD = 12.0
-CONFIG = tiny_config("planner={horizon: 1}", "tdm={window: 3, embed_dim: 8}", agent="tdm")
+CONFIG = tiny_config("tdm.planner.horizon=1", "tdm.tdm={window: 3, embed_dim: 8}", agent="tdm")
 
 
 class Killed(BaseException):
@@ -52,7 +52,12 @@ class Shards:
     def __init__(self, directory: Path, shards: int, capacity: int = 1000) -> None:
         config = ShardConfig(replay=ReplayConfig(capacity=capacity))
         self.shards = [
-            ReplayShard(directory / f"shard-{i}", config, vector_data(3, 2, CONFIG.tdm.window, CONFIG.discount), seed=i)
+            ReplayShard(
+                directory / f"shard-{i}",
+                config,
+                vector_data(3, 2, CONFIG.settings.tdm.window, CONFIG.settings.discount),
+                seed=i,
+            )
             for i in range(shards)
         ]
         self.refusals: list[str] = []  # what the next questions end with instead of an answer

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from qttdm.common.weights import Weights
-from qttdm.deploy.agents.agent import greedy_beside
 from qttdm.deploy.cluster.seed_run import RESTARTED
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.learner.remote import Broadcast
-from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
+from qttdm.planner_service.planners.mppi import MPPI, MPPIConfig
+from qttdm.planner_service.policies.greedy import greedy_beside
 from qttdm.planner_service.policies.planning import PlanningPolicy
 from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServicePolicy
 from qttdm.planner_service.serving.messages import Refusal, ServiceError
@@ -31,7 +31,7 @@ from tests.remote.live import PATIENCE, Live, check_books, settings, until
 
 pytestmark = pytest.mark.ray
 
-SMALL = PlannerConfig(samples=12, elites=4, qt_samples=3, iterations=3, horizon=2)
+SMALL = MPPIConfig(samples=12, elites=4, qt_samples=3, iterations=3, horizon=2)
 CPU = torch.device("cpu")
 VERSION = 10**9 + 7
 
@@ -52,7 +52,7 @@ def policy(networks: int, trap: Path | None = None) -> PlanningPolicy:
     """With random networks, a function of that number."""
     tdm, qt = tiny_tdm(networks), tiny_qt(networks)
     parts = nn.ModuleDict({"tdm": tdm, "qt": qt})
-    it = HangingPolicy(Planner(SMALL, 0.95, 2, tdm, qt), parts, tiny_data(), CPU)
+    it = HangingPolicy(MPPI(SMALL, 0.95, 2, tdm, qt), parts, tiny_data(), CPU)
     it.trap = trap
     return it
 

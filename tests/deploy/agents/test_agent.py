@@ -1,11 +1,29 @@
-"""Three agents from the same parts, and devices that are there or not."""
+"""Agents from the same parts, one of a user's own among them, and devices that are there or not."""
 
+from contextlib import closing
+
+import numpy as np
 import pytest
 import torch
 
 from qttdm.common.config import ConfigError
-from qttdm.common.environments.task_env import TaskSpec
-from qttdm.deploy.agents.agent import choose_device, exploration, make_learner, make_policy, use_bfloat16
+from qttdm.common.contracts import TaskSpec
+from qttdm.common.metrics.lines import read_metrics
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.deploy.runs.acting import untrained
+from qttdm.deploy.runs.build import (
+    choose_device,
+    exploration,
+    make_learner,
+    make_policy,
+    make_task_env,
+    task_spec,
+    use_bfloat16,
+)
+from qttdm.deploy.runs.local import new_run
+from qttdm.deploy.runs.trained import TrainedAgent
+from qttdm.deploy.screens.progress import Progress
 from qttdm.planner_service.policies.greedy import GreedyPolicy
 from qttdm.planner_service.policies.planning import PlanningPolicy
 from tests.fakes import tiny_config
@@ -67,11 +85,84 @@ def test_linear_schedules_end_with_the_training():
 
 
 def test_exploration_is_scheduled_for_qt_and_the_planners_own_business_otherwise():
-    assert [exploration(tiny_config(agent=agent), steps) for agent in ("qt-tdm", "tdm") for steps in (0, 320)] == [
-        1
-    ] * 4
-    scheduled = [exploration(tiny_config(agent="qt"), steps) for steps in (0, 48, 96, 320)]
+    assert [
+        exploration(tiny_config(agent=agent), SPEC, steps) for agent in ("qt-tdm", "tdm") for steps in (0, 320)
+    ] == [1] * 4
+    scheduled = [exploration(tiny_config(agent="qt"), SPEC, steps) for steps in (0, 48, 96, 320)]
     assert scheduled == pytest.approx([1.0, 0.505, 0.01, 0.01])
+
+
+class TestOwn:
+    NAME = "tests.deploy.agents.own_agent:Curious"
+
+    def test_it_trains_resumes_and_is_evaluated_as_any(self, tmp_path):
+        config = tiny_config("own.width=8", agent=self.NAME)
+        run_dir = RunDir.create(tmp_path / "run")
+        with closing(new_run(config, run_dir)) as run, Progress(320, None) as progress:
+            run.train(progress)
+        assert sum(line["kind"] == "update" for line in read_metrics(run_dir.metrics_path)) > 0
+        trained = TrainedAgent(run_dir.path)
+        assert trained.config.settings.width == 8
+        assert len(trained.evaluate(2).returns) == 2
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("nowhere:Agent", "cannot import nowhere:Agent"),
+            ("tests.deploy.agents.own_agent:Absent", "cannot import"),
+            ("os:PathLike", "is no agent: it has no check, learner, policy, exploration, Settings"),
+            ("dreamer", "there is no 'dreamer'; want one of qt-tdm, tdm, qt, simulator-shooting, or module:Class"),
+        ],
+    )
+    def test_what_is_no_agent_is_one_line(self, name, says):
+        with pytest.raises(ConfigError) as error:
+            tiny_config(agent=name)
+        assert says in str(error.value)
+
+    def test_an_unknown_key_of_its_section_is_named(self):
+        with pytest.raises(ConfigError, match=r"unknown key own.depth; known keys here are samples, width"):
+            tiny_config("own.depth=2", agent=self.NAME)
+
+
+class TestSimulatorShooting:
+    """It needs no training, and plans from the state that its environments show."""
+
+    def config(self, *overrides: str, task: str = "dmc/cartpole-swingup", **more) -> RunConfig:
+        own = ["env={action_repeat: 8, episode_steps: 80}", "training={env_steps: 320, seed_decisions: 10}"]
+        return tiny_config(*own, *overrides, task=task, agent="simulator-shooting", **more)
+
+    def test_its_values_are_the_rewards_it_gets_in_a_search_of_one_step(self):
+        agent = untrained(self.config("simulator-shooting.planner.horizon=1"))
+        policy, values, rewards = agent.policy, [], []
+        env = make_task_env(agent.config, agent.spec)
+        observation, _ = env.reset(seed=3)
+        episode = policy.start(3, 0.0)
+        for _ in range(10):
+            seen = {name: array[None] for name, array in env.observe(observation).items()}
+            decided = policy.decide([episode], seen)
+            observation, reward, *_ = env.step(decided.actions[0])
+            values.append(float(decided.values[0]))
+            rewards.append(reward)
+        assert values == pytest.approx(rewards, abs=1e-6)
+
+    def test_it_is_trained_like_any_and_its_replay_keeps_the_state(self, tmp_path):
+        config = self.config()
+        run_dir = RunDir.create(tmp_path / "run")
+        with closing(new_run(config, run_dir)) as run, Progress(320, None) as progress:
+            run.train(progress)
+            state = run.replay.next()["simulator_state"]
+        assert state.dtype == np.float64
+        assert state.shape[2] == task_spec(config).simulator_state > 0
+        assert len(TrainedAgent(run_dir.path).evaluate(1).returns) == 1
+
+    @pytest.mark.parametrize("task", ["gym/FakePoint-v0", "metaworld/reach", "dmc/quadruped-escape"])
+    def test_other_suites_are_one_line(self, task):
+        with pytest.raises(ConfigError, match=rf"simulator-shooting: {task} cannot show its simulator's state; want a"):
+            untrained(self.config(task=task))
+
+    def test_an_agent_with_networks_needs_a_run(self):
+        with pytest.raises(ConfigError, match="agent=qt-tdm acts with trained networks; want the directory of one"):
+            untrained(tiny_config())
 
 
 def test_devices():

@@ -28,7 +28,7 @@ def test_the_rate_is_that_of_all_clients_together():
 def test_a_row_for_each_number_of_clients(capsys, monkeypatch):
     monkeypatch.setattr(bench_service, "LAPTOP", TINY)
     monkeypatch.setattr(bench_service, "PAPER_CPU", Case("twice", "debug", 5, 2, (2,), seconds=0.5))
-    print_service("cpu", None, ["planner.iterations=1"])
+    print_service("cpu", None, ["qt-tdm.planner.iterations=1"])
     shown = capsys.readouterr().out.splitlines()
     rows = [(row[:24].strip(), row[24:].split()) for row in shown[3:]]
     assert [(name, cells[0]) for name, cells in rows] == [("tiny", "1"), ("tiny", "3"), ("twice", "2")]
@@ -38,5 +38,8 @@ def test_a_row_for_each_number_of_clients(capsys, monkeypatch):
 
 
 def test_a_server_that_does_not_start_is_an_error():
-    with pytest.raises(RuntimeError, match="server of tiny ended"), server(TINY, ["planner.samples=0"], threads=1):
+    with (
+        pytest.raises(RuntimeError, match="server of tiny ended"),
+        server(TINY, ["qt-tdm.planner.samples=0"], threads=1),
+    ):
         pass

@@ -74,7 +74,7 @@ def refused(capsys, *arguments):
         (["--gpus-per-seed", "1", "--set", "device=cpu"], ["device=cpu", "gpus_per_seed=1", "auto"]),
         (["--set", "device=cuda"], ["device=cuda", "gpus_per_seed=0", "auto"]),
         (["--gpus-per-seed", "2", "--set", "device=cuda:1"], ["device=cuda:1", "gpus_per_seed=2", "auto"]),
-        (["--set", "tdm.window=50"], ["tdm.window=50", "20 decisions"]),
+        (["--set", "qt-tdm.tdm.window=50"], ["qt-tdm: tdm.window=50", "20 decisions"]),
         (["--name", "a/b"], ["--name a/b", "plain name", "walker-1"]),
         (["--name", ""], ["--name", "plain name"]),
         (["--name", "../up"], ["--name ../up", "plain name"]),
@@ -232,7 +232,7 @@ class TestResume:
 
     def test_settings_that_no_longer_fit(self, walk, capsys):
         self.edit(walk, "tdm.window", 50)
-        assert "tdm.window=50 is longer than an episode" in refused(capsys, "resume", "walk")
+        assert "qt-tdm.tdm.window=50 is longer than an episode" in refused(capsys, "resume", "walk")
 
     def test_a_configuration_that_cannot_be_read(self, walk, capsys):
         (walk / "seed-10" / "config.yaml").write_text("task: [")

@@ -100,12 +100,12 @@ class TestMistakes:
             (["--preset", "debgu"], ["debgu", "debug, laptop"]),
             (["--preset", "none.yaml"], ["none.yaml", "cannot read"]),
             (["--agent", "td-mpc"], ["agent", "td-mpc", "qt-tdm"]),
-            (["--set", "planner.horizn=5"], ["planner.horizn", "horizon"]),
-            (["--set", "planner.horizon=long"], ["planner.horizon", "'long'", "integer"]),
-            (["--set", "planner.horizon=0"], ["planner.horizon", "0", "> 0"]),
-            (["--set", "planner.horizon"], ["planner.horizon", "KEY=VALUE"]),
+            (["--set", "qt-tdm.planner.horizn=5"], ["qt-tdm.planner.horizn", "horizon"]),
+            (["--set", "qt-tdm.planner.horizon=long"], ["qt-tdm.planner.horizon", "'long'", "integer"]),
+            (["--set", "qt-tdm.planner.horizon=0"], ["qt-tdm.planner.horizon", "0", "> 0"]),
+            (["--set", "planner.horizon"], ["qt-tdm.planner.horizon", "KEY=VALUE"]),
             (["--planner", "quick"], ["'quick'", "exact, fast"]),
-            (["--set", "tdm.window=50"], ["tdm.window=50", "20 decisions"]),
+            (["--set", "qt-tdm.tdm.window=50"], ["qt-tdm.tdm.window=50", "20 decisions"]),
             (["--set", "device=gpu9"], ["device=gpu9", "cpu"]),
             (["--env-steps", "0"], ["--env-steps", '"0"', ">= 1"]),
             (["--env-steps", "1.5"], ["--env-steps", "'1.5'", "whole number"]),
@@ -313,15 +313,15 @@ class TestEvalAndPlot:
         def returns(*more):
             return run_main(capsys, "eval", trained / "0", "--episodes", "2", *more)[1].splitlines()[:2]
 
-        assert returns("--set", "planner.init_std=0.06", "--set", "planner.samples=200") != returns()
+        assert returns("--set", "qt-tdm.planner.init_std=0.06", "--set", "qt-tdm.planner.samples=200") != returns()
 
     def test_eval_with_a_planner_by_name_and_set_wins_over_it(self, trained, monkeypatch):
         planners = []
         monkeypatch.setattr(TrainedAgent, "evaluate", lambda agent, _: planners.append(agent.config.planner) or 1 / 0)
         for name in PRESETS:
-            for more in ([], ["--set", "planner.samples=70"]):
+            for more in ([], ["--set", "qt-tdm.planner.samples=70"]):
                 with pytest.raises(ZeroDivisionError):
-                    main(["eval", str(trained / "0"), *more, "--planner", name, "--set", "planner.horizon=1"])
+                    main(["eval", str(trained / "0"), *more, "--planner", name, "--set", "qt-tdm.planner.horizon=1"])
         own = TrainedAgent(trained / "0").config.planner
         for planner, (name, more) in zip(planners, itertools.product(PRESETS, ({}, {"samples": 70})), strict=True):
             assert planner == own.model_copy(update={**PRESETS[name], **more, "horizon": 1})
@@ -355,14 +355,16 @@ def test_tasks_are_listed_one_a_line(capsys):
 
 class TestConfig:
     def test_the_printed_page_is_a_preset_with_every_field_and_its_comment(self, here, capsys):
-        status, out, err = run_main(capsys, "config", "--preset", "debug", "--set", "planner.horizon=2", "--seed", "7")
+        status, out, err = run_main(
+            capsys, "config", "--preset", "debug", "--set", "qt-tdm.planner.horizon=2", "--seed", "7"
+        )
         assert (status, err) == (0, "")
         assert "# gamma, per decision\ndiscount: 0.98\n" in out
         assert "  # H, decisions\n  horizon: 2\n" in out
         (here / "page.yaml").write_text(out)
-        config = load_config(RunConfig, preset_path("debug"), overrides=["planner.horizon=2"], seed=7)
+        config = load_config(RunConfig, preset_path("debug"), overrides=["qt-tdm.planner.horizon=2"], seed=7)
         assert load_config(RunConfig, here / "page.yaml") == config
 
     def test_a_mistake_is_one_line(self, capsys):
-        status, out, err = run_main(capsys, "config", "--set", "planner.horizn=2")
+        status, out, err = run_main(capsys, "config", "--set", "qt-tdm.planner.horizn=2")
         assert (status, out, err.count("\n")) == (2, "", 1)

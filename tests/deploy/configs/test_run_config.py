@@ -1,10 +1,14 @@
 """The presets say what the paper's tables say, and contradictions are one line that names the keys."""
 
+import pickle
+
 import pytest
 
 from qttdm.common.config import ConfigError, dump_config, load_config
-from qttdm.common.environments.task_env import TaskSpec
+from qttdm.common.contracts import TaskSpec
+from qttdm.deploy.agents.registry import AGENTS
 from qttdm.deploy.configs.run_config import RunConfig, check_fits, preset_path
+from qttdm.planner_service.planners.random_shooting import RandomShootingConfig
 from tests.fakes import tiny_config
 
 TASKS = {
@@ -19,12 +23,14 @@ def load(preset, **more):
     return load_config(RunConfig, preset_path(preset), **more)
 
 
+@pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("preset", TASKS)
-def test_every_preset_loads_and_comes_back_from_what_is_saved(preset, tmp_path):
-    config = load(preset)
-    assert config.task == TASKS[preset]
+def test_every_preset_has_every_agent_and_comes_back_from_what_is_saved(preset, agent, tmp_path):
+    config = load(preset, agent=agent)
+    assert (config.task, config.agent) == (TASKS[preset], agent)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(RunConfig, preset_path(str(tmp_path / "config.yaml"))) == config
+    assert pickle.loads(pickle.dumps(config)) == config  # as Ray hands it to a process
 
 
 def test_an_unknown_preset_is_told_which_there_are():
@@ -38,9 +44,8 @@ class TestPaper:
     @pytest.mark.parametrize("preset", ["paper-dmc", "paper-metaworld"])
     def test_common_to_both_suites(self, preset):
         config = load(preset)
-        got = config.model_dump()
+        got = config.settings.model_dump()
         want = {
-            "agent": "qt-tdm",
             "discount": 0.98,
             "tdm": {
                 "window": 20,
@@ -68,16 +73,19 @@ class TestPaper:
                 "keep_elites": 0,
                 "execute": "elite",
             },
-            "replay": {"sampler": "uniform"},
-            "epsilon": {"start": 1.0, "end": 0.01, "share": 0.3},
-            "training": {"seed_decisions": 2000, "update_ratio": 1.0, "eval_every": 10_000, "eval_episodes": 10},
         }
+        assert config.agent == "qt-tdm"
+        assert config.replay.sampler == "uniform"
+        training = {"seed_decisions": 2000, "update_ratio": 1.0, "eval_every": 10_000, "eval_episodes": 10}
+        assert {key: getattr(config.training, key) for key in training} == training
+        epsilon = load(preset, agent="qt").settings.epsilon
+        assert (epsilon.start, epsilon.end, epsilon.share) == (1.0, 0.01, 0.3)
         for section, values in want.items():
             if isinstance(values, dict):
                 assert {key: got[section][key] for key in values} == values, section
             else:
                 assert got[section] == values
-        learner = config.learner
+        learner = config.settings.learner
         assert learner.batch_size == 512
         assert (learner.tdm.learning_rate, learner.tdm.weight_decay, learner.tdm.max_grad_norm) == (1e-4, 1e-6, 30)
         assert (learner.tdm.state_weight, learner.tdm.reward_weight, learner.tdm.schedule) == (1.0, 2.0, "constant")
@@ -98,20 +106,20 @@ class TestPaper:
     def test_dmc(self, task, repeat, clamp):
         config = load("paper-dmc", task=task)
         assert config.env.action_repeat == repeat
-        assert config.learner.qt.monte_carlo_clamp is clamp
+        assert config.settings.learner.qt.monte_carlo_clamp is clamp
         assert config.env.episode_steps in (None, 1000)  # None: the suite's own 1000
         assert config.training.env_steps == 500_000
-        assert config.learner.reward_scale == 1.0
-        assert (config.learner.qt.schedule, config.learner.qt.ema_every) == ("constant", 5)
+        assert config.settings.learner.reward_scale == 1.0
+        assert (config.settings.learner.qt.schedule, config.settings.learner.qt.ema_every) == ("constant", 5)
 
     @pytest.mark.parametrize("name", ["hammer", "door-unlock", "reach-wall"])
     def test_metaworld(self, name):
         config = load("paper-metaworld", task=f"metaworld/{name}")
         assert (config.env.action_repeat, config.env.episode_steps) == (2, 200)
         assert config.training.env_steps == 1_000_000
-        assert config.learner.reward_scale == 0.5
-        assert (config.learner.qt.schedule, config.learner.qt.ema_every) == ("linear", 10)
-        assert config.learner.qt.monte_carlo_clamp is False
+        assert config.settings.learner.reward_scale == 0.5
+        assert (config.settings.learner.qt.schedule, config.settings.learner.qt.ema_every) == ("linear", 10)
+        assert config.settings.learner.qt.monte_carlo_clamp is False
 
     @pytest.mark.parametrize(("preset", "episode"), [("paper-dmc", 1000), ("paper-metaworld", 200)])
     def test_settings_fit_the_tasks(self, preset, episode):
@@ -124,20 +132,20 @@ class TestFits:
 
     def test_what_fits_passes(self):
         check_fits(tiny_config(), self.SPEC)
-        check_fits(tiny_config("tdm.window=10", "planner.horizon=10"), self.SPEC)
-        check_fits(tiny_config("learner.qt.states_per_window=2"), self.SPEC)
+        check_fits(tiny_config("qt-tdm.tdm.window=10", "qt-tdm.planner.horizon=10"), self.SPEC)
+        check_fits(tiny_config("qt-tdm.learner.qt.states_per_window=2"), self.SPEC)
         check_fits(tiny_config("replay.capacity=10"), self.SPEC)
 
     @pytest.mark.parametrize(
         ("overrides", "names"),
         [
-            (["tdm.window=11"], ["tdm.window=11", "10 decisions", "env.action_repeat=8", "from 1 to 10"]),
-            (["planner.horizon=5"], ["planner.horizon=5", "tdm.window=4", "from 1 to 4"]),
+            (["qt-tdm.tdm.window=11"], ["tdm.window=11", "10 decisions", "env.action_repeat=8", "from 1 to 10"]),
+            (["qt-tdm.planner.horizon=5"], ["qt-tdm: planner.horizon=5", "tdm.window=4", "from 1 to 4"]),
             (
-                ["learner.qt.states_per_window=3"],
+                ["qt-tdm.learner.qt.states_per_window=3"],
                 ["learner.qt.states_per_window=3", "learner.qt.n_step=3", "tdm.window=4", "at most 5"],
             ),
-            (["learner.qt.n_step=5"], ["learner.qt.n_step=5", "at most 5"]),
+            (["qt-tdm.learner.qt.n_step=5"], ["learner.qt.n_step=5", "at most 5"]),
             (["replay.capacity=9"], ["replay.capacity=9", "10 decisions", "at least 10"]),
             (["training.seed_decisions=40"], ["training.seed_decisions=40", "training.env_steps=320", "fewer than 40"]),
         ],
@@ -150,20 +158,32 @@ class TestFits:
             assert name in str(error.value)
 
     def test_without_proposals_the_elites_must_be_found_among_the_samples(self):
-        overrides = ["planner.samples=8", "planner.qt_samples=8", "planner.elites=12"]
-        check_fits(tiny_config(*overrides, agent="qt-tdm"), self.SPEC)
-        with pytest.raises(ConfigError, match=r"planner.elites=12.*from 1 to 8"):
-            check_fits(tiny_config(*overrides, agent="tdm"), self.SPEC)
+        planner = "planner={samples: 8, qt_samples: 8, elites: 12}"
+        tiny_config(f"qt-tdm.{planner}")
+        with pytest.raises(ConfigError, match=r"^command line: tdm: planner.elites=12.*from 1 to 8"):
+            tiny_config(f"tdm.{planner}", agent="tdm")
+
+    def test_another_agents_settings_are_not_ignored_in_silence(self):
+        with pytest.raises(ConfigError, match=r"^command line: tdm has no effect, .*qt-tdm; .* begin with qt-tdm"):
+            tiny_config("tdm.planner.horizon=2")
+
+    def test_another_kind_of_planner_begins_from_its_own_defaults(self):
+        config = tiny_config("tdm.planner={kind: random-shooting, horizon: 4}", agent="tdm")
+        assert config.settings.planner == RandomShootingConfig(horizon=4, samples=8)  # of the preset: none
+        with pytest.raises(ConfigError, match=r"unknown key tdm.planner.elites; .* horizon, kind, noise, samples, std"):
+            tiny_config("tdm.planner.kind=random-shooting", "tdm.planner.elites=3", agent="tdm")
+        with pytest.raises(ConfigError, match=r"of kind mppi or random-shooting"):
+            tiny_config("tdm.planner.kind=beam", agent="tdm")
 
     @pytest.mark.parametrize(
         ("override", "names"),
         [
-            ("agent=ppo", ["agent: got 'ppo'", "'qt-tdm', 'tdm' or 'qt'"]),
-            ("discount=1.0", ["discount: got 1.0", "< 1"]),
+            ("agent=ppo", ["agent: there is no 'ppo'", "qt-tdm, tdm, qt, simulator-shooting, or module:Class"]),
+            ("qt-tdm.discount=1.0", ["qt-tdm.discount: got 1.0", "< 1"]),
             ("seed=-1", ["seed: got -1", ">= 0"]),
             ("precision=float16", ["precision: got 'float16'", "bfloat16"]),
             ("training.update_ratio=0", ["training.update_ratio: got 0", "> 0"]),
-            ("tdm.num_heads=3", ["embed_dim=16", "num_heads=3", "[1, 2, 4, 8, 16]"]),
+            ("qt-tdm.tdm.num_heads=3", ["embed_dim=16", "num_heads=3", "[1, 2, 4, 8, 16]"]),
         ],
     )
     def test_values_out_of_range(self, override, names):

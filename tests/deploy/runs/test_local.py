@@ -193,7 +193,7 @@ class TestAlternation:
         assert [line["updates"] for line in lines(again, "eval")] == [30]
 
     def test_learning_rates_are_reported(self, tmp_path):
-        run = start(tmp_path, "learner.tdm.schedule=linear")
+        run = start(tmp_path, "qt-tdm.learner.tdm.schedule=linear")
         train(run)
         reported = lines(run, "update")
         assert reported[0]["lr_tdm"] > reported[-1]["lr_tdm"]
@@ -471,7 +471,7 @@ class TestDamage:
         with pytest.raises(ConfigError, match="no checkpoint can be loaded"):
             reopen(run)
 
-    @pytest.mark.parametrize("change", ["tdm.embed_dim=32", "discount=0.5", "replay.capacity=999"])
+    @pytest.mark.parametrize("change", ["qt-tdm.tdm.embed_dim=32", "qt-tdm.discount=0.5", "replay.capacity=999"])
     def test_a_checkpoint_that_does_not_fit_is_one_line(self, tmp_path, change):
         run = start(tmp_path)
         train(run)
@@ -539,7 +539,7 @@ class TestEvaluate:
 
 def test_settings_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"tdm\.window=11"):
-        start(tmp_path, "tdm.window=11")
+        start(tmp_path, "qt-tdm.tdm.window=11")
 
 
 class TestSinks:

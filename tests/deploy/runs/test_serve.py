@@ -23,7 +23,7 @@ from qttdm.planner_service.serving.messages import ServiceError, ServiceLost
 from tests.fakes import Acting, randomise, tiny_config
 
 ROOT = Path(__file__).parents[3]
-PENDULUM = ["env={action_repeat: 20, episode_steps: 200}", "tdm.window=4"]
+PENDULUM = ["env={action_repeat: 20, episode_steps: 200}", "qt-tdm.tdm.window=4"]
 
 
 def pendulum_run(folder, agent="qt-tdm"):
@@ -173,7 +173,12 @@ def test_a_token_opens_it_and_is_never_printed(trained, tmp_path):
 
 
 def test_told_to_stop_in_the_middle_of_a_long_plan_it_exits_in_the_stated_time(trained):
-    long = ["planner.samples=5000", "planner.iterations=2000", "server.stop_timeout_s=0.2", "service.max_wait_ms=0"]
+    long = [
+        "qt-tdm.planner.samples=5000",
+        "qt-tdm.planner.iterations=2000",
+        "server.stop_timeout_s=0.2",
+        "service.max_wait_ms=0",
+    ]
     settings = [part for item in long for part in ("--set", item)]
     with serving(trained, *settings) as child, Client(port=child.port) as client:
         outcome, episode = [], client.episode(0)
@@ -212,7 +217,7 @@ class TestMistakes:
             (["--set", "server.max_conections=5"], ["server.max_conections", "max_connections"]),
             (["--set", "service.max_batch=0"], ["service.max_batch", "0", "> 0"]),
             (["--set", "service.max_batch=5000"], ["max_queue=1024 is less than max_batch=5000"]),
-            (["--set", "planner.horizn=5"], ["planner.horizn", "horizon"]),
+            (["--set", "qt-tdm.planner.horizn=5"], ["planner.horizn", "horizon"]),
         ],
     )
     def test_options(self, trained, tmp_path, monkeypatch, capsys, arguments, words):

@@ -111,7 +111,7 @@ def test_checkpoints_that_all_are_damaged_are_an_error_and_the_next_one_is_not(t
 def test_weights_of_other_settings_are_one_line(tmp_path):
     saved_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="its checkpoint does not fit its settings") as error:
-        TrainedAgent(tmp_path / "run", ["tdm.embed_dim=32"])
+        TrainedAgent(tmp_path / "run", ["qt-tdm.tdm.embed_dim=32"])
     assert "\n" not in str(error.value)
 
 

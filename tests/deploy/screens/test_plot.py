@@ -151,17 +151,23 @@ def test_runs_with_other_settings_are_a_group_of_their_own_named_after_them(
 ) -> None:
     """What differs names the group; the other task has its own panel and names."""
     paths = [
-        make_run(tmp_path / "a", {0: 1}, overrides=["planner.horizon=5"]),
-        make_run(tmp_path / "b", {0: 2}, overrides=["planner.horizon=3", "learner.qt.learning_rate=1.0e-4"]),
-        make_run(tmp_path / "c", {0: 4}, overrides=["planner.horizon=3", "learner.qt.learning_rate=1.0e-4", "seed=7"]),
-        make_run(tmp_path / "d", {0: 8}, overrides=["planner.horizon=5", "agent=tdm"]),
+        make_run(tmp_path / "a", {0: 1}, overrides=["qt-tdm.planner.horizon=5"]),
+        make_run(
+            tmp_path / "b", {0: 2}, overrides=["qt-tdm.planner.horizon=3", "qt-tdm.learner.qt.learning_rate=1.0e-4"]
+        ),
+        make_run(
+            tmp_path / "c",
+            {0: 4},
+            overrides=["qt-tdm.planner.horizon=3", "qt-tdm.learner.qt.learning_rate=1.0e-4", "seed=7"],
+        ),
+        make_run(tmp_path / "d", {0: 8}, overrides=["tdm.planner.horizon=5", "agent=tdm"]),
         make_run(tmp_path / "e", {0: 16}, task="gym/Hopper-v5", overrides=["env.action_repeat=4"]),
     ]
     plot_runs(paths, tmp_path / "curve.png")
     assert lines(drawn[0], 0) == {
-        "qt-tdm learner.qt.learning_rate=0.0001 planner.horizon=3 (2 runs)": [(0, 3)],
-        "qt-tdm learner.qt.learning_rate=0.0003 planner.horizon=5": [(0, 1)],
-        "tdm learner.qt.learning_rate=0.0003 planner.horizon=5": [(0, 8)],
+        "qt-tdm qt-tdm.learner.qt.learning_rate=0.0001 qt-tdm.planner.horizon=3 (2 runs)": [(0, 3)],
+        "qt-tdm qt-tdm.learner.qt.learning_rate=0.0003 qt-tdm.planner.horizon=5": [(0, 1)],
+        "tdm": [(0, 8)],
     }
     assert lines(drawn[0], 1) == {"qt-tdm": [(0, 16)]}
     legend = drawn[0].axes[0].get_legend()

@@ -250,21 +250,18 @@ def test_the_learner_finds_the_optimal_values_of_a_small_mdp():
     batch = full_coverage(mdp, length=2)
     assert not batch["mask"].all()
     network = QT(QTConfig(embed_dim=32, num_heads=2, num_layers=1, bins=bins, dropout=0.0), obs_dim=3, action_dim=2)
-    config = LearnerConfig(
-        qt=QTLearnerConfig(
-            learning_rate=3e-3,
-            schedule="linear",
-            weight_decay=0.0,
-            n_step=1,
-            states_per_window=2,
-            ema_coefficient=0.2,
-            ema_every=1,
-        )
+    config = QTLearnerConfig(
+        learning_rate=3e-3,
+        schedule="linear",
+        weight_decay=0.0,
+        n_step=1,
+        states_per_window=2,
+        ema_coefficient=0.2,
+        ema_every=1,
     )
     updates = 1000
-    learner = Learner(
-        config, [QTLearner(config.qt, network, mdp.discount)], torch.device("cpu"), updates, bfloat16=False
-    )
+    part = QTLearner(config, network, mdp.discount)
+    learner = Learner(LearnerConfig(), [part], torch.device("cpu"), updates, bfloat16=False)
     for _ in range(updates):
         learner.update(batch)
 

@@ -11,9 +11,9 @@ import torch
 from qttdm.common.config import ConfigError
 from qttdm.common.trees import join, split
 from qttdm.planner_service.planners.mppi import (
+    MPPI,
     PRESETS,
-    Planner,
-    PlannerConfig,
+    MPPIConfig,
 )
 from tests.fakes import FakeDynamics, FakeValue, tiny_config, tiny_qt, tiny_tdm
 
@@ -35,7 +35,7 @@ def fresh(config, action_dim, environments=1):
 
 
 def make_planner(config, discount, dynamics, value_function):
-    return Planner(config, discount, dynamics.action_dim, dynamics, value_function)
+    return MPPI(config, discount, dynamics.action_dim, dynamics, value_function)
 
 
 def plan(planner, observations, seeds=None, explore=False, state=None, noise=None):
@@ -85,7 +85,7 @@ def riccati_action(state, horizon, discount):
 
 
 class TestKnownDynamics:
-    CONFIG = PlannerConfig(horizon=8, samples=400, elites=40, iterations=8, init_std=1.0, temperature=20.0)
+    CONFIG = MPPIConfig(horizon=8, samples=400, elites=40, iterations=8, init_std=1.0, temperature=20.0)
 
     def planner(self, config=CONFIG, discount=0.98):
         return make_planner(config, discount, FakeDynamics(double_integrator, 1, bins=1001), None)
@@ -109,7 +109,7 @@ class TestKnownDynamics:
 
     def test_finds_the_best_of_all_sequences_on_a_grid(self):
         bins, horizon = 9, 3
-        config = PlannerConfig(horizon=horizon, samples=512, elites=16, temperature=1e6)
+        config = MPPIConfig(horizon=horizon, samples=512, elites=16, temperature=1e6)
         planner = make_planner(config, 0.9, FakeDynamics(double_integrator, 1, bins), None)
         start, grid = torch.tensor([[0.4, -0.9]]), torch.linspace(-1, 1, bins)
         returns = {}
@@ -128,7 +128,7 @@ class TestKnownDynamics:
         def push(states, actions):  # going right costs a little now
             return states + actions, -actions[:, 0], None
 
-        config = PlannerConfig(horizon=2, samples=128, elites=16, qt_samples=4)
+        config = MPPIConfig(horizon=2, samples=128, elites=16, qt_samples=4)
         myopic = make_planner(config, 0.98, FakeDynamics(push, 1, 21), None)
         assert plan(myopic, torch.zeros(1, 1)).actions.item() < -0.8
         far_sighted = make_planner(config, 0.98, FakeDynamics(push, 1, 21), FakeValue(lambda s: 10 * s[:, 0], 1, 21))
@@ -141,7 +141,7 @@ class TestKnownDynamics:
             logits = torch.where(positive, -20.0, 20.0) if mortal else None
             return states, 1 + 0.5 * positive, logits
 
-        config = PlannerConfig(horizon=4, samples=256, elites=16, temperature=10.0)
+        config = MPPIConfig(horizon=4, samples=256, elites=16, temperature=10.0)
         outcome = plan(make_planner(config, 0.98, FakeDynamics(tempting, 1, 20), None), torch.zeros(1, 1))
         assert (outcome.actions.item() > 0) is not mortal
 
@@ -150,7 +150,7 @@ class TestKnownDynamics:
             return states, 100.0 * (actions[:, 0].abs() < 1e-3), None
 
         value = FakeValue(lambda s: 0 * s[:, 0], 1, 201)
-        config = PlannerConfig(horizon=2, samples=4, elites=2, qt_samples=2, iterations=1, random_bins=0.0)
+        config = MPPIConfig(horizon=2, samples=4, elites=2, qt_samples=2, iterations=1, random_bins=0.0)
         with_proposals = make_planner(config, 1.0, FakeDynamics(needle, 1, 201), value)
         without = make_planner(config.model_copy(update={"qt_samples": 0}), 1.0, FakeDynamics(needle, 1, 201), value)
         assert plan(with_proposals, torch.zeros(1, 1)).values.item() == 200.0
@@ -159,7 +159,7 @@ class TestKnownDynamics:
 
 def test_an_executed_action_is_within_the_range_in_spite_of_rounding():
     """13 equally good elites of all ones: in float32 their weights sum to more than 1."""
-    config = PlannerConfig(samples=13, elites=13, iterations=1, qt_samples=0)
+    config = MPPIConfig(samples=13, elites=13, iterations=1, qt_samples=0)
     noise = noise_for(config, 1, 0)
     noise = dict(noise, normal=torch.full_like(noise["normal"], 50.0))
     dynamics = FakeDynamics(lambda s, a: (s, a[:, 0], None), 1, 21)
@@ -196,7 +196,7 @@ class TestReturn:
     def test_equals_its_slow_twin(self, can_terminate, terminal):
         tdm = tiny_tdm(0, can_terminate=can_terminate)
         qt = tiny_qt(1, terminal_value="greedy" if terminal == "none" else terminal)
-        config = PlannerConfig(**ONE_SEQUENCE)
+        config = MPPIConfig(**ONE_SEQUENCE)
         planner = make_planner(config, 0.9, tdm, None if terminal == "none" else qt)
         g = torch.Generator().manual_seed(0)
         seen = []
@@ -211,7 +211,7 @@ class TestReturn:
         assert max(seen) - min(seen) > 0.05
 
     def test_the_terminal_options_differ(self):
-        config, tdm = PlannerConfig(**ONE_SEQUENCE), tiny_tdm(0)
+        config, tdm = MPPIConfig(**ONE_SEQUENCE), tiny_tdm(0)
         values = []
         for terminal in ("greedy", "first_dimension"):
             planner = make_planner(config, 0.9, tdm, tiny_qt(1, terminal_value=terminal))
@@ -223,7 +223,7 @@ class TestReturn:
             return states + actions, -1000 * (actions - 1.0).abs().sum(dim=1), None
 
         qt = tiny_qt(1, obs_dim=2)
-        config = PlannerConfig(**{**ONE_SEQUENCE, "qt_samples": 3}, random_bins=1.0, horizon=2)
+        config = MPPIConfig(**{**ONE_SEQUENCE, "qt_samples": 3}, random_bins=1.0, horizon=2)
         planner = make_planner(config, 0.9, FakeDynamics(only_right, 2, 7), qt)
         state = dict(fresh(config, 2), mean=torch.ones(1, 2, 2))
         for seed in range(5):
@@ -269,7 +269,7 @@ class TestFit:
     @pytest.mark.parametrize(("min_std", "max_std"), [(0.05, 2.0), (0.5, 2.0), (0.05, 0.22)])
     def test_elites_weights_and_moments_equal_their_slow_twin(self, min_std, max_std):
         init = 0.8 if max_std > 0.8 else max_std
-        config = PlannerConfig(
+        config = MPPIConfig(
             samples=32, elites=8, iterations=1, horizon=2, init_std=init, min_std=min_std, max_std=max_std
         )
         planner = make_planner(config, 0.9, FakeDynamics(target_dynamics, 2, 11), None)
@@ -284,7 +284,7 @@ class TestFit:
         assert (std == 0.22).any() == (max_std == 0.22)
 
     def test_collecting_draws_an_elite_by_its_weight(self):
-        config = PlannerConfig(samples=32, elites=4, iterations=1, horizon=2, init_std=0.8, random_bins=0.0)
+        config = MPPIConfig(samples=32, elites=4, iterations=1, horizon=2, init_std=0.8, random_bins=0.0)
         planner = make_planner(config, 0.9, FakeDynamics(target_dynamics, 2, 11), None)
         start, noise = torch.tensor([[0.5, -1.0]]), noise_for(config, 2, 3)
         elites, weights, _, _ = self.twin(config, 0.9, start, noise, 11)
@@ -297,7 +297,7 @@ class TestFit:
             total += weight
 
     def test_the_next_iteration_samples_from_the_fitted_gaussian(self):
-        config = PlannerConfig(samples=32, elites=8, iterations=2, horizon=2, init_std=0.8)
+        config = MPPIConfig(samples=32, elites=8, iterations=2, horizon=2, init_std=0.8)
         dynamics = FakeDynamics(target_dynamics, 2, 11)
         start, noise = torch.tensor([[0.5, -1.0]]), noise_for(config, 2, 3)
         _, _, mean, std = self.twin(config, 0.9, start, noise, 11)
@@ -317,7 +317,7 @@ VARIANTS = {
 
 
 def small_planner(variant="paper", with_qt=True):
-    config = PlannerConfig(samples=24, qt_samples=5, elites=6, iterations=4, **VARIANTS[variant])
+    config = MPPIConfig(samples=24, qt_samples=5, elites=6, iterations=4, **VARIANTS[variant])
     terminal = "first_dimension" if variant == "first_dimension" else "greedy"
     return make_planner(config, 0.95, tiny_tdm(2), tiny_qt(3, terminal_value=terminal) if with_qt else None)
 
@@ -426,7 +426,7 @@ class TestRandomness:
             assert not torch.allclose(first, other, atol=1e-3)
 
     def test_noise_is_the_generators_own_whatever_the_batch(self):
-        config = PlannerConfig(samples=4, elites=2, qt_samples=3)
+        config = MPPIConfig(samples=4, elites=2, qt_samples=3)
         both, one = noise_for(config, 2, 8, 9), noise_for(config, 2, 9)
         for name in ("normal", "proposal", "elite", "action"):
             assert torch.equal(both[name][1], one[name][0])
@@ -441,7 +441,7 @@ class TestRandomness:
         assert torch.equal(collecting.actions, torch.full((1, 2), -1.0))  # every bin replaced, by the first
 
     def test_executing_an_elite_draws_it_by_its_weight_without_random_bins(self):
-        config = PlannerConfig(samples=24, elites=6, iterations=1, qt_samples=5, init_std=0.4, execute="elite")
+        config = MPPIConfig(samples=24, elites=6, iterations=1, qt_samples=5, init_std=0.4, execute="elite")
         planner, observation = make_planner(config, 0.95, tiny_tdm(2), tiny_qt(3)), torch.ones(1, 3)
         noise = noise_for(planner.config, 2, 0)
         actions = set()
@@ -454,7 +454,7 @@ class TestRandomness:
         assert (-1.0, -1.0) not in actions  # what random bins would have made of it
 
     def test_collecting_replaces_a_tenth_of_the_bins(self):
-        config, environments, bins = PlannerConfig(**ONE_SEQUENCE, horizon=1, init_std=0.1), 2000, 255
+        config, environments, bins = MPPIConfig(**ONE_SEQUENCE, horizon=1, init_std=0.1), 2000, 255
         planner = make_planner(config, 0.9, FakeDynamics(lambda s, a: (s, s[:, 0], None), 3, bins), None)
         noise = noise_for(config, 3, *range(environments))
         noise = dict(noise, normal=torch.zeros_like(noise["normal"]))  # all would take the middle bin
@@ -468,7 +468,7 @@ class TestRandomness:
 
     def test_proposals_replace_a_tenth_of_the_greedy_bins(self):
         qt = tiny_qt(4, action_dim=1)
-        config = PlannerConfig(samples=2, elites=2, iterations=1, qt_samples=2000)
+        config = MPPIConfig(samples=2, elites=2, iterations=1, qt_samples=2000)
         dynamics = FakeDynamics(lambda s, a: (s, s[:, 0], None), 1, 7)
         plan(make_planner(config, 0.9, dynamics, qt), torch.ones(1, 3))
         greedy = qt.tokenizer.decode(qt.choose(torch.ones(1, 3))[0])
@@ -481,7 +481,7 @@ class TestRandomness:
 
 class TestEconomies:
     def best_by_iteration(self, keep, seed):
-        full = PlannerConfig(samples=6, elites=3, iterations=6, horizon=2, keep_elites=keep, qt_samples=0)
+        full = MPPIConfig(samples=6, elites=3, iterations=6, horizon=2, keep_elites=keep, qt_samples=0)
         noise = noise_for(full, 2, seed)
         values = []
         for iterations in range(1, 7):
@@ -499,7 +499,7 @@ class TestEconomies:
         assert any(falls(self.best_by_iteration(0, seed)) for seed in range(8))
 
     def test_kept_elites_compete_shifted_in_the_next_decision(self):
-        config = PlannerConfig(samples=64, elites=8, iterations=6, horizon=3, keep_elites=2, min_std=0.05)
+        config = MPPIConfig(samples=64, elites=8, iterations=6, horizon=3, keep_elites=2, min_std=0.05)
         dynamics = FakeDynamics(target_dynamics, 2, 101)
         first = plan(make_planner(config, 0.9, dynamics, None), torch.tensor([[1.0, -1.0]]))
         assert first.carry["has_elites"].tolist() == [True]
@@ -523,7 +523,7 @@ class TestEconomies:
 
     def test_an_episodes_first_decision_has_no_kept_elites(self):
         """The zeros in their place must not compete: here a zero sequence would be the best by far."""
-        config = PlannerConfig(samples=2, elites=2, iterations=1, horizon=2, keep_elites=2)
+        config = MPPIConfig(samples=2, elites=2, iterations=1, horizon=2, keep_elites=2)
         noise = noise_for(config, 2, 0)
         noise = dict(noise, normal=torch.full_like(noise["normal"], 50.0))
         dynamics = FakeDynamics(lambda s, a: (s, -a.abs().sum(dim=1), None), 2, 101)
@@ -538,16 +538,16 @@ class TestEconomies:
 @pytest.mark.parametrize(
     ("override", "names"),
     [
-        ("planner.elites=200", ["elites=200", "from 1 to 10"]),
-        ("planner.keep_elites=5", ["keep_elites=5", "elites=4"]),
-        ("planner.init_std=3.0", ["init_std=3.0", "min_std=0.05", "max_std=2.0"]),
-        ("planner.init_std=0.01", ["init_std=0.01", "min_std=0.05", "max_std=2.0"]),
-        ("planner.horizon=0", ["planner.horizon: got 0", "> 0"]),
-        ("planner.random_bins=1.5", ["planner.random_bins: got 1.5", "<= 1"]),
-        ("planner.temperature=0", ["planner.temperature: got 0", "> 0"]),
-        ("qt.terminal_value=last", ["qt.terminal_value: got 'last'", "greedy", "first_dimension"]),
-        ("planner.execute=best", ["planner.execute: got 'best'", "mean", "elite"]),
-        ("planner.samplse=5", ["unknown key planner.samplse", "samples"]),
+        ("qt-tdm.planner.elites=200", ["elites=200", "from 1 to 10"]),
+        ("qt-tdm.planner.keep_elites=5", ["keep_elites=5", "elites=4"]),
+        ("qt-tdm.planner.init_std=3.0", ["init_std=3.0", "min_std=0.05", "max_std=2.0"]),
+        ("qt-tdm.planner.init_std=0.01", ["init_std=0.01", "min_std=0.05", "max_std=2.0"]),
+        ("qt-tdm.planner.horizon=0", ["qt-tdm.planner.horizon: got 0", "> 0"]),
+        ("qt-tdm.planner.random_bins=1.5", ["qt-tdm.planner.random_bins: got 1.5", "<= 1"]),
+        ("qt-tdm.planner.temperature=0", ["qt-tdm.planner.temperature: got 0", "> 0"]),
+        ("qt-tdm.qt.terminal_value=last", ["qt-tdm.qt.terminal_value: got 'last'", "greedy", "first_dimension"]),
+        ("qt-tdm.planner.execute=best", ["qt-tdm.planner.execute: got 'best'", "mean", "elite"]),
+        ("qt-tdm.planner.samplse=5", ["unknown key qt-tdm.planner.samplse", "samples"]),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_one_line(override, names):
@@ -570,7 +570,7 @@ def test_network_passes_of_a_decision(terminal):
     passes = {"tdm": 0, "qt": 0}
     for name, network in (("tdm", tdm), ("qt", qt)):
         network.trunk.register_forward_hook(lambda *_, name=name: passes.update({name: passes[name] + 1}))
-    config = PlannerConfig(samples=8, elites=4, qt_samples=2)
+    config = MPPIConfig(samples=8, elites=4, qt_samples=2)
     assert (config.horizon, config.iterations) == (horizon, iterations)
     plan(make_planner(config, 0.98, tdm, qt), torch.zeros(1, 3))
     value = action_dim if terminal == "greedy" else 1
@@ -584,7 +584,7 @@ def test_network_passes_of_a_decision(terminal):
 def golden_plan(seed):
     """Two decisions of two environments: all that a plan consists of."""
     tdm, qt = tiny_tdm(seed), tiny_qt(seed + 1)
-    planner = make_planner(PlannerConfig(samples=32, elites=8, qt_samples=4, iterations=3), 0.98, tdm, qt)
+    planner = make_planner(MPPIConfig(samples=32, elites=8, qt_samples=4, iterations=3), 0.98, tdm, qt)
     streams, state, record = generators(seed, seed + 1), fresh(planner.config, 2, 2), []
     observations = torch.tensor([[[0.1, -0.2, 0.3], [1.0, 0.0, -1.0]], [[0.0, 0.4, 0.2], [0.5, 0.5, -0.5]]])
     for t, explore in enumerate((True, False)):
@@ -615,17 +615,17 @@ def test_plans_equal_the_golden_file():
 
 
 def test_noise_has_the_declared_shapes():
-    config = PlannerConfig(samples=5, elites=2, qt_samples=3, iterations=2, horizon=4)
+    config = MPPIConfig(samples=5, elites=2, qt_samples=3, iterations=2, horizon=4)
     noise = noise_for(config, 2, 0, 1)
     shapes = {name: tuple(part.shape) for name, part in noise.items()}
     assert shapes == {"normal": (2, 2, 5, 4, 2), "proposal": (2, 2, 4, 3, 2), "elite": (2,), "action": (2, 2, 2)}
 
 
 def test_presets_say_all_that_trades_time_for_quality_and_exact_is_the_papers():
-    assert PlannerConfig(**PRESETS["exact"]) == PlannerConfig()
+    assert MPPIConfig(**PRESETS["exact"]) == MPPIConfig()
     assert PRESETS["exact"].keys() == PRESETS["fast"].keys()
     exact, fast = (
         c.iterations * (c.samples + c.keep_elites) + c.qt_samples
-        for c in (PlannerConfig(**PRESETS[name]) for name in ("exact", "fast"))
+        for c in (MPPIConfig(**PRESETS[name]) for name in ("exact", "fast"))
     )
     assert exact >= 4 * fast

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qttdm.common.weights import Weights
-from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
+from qttdm.planner_service.planners.mppi import MPPI, MPPIConfig
 from qttdm.planner_service.policies.greedy import EpsilonConfig, GreedyPolicy
 from qttdm.planner_service.policies.lockstep import Lockstep
 from qttdm.planner_service.policies.planning import PlanningPolicy, next_power_of_two, on_device, until
@@ -23,12 +23,12 @@ CONTEXT = {"observations": OBSERVATIONS}
 
 def mpc(compile=False, **config):
     settings = {"samples": 16, "elites": 4, "qt_samples": 3, "iterations": 2, **config}
-    return planning(PlannerConfig(**settings), tiny_tdm(0), tiny_qt(1), compile)
+    return planning(MPPIConfig(**settings), tiny_tdm(0), tiny_qt(1), compile)
 
 
 def planning(config, tdm, qt, compile=False):
     networks = nn.ModuleDict({"tdm": tdm} | ({"qt": qt} if qt is not None else {}))
-    return PlanningPolicy(Planner(config, 0.95, 2, tdm, qt), networks, tiny_data(), CPU, compile=compile)
+    return PlanningPolicy(MPPI(config, 0.95, 2, tdm, qt), networks, tiny_data(), CPU, compile=compile)
 
 
 def greedy(qt=None):
@@ -99,7 +99,7 @@ class TestWeights:
 
     def test_freezes_networks_handed_over_in_training(self, name):
         tdm, qt = tiny_tdm(0).train().requires_grad_(True), tiny_qt(1).train().requires_grad_(True)
-        config = PlannerConfig(samples=4, elites=2)
+        config = MPPIConfig(samples=4, elites=2)
         policy = planning(config, tdm, qt) if name == "mpc" else greedy(qt)
         assert not any(module.training for module in policy.networks.modules())
         assert not any(parameter.requires_grad for parameter in policy.networks.parameters())
@@ -164,7 +164,7 @@ class TestDeadline:
 class TestPlanningPolicy:
     def test_networks_are_those_the_planner_uses(self):
         assert list(mpc().networks) == ["tdm", "qt"]
-        alone = planning(PlannerConfig(samples=4, elites=2), tiny_tdm(0), None)
+        alone = planning(MPPIConfig(samples=4, elites=2), tiny_tdm(0), None)
         assert list(alone.networks) == ["tdm"]
         assert act(alone).shape == (2, 3, 2)
 

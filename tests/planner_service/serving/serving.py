@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import msgpack
 import torch
 
-from qttdm.planner_service.planners.mppi import PlannerConfig
+from qttdm.planner_service.planners.mppi import MPPIConfig
 from qttdm.planner_service.serving.client import Client
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
@@ -21,7 +21,7 @@ INFO = {"task": "gym/FakePoint-v0", "agent": "qt-tdm", "obs_dim": 3, "action_dim
 
 def tiny_policy(action_dim=2):
     """Plans in milliseconds."""
-    config = PlannerConfig(samples=8, elites=4, qt_samples=2, iterations=2, horizon=2)
+    config = MPPIConfig(samples=8, elites=4, qt_samples=2, iterations=2, horizon=2)
     return planning_policy(config, tiny_tdm(0, 3, action_dim), tiny_qt(1, 3, action_dim), action_dim)
 
 

@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from qttdm.planner_service.planners.mppi import PlannerConfig
+from qttdm.planner_service.planners.mppi import MPPIConfig
 from qttdm.planner_service.serving.messages import REFUSALS
 from qttdm.planner_service.serving.wire import ERRORS
 from tests.fakes import Acting, planning_policy, tiny_qt, tiny_tdm
@@ -37,7 +37,7 @@ ODD_FLOATS = [math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e30, 1e-45, -0.0,
 
 def minimal_policy():
     """Real networks and a real plan, as small as they come."""
-    config = PlannerConfig(samples=4, elites=2, qt_samples=1, iterations=2, horizon=1)
+    config = MPPIConfig(samples=4, elites=2, qt_samples=1, iterations=2, horizon=1)
     return planning_policy(config, tiny_tdm(0), tiny_qt(1))
 
 

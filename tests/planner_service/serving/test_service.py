@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from qttdm.common.weights import Weights
-from qttdm.planner_service.planners.mppi import Planner, PlannerConfig
+from qttdm.planner_service.planners.mppi import MPPI, MPPIConfig
 from qttdm.planner_service.policies.lockstep import Lockstep
 from qttdm.planner_service.policies.planning import PlanningPolicy, on_device
 from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request, ServiceError
@@ -26,7 +26,7 @@ SMALL = {"samples": 12, "elites": 4, "qt_samples": 3, "iterations": 3, "horizon"
 
 
 def mpc(**config):
-    return planning_policy(PlannerConfig(**{**SMALL, **config}), tiny_tdm(0), tiny_qt(1))
+    return planning_policy(MPPIConfig(**{**SMALL, **config}), tiny_tdm(0), tiny_qt(1))
 
 
 def greedy(**_):
@@ -135,7 +135,7 @@ class TestSameAnswers:
 
         def fake():
             dynamics, value = FakeDynamics(step, 2, 21), FakeValue(lambda s: -(s[:, 0] ** 2), 2, 21)
-            return FunctionPolicy(Planner(PlannerConfig(**SMALL), 0.95, 2, dynamics, value))
+            return FunctionPolicy(MPPI(MPPIConfig(**SMALL), 0.95, 2, dynamics, value))
 
         clients = [(seed, [0.0, 0.5][seed % 2], 6) for seed in range(9)]
 

@@ -1,0 +1,35 @@
+"""What must hold between the settings of several agents' parts; each error names keys, values and what would do."""
+
+from __future__ import annotations
+
+from qttdm.common.config import ConfigError
+from qttdm.common.contracts import TaskSpec
+from qttdm.common.models.tdm import TDMConfig
+from qttdm.learner.parts.qt import QTLearnerConfig
+
+
+def check_window(key: str, window: int, task: TaskSpec) -> None:
+    """ConfigError unless an episode of the task has that many decisions."""
+    if window > task.episode_decisions:
+        raise ConfigError(
+            f"{key}={window} is longer than an episode of {task.name}, {task.episode_decisions} decisions "
+            f"(env.action_repeat={task.action_repeat}); want {key} from 1 to {task.episode_decisions}"
+        )
+
+
+def check_horizon(horizon: int, tdm: TDMConfig) -> None:
+    """ValueError unless the dynamics model learns sequences as long as the planner's."""
+    if horizon > tdm.window:
+        raise ValueError(
+            f"planner.horizon={horizon} is longer than tdm.window={tdm.window}, the longest sequence the TDM learns; "
+            f"want planner.horizon from 1 to {tdm.window}"
+        )
+
+
+def check_targets(qt: QTLearnerConfig, window: int, key: str) -> None:
+    """ValueError unless all states that the QT learns from have their n-step returns within the window."""
+    if qt.states_per_window + qt.n_step - 1 > window:
+        raise ValueError(
+            f"learner.qt.states_per_window={qt.states_per_window} with learner.qt.n_step={qt.n_step} does not fit "
+            f"{key}={window}; want their sum to be at most {window + 1}"
+        )

@@ -1,0 +1,97 @@
+"""QT-TDM: plan with a dynamics model, and let a Q-Transformer propose actions and say what lies beyond the horizon.
+
+TDM --imagines--> planner <--proposals, terminal values-- QT
+TDMLearner (Eq. 8), QTLearner (Eq. 2, 9) on the same batches (Algorithm 1)
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from qttdm.common.config import Config
+from qttdm.common.contracts import TaskSpec, vector_data
+from qttdm.common.models.qt import QT, QTConfig
+from qttdm.common.models.tdm import TDM, TDMConfig
+from qttdm.deploy.agents.checks import check_horizon, check_targets, check_window
+from qttdm.learner.learner import Learner, LearnerConfig, Part
+from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
+from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
+from qttdm.planner_service.planners.choice import PlannerConfig
+from qttdm.planner_service.planners.mppi import MPPIConfig
+from qttdm.planner_service.policies.planning import PlanningPolicy
+
+
+class QTTDMLearnerConfig(LearnerConfig):
+    """Both updates."""
+
+    tdm: TDMLearnerConfig = TDMLearnerConfig()
+    """the dynamics model's update"""
+    qt: QTLearnerConfig = QTLearnerConfig()
+    """the Q-Transformer's"""
+
+
+class QTTDMConfig(Config):
+    """Defaults are the paper's."""
+
+    discount: float = Field(default=0.98, gt=0, lt=1)
+    """gamma, per decision"""
+    tdm: TDMConfig = TDMConfig()
+    """the dynamics model"""
+    qt: QTConfig = QTConfig()
+    """the Q-Transformer"""
+    planner: PlannerConfig = MPPIConfig()
+    """what searches in the dynamics model"""
+    learner: QTTDMLearnerConfig = QTTDMLearnerConfig()
+    """how both learn"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> QTTDMConfig:
+        if self.tdm.bins != self.qt.bins:
+            raise ValueError(
+                f"tdm.bins={self.tdm.bins} and qt.bins={self.qt.bins} differ; QT and TDM read the same action tokens, "
+                f"want both equal"
+            )
+        check_horizon(self.planner.horizon, self.tdm)
+        check_targets(self.learner.qt, self.tdm.window, "tdm.window")
+        return self
+
+
+class QTTDM:
+    """The paper's method."""
+
+    Settings = QTTDMConfig
+
+    def __init__(self, settings: QTTDMConfig, task: TaskSpec) -> None:
+        self.settings, self.task = settings, task
+        self.data = vector_data(task.obs_dim, task.action_dim, settings.tdm.window, settings.discount)
+        self.batch_size = settings.learner.batch_size
+
+    def check(self, task: TaskSpec) -> None:
+        """ConfigError if a window is longer than an episode."""
+        check_window("tdm.window", self.settings.tdm.window, task)
+
+    def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
+        """Train both on the same batches."""
+        c, tdm, qt = self.settings.learner, self._tdm().to(device), self._qt().to(device)
+        parts: list[Part] = [TDMLearner(c.tdm, tdm, c.compile), QTLearner(c.qt, qt, self.settings.discount, c.compile)]
+        return Learner(c, parts, device, total_updates, bfloat16)
+
+    def policy(self, device: torch.device, bfloat16: bool) -> PlanningPolicy:
+        """Plan with both."""
+        c, tdm, qt = self.settings, self._tdm().to(device), self._qt().to(device)
+        planner = c.planner.make(c.discount, self.task.action_dim, tdm, qt)
+        return PlanningPolicy(
+            planner, nn.ModuleDict({"tdm": tdm, "qt": qt}), self.data, device, bfloat16, c.planner.compile
+        )
+
+    def exploration(self, progress: float) -> float:
+        """Explore as the planner is configured to."""
+        return 1.0
+
+    def _tdm(self) -> TDM:
+        return TDM(self.settings.tdm, self.task.obs_dim, self.task.action_dim, self.task.terminates)
+
+    def _qt(self) -> QT:
+        return QT(self.settings.qt, self.task.obs_dim, self.task.action_dim)

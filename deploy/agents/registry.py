@@ -1,0 +1,46 @@
+"""The agents by name. A new one is its own file and a line here; one of a user's own is named `module:Class`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from qttdm.common.config import Config, ConfigError
+from qttdm.common.contracts import Agent
+
+AGENTS = {
+    "qt-tdm": "qttdm.deploy.agents.qt_tdm:QTTDM",
+    "tdm": "qttdm.deploy.agents.tdm:TDMAgent",
+    "qt": "qttdm.deploy.agents.qt:QTAgent",
+    "simulator-shooting": "qttdm.deploy.agents.simulator_shooting:SimulatorShooting",
+}
+OWN = "own"
+"""The section of an agent that is named `module:Class`."""
+METHODS = ("check", "learner", "policy", "exploration")
+
+
+def section_of(agent: str) -> str:
+    """Where a configuration has that agent's settings."""
+    return OWN if ":" in agent else agent
+
+
+def agent_class(name: str) -> type[Agent]:
+    """The agent of that name, or the `module:Class`. ConfigError if there is none, or if it is no agent."""
+    path = name if ":" in name else AGENTS.get(name)
+    if path is None:
+        raise ConfigError(f"agent: there is no {name!r}; want one of {', '.join(AGENTS)}, or module:Class of your own")
+    module, _, class_name = path.partition(":")
+    if "" not in sys.path and ":" in name:
+        sys.path.insert(0, "")  # an own agent's module may lie in the working directory
+    try:
+        found = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"agent: cannot import {name} ({error}); want module:Class") from None
+    missing = [method for method in METHODS if not hasattr(found, method)]
+    settings = getattr(found, "Settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, Config)):
+        missing.append("Settings, a qttdm.common.config.Config")
+    if missing:
+        raise ConfigError(f"agent: {name} is no agent: it has no {', '.join(missing)} (common/contracts.py, Agent)")
+    kind: type[Agent] = found
+    return kind

@@ -1,0 +1,57 @@
+"""An agent on its task: it acts, is evaluated and filmed, with the weights that its policy was given last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from qttdm.actors.evaluation import Evaluation, evaluate, film
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.task_env import TaskEnv
+from qttdm.deploy.configs.run_config import RunConfig, check_fits
+from qttdm.deploy.runs.build import choose_device, make_policy, make_task_env, task_spec
+
+
+class ActingAgent:
+    """A policy and its environments."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """ConfigError if the settings do not fit together or to the task. Sets torch's number of threads."""
+        self.config = config
+        self.device = choose_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.spec = task_spec(config)
+        check_fits(config, self.spec)
+        self.agent = config.make_agent(self.spec)
+        self.data = self.agent.data
+        self.policy = make_policy(config, self.spec, self.device)
+        self._envs: list[TaskEnv] = []
+
+    def evaluate(self, episodes: int) -> Evaluation:
+        """Act without exploration for so many episodes, the same start states every time."""
+        while len(self._envs) < episodes:
+            self._envs.append(make_task_env(self.config, self.spec))
+        return evaluate(self._envs[:episodes], self.policy, self.config.seed)
+
+    def film(self, should_stop: Callable[[], bool] = lambda: False) -> tuple[list[Any], float]:
+        """Frames of the first evaluation episode, one a decision, and how many make a second.
+
+        RenderError where nothing can draw.
+        """
+        env = make_task_env(self.config, self.spec)
+        try:
+            frames = film(env, self.policy, self.config.seed, should_stop)
+            return frames, env.metadata.get("render_fps", 30) / self.spec.action_repeat
+        finally:
+            env.close()
+
+
+def untrained(config: RunConfig) -> ActingAgent:
+    """An agent that needs no training. ConfigError if it has networks to train."""
+    agent = ActingAgent(config)
+    if any(True for _ in agent.policy.networks.parameters()):
+        raise ConfigError(f"agent={config.agent} acts with trained networks; want the directory of one of its runs")
+    return agent

@@ -1,0 +1,61 @@
+"""From a resolved configuration and a task to its agent's learner and policy, on a device."""
+
+from __future__ import annotations
+
+import torch
+
+from qttdm.common.config import ConfigError
+from qttdm.common.contracts import Learner, Policy, TaskSpec
+from qttdm.common.environments.make import make_env
+from qttdm.common.environments.task_env import TaskEnv
+from qttdm.deploy.configs.run_config import RunConfig
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` or a torch device. ConfigError if there is no such device here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    usable = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.cuda.is_available():
+        usable.append("cuda")
+    if name.startswith("mps"):
+        raise ConfigError(f"device={name}: a run could not be resumed on it; want one of {', '.join(usable)}")
+    if name not in usable:
+        raise ConfigError(f"device={name}: not usable here; want one of {', '.join(usable)}")
+    return torch.device(name)
+
+
+def use_bfloat16(config: RunConfig, device: torch.device) -> bool:
+    """Whether networks run in bfloat16 (autocast). `auto` is yes on a GPU; few CPUs gain by it."""
+    return config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+
+
+def task_spec(config: RunConfig) -> TaskSpec:
+    """The task's, from one environment made and closed."""
+    env = make_env(config.task, config.env)
+    env.close()
+    return env.task_spec
+
+
+def make_task_env(config: RunConfig, task: TaskSpec) -> TaskEnv:
+    """An environment that shows what the agent asks for."""
+    return make_env(config.task, config.env, "simulator_state" in config.make_agent(task).data.observations)
+
+
+def make_learner(config: RunConfig, task: TaskSpec, device: torch.device) -> Learner:
+    """The agent's learner, with schedules that end with the training."""
+    decisions = config.training.env_steps // task.action_repeat - config.training.seed_decisions
+    total_updates = max(1, round(decisions * config.training.update_ratio))
+    return config.make_agent(task).learner(device, total_updates, use_bfloat16(config, device))
+
+
+def make_policy(config: RunConfig, task: TaskSpec, device: torch.device) -> Policy:
+    """What acts with the learner's weights: a copy of its own, to be filled with `load`."""
+    # Its first weights are thrown away: drawing them must not move the learner's random stream.
+    with torch.random.fork_rng(devices=[]):
+        return config.make_agent(task).policy(device, use_bfloat16(config, device))
+
+
+def exploration(config: RunConfig, task: TaskSpec, env_steps: int) -> float:
+    """How much the collecting policy explores after so many steps, in [0, 1]."""
+    return config.make_agent(task).exploration(env_steps / config.training.env_steps)

@@ -76,7 +76,7 @@ def test_both_losses_and_their_gradients(action_dim, states_per_window):
     )
     spec = TaskSpec(3, action_dim, 8, 80, terminates=True, has_success=False)
     learner = make_learner(c, spec, torch.device("cpu"))
-    arrays = random_batch(c, 3, action_dim, 4)
+    arrays = random_batch(c.make_agent(spec))
     batch = {name: torch.from_numpy(array).to(META) for name, array in arrays.items()}
     for part in learner.parts:
         part.network.to(META)

@@ -81,9 +81,8 @@ class RunConfig(Config):
 def with_settings(agent: str) -> type[RunConfig]:
     """RunConfig with that agent's section. ConfigError if there is no such agent."""
     section, settings = section_of(agent), agent_class(agent).Settings
-    kind: type[RunConfig] = create_model(
-        "RunConfig", __base__=RunConfig, settings=(settings, Field(default=settings(), alias=section))
-    )
+    field = Field(default=settings(), alias=section, description="the agent's own settings: docs/agents.md")
+    kind: type[RunConfig] = create_model("RunConfig", __base__=RunConfig, settings=(settings, field))
     kind.section = section
     return kind
 

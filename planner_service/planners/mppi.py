@@ -28,6 +28,7 @@ class MPPIConfig(Config):
     """Algorithm 2's numbers; defaults are the paper's (Table II)."""
 
     kind: Literal["mppi"] = "mppi"
+    """Algorithm 2, or random-shooting"""
     horizon: int = Field(default=3, gt=0)
     """H, decisions"""
     samples: int = Field(default=512, gt=0)

@@ -23,6 +23,7 @@ class RandomShootingConfig(Config):
     """How sequences are drawn."""
 
     kind: Literal["random-shooting"] = "random-shooting"
+    """one iteration, the best sequence; or mppi"""
     horizon: int = Field(default=10, gt=0)
     """H, decisions"""
     samples: int = Field(default=128, gt=0)

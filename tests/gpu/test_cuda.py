@@ -22,15 +22,14 @@ pytestmark = [
 SPEC = TaskSpec(24, 6, 2, 1000, terminates=True, has_success=False)
 
 
-def config(*overrides: str) -> RunConfig:
-    small = [
-        "qt-tdm.tdm.dropout=0",
-        "qt-tdm.tdm.head_dropout=0",
-        "qt-tdm.qt.dropout=0",
-        "qt-tdm.learner.batch_size=8",
-        "qt-tdm.planner.samples=64",
-    ]
-    return load_config(RunConfig, preset_path("paper-dmc"), overrides=[*small, *overrides])
+def config(*overrides: str, agent: str = "qt-tdm") -> RunConfig:
+    small = {
+        "qt-tdm": "{tdm: {dropout: 0.0, head_dropout: 0.0}, qt: {dropout: 0.0}, planner: {samples: 64}}",
+        "tdm": "{tdm: {dropout: 0.0, head_dropout: 0.0}, planner: {samples: 64}}",
+        "qt": "{qt: {dropout: 0.0}}",
+    }
+    overrides = (f"{agent}={small[agent]}", f"{agent}.learner.batch_size=8", *overrides)
+    return load_config(RunConfig, preset_path("paper-dmc"), overrides=overrides, agent=agent)
 
 
 def losses(device: str, precision: str) -> dict[str, float]:
@@ -42,7 +41,7 @@ def losses(device: str, precision: str) -> dict[str, float]:
     for part in on_device.parts:
         part.load_state({k.removeprefix(f"{part.name}/"): v for k, v in state.items() if k.startswith(f"{part.name}/")})
     for _ in range(3):
-        on_device.update(random_batch(c, SPEC.obs_dim, SPEC.action_dim, 8))
+        on_device.update(random_batch(c.make_agent(SPEC)))
     return on_device.drain()
 
 
@@ -56,7 +55,7 @@ def test_bfloat16_updates_come_close():
 
 @pytest.mark.parametrize("agent", ["qt-tdm", "tdm", "qt"])
 def test_policies_act_on_the_gpu(agent):
-    c = config(f"agent={agent}")
+    c = config(agent=agent)
     policy = make_policy(c, SPEC, torch.device("cuda"))
     policy.load(make_learner(c, SPEC, torch.device("cuda")).weights())
     observations = {"observations": np.random.default_rng(0).standard_normal((3, SPEC.obs_dim), np.float32)}
@@ -70,9 +69,9 @@ def test_updates_are_timed_on_the_gpu_without_waiting_for_it_and_its_use_is_told
     c = config()
     learner = make_learner(c, SPEC, torch.device("cuda"))
     for _ in range(3):
-        learner.update(random_batch(c, SPEC.obs_dim, SPEC.action_dim, 8))
+        learner.update(random_batch(c.make_agent(SPEC)))
     torch.cuda.synchronize()
-    learner.update(random_batch(c, SPEC.obs_dim, SPEC.action_dim, 8))  # the laps before have ended: they are told
+    learner.update(random_batch(c.make_agent(SPEC)))  # the laps before have ended: they are told
     watch_gpu(learner.telemetry, learner.device)
     told = learner.telemetry.snapshot()
     for part in ("copy", "compute"):

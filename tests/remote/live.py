@@ -52,9 +52,11 @@ SMALL = [
 10 of them."""
 
 
-def settings(*overrides: str, task: str = TASK, seed: int = 0) -> RunConfig:
-    """SMALL, and these."""
-    return load_config(RunConfig, preset_path("debug"), overrides=[*SMALL, *overrides], task=task, seed=seed)
+def settings(*overrides: str, task: str = TASK, seed: int = 0, agent: str = "qt-tdm") -> RunConfig:
+    """SMALL, and these; of another agent its debug settings."""
+    small = [item for item in SMALL if agent == "qt-tdm" or not item.startswith("qt-tdm.")]
+    overrides = (*small, *overrides)
+    return load_config(RunConfig, preset_path("debug"), overrides=overrides, task=task, seed=seed, agent=agent)
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:

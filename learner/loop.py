@@ -1,6 +1,6 @@
 """Algorithm 1: as many updates as there are decisions, whoever collects them; evaluations and checkpoints when due.
 
-    replay    --news-->     counters, `train` lines of metrics.jsonl
+    replay    --pages-->    counters, `train` lines of metrics.jsonl
     replay    --batches-->  update --> weights for those that act, `update` lines
     evaluator --results-->  `eval` lines
 
@@ -31,8 +31,8 @@ from qttdm.learner.learner import Learner, NonFiniteLossError
 from qttdm.learner.measure import Rates, TimeSpent, open_metrics
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.learner.tickets import Rounds, Ticket
+from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, StoredEpisode
 from qttdm.replay.limiter import Pace
-from qttdm.replay.news import MOST_EPISODES, News, StoredEpisode
 from qttdm.replay.source import ReplaySource
 
 READ_EVERY = 0.2  # seconds between two looks for new episodes while there are updates to make
@@ -195,17 +195,17 @@ class LearningLoop:
         c = self.counters
         more = True
         while more:
-            if not (answers := self._news()):
+            if not (pages := self._next_pages()):
                 return
-            for shard, news in enumerate(answers):
-                for episode in news.episodes:
+            for shard, page in enumerate(pages):
+                for episode in page.episodes:
                     self._count(episode)
-                self.cursors[shard] = news.cursor
-            more = any(len(news.episodes) == MOST_EPISODES for news in answers)
+                self.cursors[shard] = page.cursor
+            more = any(len(page.episodes) == PAGE_EPISODES for page in pages)
         # The totals also know of episodes that were evicted before they could be read.
-        c.env_steps = sum(news.totals.env_steps for news in answers)
-        c.decisions = sum(news.totals.decisions for news in answers)
-        c.episodes = sum(news.totals.episodes for news in answers)
+        c.env_steps = sum(page.totals.env_steps for page in pages)
+        c.decisions = sum(page.totals.decisions for page in pages)
+        c.episodes = sum(page.totals.episodes for page in pages)
         self._plan_evaluation()
         if c.decisions > self.pace.decisions:
             self._moved_at = now
@@ -213,10 +213,10 @@ class LearningLoop:
         self.rounds.heard(now)
         self._has_read = True
 
-    def _news(self) -> list[News]:
-        """Of each shard, since its cursor; none if the shards did not answer in time, which is then in events.log."""
+    def _next_pages(self) -> list[EpisodePage]:
+        """Of each shard, from its cursor on; none if the shards did not answer in time, which is then in events.log."""
         try:
-            return self.replay.news(self.cursors)
+            return self.replay.episodes_since(self.cursors)
         except TimeoutError as error:
             self._report_timeout(error)
             return []
@@ -382,15 +382,15 @@ class LearningLoop:
 
     def _check_replay(self, accept_losses: bool) -> None:
         """ConfigError unless the shards have what the checkpoint counts on: without it the return may collapse."""
-        while not (answers := self._news()):  # a large shard takes its time to read itself back from disk
+        while not (pages := self._next_pages()):  # a large shard takes its time to read itself back from disk
             pass
-        held = sum(news.totals.decisions for news in answers)
+        held = sum(page.totals.decisions for page in pages)
         missing = []  # by name: episodes stored since, or by other shards, could make up for the number of decisions
-        for shard, (news, cursor) in enumerate(zip(answers, self.cursors, strict=True)):
-            lost = {sequence: name for sequence, name in news.lost if sequence < cursor}
+        for shard, (page, cursor) in enumerate(zip(pages, self.cursors, strict=True)):
+            lost = {sequence: name for sequence, name in page.lost if sequence < cursor}
             missing += [f"shard {shard}: {lost[sequence]}" for sequence in sorted(lost.keys() - self._accepted[shard])]
-            if news.cursor < cursor:
-                missing.append(f"shard {shard}: all from number {news.cursor} to {cursor - 1}")
+            if page.cursor < cursor:
+                missing.append(f"shard {shard}: all from number {page.cursor} to {cursor - 1}")
             self._accepted[shard] = set(lost)
         if held >= self.pace.decisions and not missing:
             return
@@ -405,7 +405,7 @@ class LearningLoop:
             )
         self.events.write(f"{losses}; goes on with those, as was asked for")
         self.pace.lost(max(0, self.pace.decisions - held))
-        self.cursors = [min(news.cursor, cursor) for news, cursor in zip(answers, self.cursors, strict=True)]
+        self.cursors = [min(page.cursor, cursor) for page, cursor in zip(pages, self.cursors, strict=True)]
 
     def _report_timeout(self, error: TimeoutError) -> None:
         """Count that someone did not answer in time, and say who."""

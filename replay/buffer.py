@@ -28,7 +28,7 @@ from qttdm.common.batch import Batch
 from qttdm.common.config import Config
 from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.common.episode import Episode
-from qttdm.replay.codec import scalars, seal, unseal
+from qttdm.replay.codec import scalars
 from qttdm.replay.samplers import Balanced, Sampler, Uniform
 
 VERSION = 2
@@ -62,8 +62,6 @@ class Replay:
         self._stored = range(0)  # decision numbers
         self._first_episode = 0  # number of the oldest stored episode
         self._scalars: deque[dict[str, Any]] = deque()  # of the stored episodes, oldest first
-        self.sampled_age = 0.0
-        """decisions added since those that the newest batch begins at, mean"""
 
         # The last row of each ring is never written: it is what windows read behind an episode's end.
         self._capacity, self._rows = config.capacity, config.capacity + config.capacity // 4 + 1
@@ -152,7 +150,6 @@ class Replay:
                 f"sample: got batch_size {batch_size} of {self.decisions} decisions, want 1 or more of both"
             )
         starts = self._sampler.draw(self._stored, batch_size, self._rng)  # [B]
-        self.sampled_age = self._stored.stop - float(starts.mean())
         first = starts % self._capacity  # [B]
         left = (self._end_of[first] - starts)[:, None]  # [B, 1] decisions from the start to the episode's end
         first_row = (starts + self._episode_of[first]) % self._rows  # [B]
@@ -185,32 +182,32 @@ class Replay:
             yield Episode(observations, self._actions[places], self._rewards[places], extra=extra, **values)
             first = span.stop
 
-    def state(self) -> bytes:
-        """All that `episodes()` does not tell: settings, numbering, random state, what the sampler has counted."""
-        return seal(
-            {
-                "settings": self._settings(),
-                "decisions": [self._stored.start, self._stored.stop],
-                "episodes": [self._first_episode, self._first_episode + self.num_episodes],
-                "rng": json.dumps(self._rng.bit_generator.state),  # 128-bit integers, too large for msgpack's own
-                "sampler": self._sampler.state(),
-            }
-        )
+    def state(self) -> dict[str, Any]:
+        """All that `episodes()` does not say: settings, numbering, random state, the sampler's counts; plain values."""
+        return {
+            "settings": self._settings(),
+            "decisions": [self._stored.start, self._stored.stop],
+            "episodes": [self._first_episode, self._first_episode + self.num_episodes],
+            "rng": json.dumps(self._rng.bit_generator.state),  # 128-bit integers, too large for msgpack's own
+            "sampler": self._sampler.state(),
+        }
 
-    def load(self, state: bytes, episodes: Iterable[Episode]) -> None:
+    def check_settings(self, state: dict[str, Any]) -> None:
+        """ValueError unless the state is of a Replay with these settings."""
+        if (got := state.get("settings")) != (want := self._settings()):
+            raise ValueError(f"replay state: got settings {got}, want {want}")
+
+    def load(self, state: dict[str, Any], episodes: Iterable[Episode]) -> None:
         """Go on where another Replay's `state()` and `episodes()` were taken: the next batches are identical.
 
         For a new Replay with the same settings; its own seed is forgotten. ValueError if state and episodes do not
         belong together or do not fit here; this Replay is then half loaded and of no use.
         """
-        content = unseal(state)
-        settings = content.get("settings")
-        if settings != self._settings() or self.inserted:
-            here = f"{self._settings()} and nothing added yet" if self.inserted else self._settings()
-            raise ValueError(f"replay state: got settings {settings}, want {here}")
-        start, stop = content["decisions"]
+        assert not self.inserted, self.inserted
+        self.check_settings(state)
+        start, stop = state["decisions"]
         self._stored = range(start, start)
-        self._first_episode, next_episode = content["episodes"]
+        self._first_episode, next_episode = state["episodes"]
         for episode in episodes:
             self.add(episode)
         got = (self._stored, self._first_episode + self.num_episodes)
@@ -219,8 +216,8 @@ class Replay:
             raise ValueError(
                 f"replay state: got decisions {got[0].start} to {got[0].stop}, up to {got[1]}, want {want}"
             )
-        self._sampler.load(content["sampler"])
-        self._rng.bit_generator.state = json.loads(content["rng"])
+        self._sampler.load(state["sampler"])
+        self._rng.bit_generator.state = json.loads(state["rng"])
 
     def _fits(self, steps: int) -> bool:
         decisions = self.decisions + steps

@@ -82,9 +82,14 @@ def seal(content: dict[str, Any]) -> bytes:
     return zlib.crc32(payload).to_bytes(_CRC_BYTES, "little") + payload
 
 
+def checksum_of(record: bytes) -> int:
+    """The CRC32 that a record begins with."""
+    return int.from_bytes(record[:_CRC_BYTES], "little")
+
+
 def unseal(record: bytes) -> dict[str, Any]:
     """The map inside a record. ValueError if the record was cut short or changed, or holds something else."""
-    expected, payload = int.from_bytes(record[:_CRC_BYTES], "little"), record[_CRC_BYTES:]
+    expected, payload = checksum_of(record), record[_CRC_BYTES:]
     if len(record) <= _CRC_BYTES or (got := zlib.crc32(payload)) != expected:
         found = f"{len(record)} bytes" if len(record) <= _CRC_BYTES else f"CRC32 {got:08x}"
         raise ValueError(f"damaged record: got {found}, want CRC32 {expected:08x} and what it was computed from")

@@ -26,9 +26,9 @@ from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
-from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS, watch
-from qttdm.replay.news import News, StoredEpisode, Totals
-from qttdm.replay.shard import ReplayShard, ShardConfig, ShardStats
+from qttdm.replay.feed import EpisodePage
+from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS, report_sizes
+from qttdm.replay.shard import ReplayShard, ShardConfig
 
 CPU_ONLY = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 """Ray lets actors without a GPU share see all GPUs; a shard must not open a context on any."""
@@ -53,7 +53,7 @@ class ShardActor(ReplayShard):
         """Shard number `index`, in the directory."""
         self.telemetry = settings.telemetry("replay", index)
         super().__init__(directory, settings.config, settings.data, seed)
-        watch(self, directory, self.telemetry)
+        report_sizes(self, directory, self.telemetry)
 
     def insert(self, record: bytes) -> bool:
         """As ReplayShard."""
@@ -66,18 +66,8 @@ class ShardActor(ReplayShard):
             parts = [self.sample(count) if count else {} for count in counts]
         return parts, self.mass()
 
-    def tell(self, since: int) -> list[Any]:
-        """`news` as nested lists of numbers."""
-        news = self.news(since)
-        return [
-            [list(vars(e).values()) for e in news.episodes],
-            news.cursor,
-            list(vars(news.totals).values()),
-            news.lost,
-        ]
-
     def flush(self) -> None:
-        """Report what was measured; asked when the run ends."""
+        """Send the last report, at the end of a run."""
         self.telemetry.flush()
 
 
@@ -167,16 +157,13 @@ class RemoteReplay:
         self._arrived.clear()
         self._masses = [-math.inf] * len(self.shards)
 
-    def news(self, cursors: Sequence[int]) -> list[News]:
-        """What each shard has stored since its cursor (0, or that of its answer before); see ReplayShard.news."""
+    def episodes_since(self, cursors: Sequence[int]) -> list[EpisodePage]:
+        """Of each shard, the page from its cursor on (0, or that of the page before)."""
         answers = [
-            shard.tell.options(concurrency_group="control").remote(cursor)
+            shard.episodes_since.options(concurrency_group="control").remote(cursor)
             for shard, cursor in zip(self.shards, cursors, strict=True)
         ]
-        return [
-            News([StoredEpisode(*e) for e in episodes], cursor, Totals(*totals), lost)
-            for episodes, cursor, totals, lost in self._get(answers, "the replay shards' news")
-        ]
+        return self._get(answers, "the replay shards' new episodes")
 
     def save(self) -> dict[str, bytes]:
         """As ReplaySource: for a run that goes on on one machine."""
@@ -186,10 +173,6 @@ class RemoteReplay:
 
     def load(self, blobs: Mapping[str, bytes]) -> None:
         """Keep the episodes stored since: their actors go on."""
-
-    def stats(self) -> list[ShardStats]:
-        """Where each shard stands."""
-        return self._get([s.stats.options(concurrency_group="control").remote() for s in self.shards], "shards' stats")
 
     def _request(self) -> list[Any]:
         """Ask every shard for its part of some batches."""

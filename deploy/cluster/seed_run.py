@@ -284,7 +284,7 @@ class SeedRun:
         c = self.config
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // c.cluster.shards)})
         return ReplaySettings(
-            ShardConfig(replay=share, disk=c.cluster.disk, keep_states=c.training.keep_checkpoints),
+            ShardConfig(replay=share, fsync=c.cluster.fsync, keep_states=c.training.keep_checkpoints),
             data_of(c, self.spec),
             self._make_telemetry,
         )

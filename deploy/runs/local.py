@@ -43,7 +43,7 @@ from qttdm.learner.loop import LearningLoop
 from qttdm.learner.measure import watch
 from qttdm.learner.tickets import Ticket
 from qttdm.replay.limiter import Pace
-from qttdm.replay.measure import watch as watch_replay
+from qttdm.replay.measure import report_sizes
 from qttdm.replay.shard import ReplayShard, ShardConfig
 from qttdm.replay.source import LocalShards
 
@@ -236,14 +236,14 @@ class LocalRun:
             shutil.rmtree(folder)  # the run begins again, with the same episodes; a cluster's are kept
         number = max(1, len(list(folder.glob("shard-*"))))
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // number)})
-        config = ShardConfig(replay=share, disk=c.cluster.disk, keep_states=c.training.keep_checkpoints)
+        config = ShardConfig(replay=share, fsync=c.cluster.fsync, keep_states=c.training.keep_checkpoints)
         shards: list[ReplayShard] = []
         telemetry = [self.telemetry("replay", i) for i in range(number)]
         seed = derive_seed(c.seed, "replay")
         try:
             for i, directory in enumerate(folder / f"shard-{i}" for i in range(number)):
                 shards.append(ReplayShard(directory, config, self.agent.data, seed + i))
-                watch_replay(shards[-1], directory, telemetry[i])
+                report_sizes(shards[-1], directory, telemetry[i])
         except MemoryError as error:
             raise ConfigError(f"replay.capacity={c.replay.capacity} does not fit into memory ({error})") from None
         except ValueError as error:

@@ -31,8 +31,8 @@ from qttdm.learner.tickets import Ticket
 from qttdm.replay.buffer import ReplayConfig
 from qttdm.replay.client import merge, shard_of
 from qttdm.replay.codec import encode
+from qttdm.replay.feed import EpisodePage
 from qttdm.replay.limiter import Pace, PaceConfig
-from qttdm.replay.news import News
 from qttdm.replay.shard import ReplayShard, ShardConfig
 from tests.fakes import point_env, tiny_config
 
@@ -62,12 +62,12 @@ class Shards:
     def next(self) -> Batch:
         self.waits += 1
         self._maybe_refuse()
-        return merge([shard.sample(4) for shard in self.shards if shard.stats().decisions])
+        return merge([shard.sample(4) for shard in self.shards if shard.decisions])
 
-    def news(self, cursors: list[int]) -> list[News]:
+    def episodes_since(self, cursors: list[int]) -> list[EpisodePage]:
         self.waits += 1
         self._maybe_refuse()
-        return [shard.news(cursor) for shard, cursor in zip(self.shards, cursors, strict=True)]
+        return [shard.episodes_since(cursor) for shard, cursor in zip(self.shards, cursors, strict=True)]
 
     def save(self) -> dict[str, bytes]:
         self.waits += 1
@@ -84,7 +84,7 @@ class Shards:
     @property
     def decisions(self) -> int:
         """Ever inserted."""
-        return sum(shard.stats().inserted_decisions for shard in self.shards)
+        return sum(shard.episodes_since(0).totals.decisions for shard in self.shards)
 
     def close(self) -> None:
         for shard in self.shards:
@@ -758,9 +758,9 @@ class TestWaiting:
 
     def test_for_shards_at_the_start_is_told_and_gone_on_from(self, seed):
         seed.run(until=lambda loop: loop.learner.updates == 15, then=LearningLoop.stop)
-        seed.replay.refusals = ["waited 1 s for the replay shards' news"] * 3
+        seed.replay.refusals = ["waited 1 s for the replay shards' new episodes"] * 3
         assert seed.run() == "finished"
-        assert seed.events.count("waited 1 s for the replay shards' news") == 3
+        assert seed.events.count("waited 1 s for the replay shards' new episodes") == 3
 
     def test_where_the_time_went(self, seed):
         loop = seed.loop()

@@ -127,7 +127,7 @@ def test_each_update_is_timed_and_so_is_each_publication(seed):
 
 
 def test_who_does_not_answer_in_time_is_counted(seed):
-    seed.replay.refusals = ["waited 1 s for the replay shards' news"] * 3
+    seed.replay.refusals = ["waited 1 s for the replay shards' new episodes"] * 3
     loop = measured(seed)
     seed.run(loop)
     assert loop.telemetry.snapshot()["qttdm_failures_total", "timeout"] == 3

@@ -59,7 +59,7 @@ def test_killed_collector(live):
 
 def test_killed_shard(live):
     def inserted():
-        return live.ask("replay-0", "stats").inserted_episodes
+        return live.ask("replay-0", "episodes_since", 0).totals.episodes
 
     # Stopped first, so that inserts, batches and news are surely under way when it is killed.
     pid = live.kill("replay-1", signal.SIGSTOP)

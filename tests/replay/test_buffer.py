@@ -231,7 +231,7 @@ def test_load_is_exact_after_the_visit_counts_were_rebased():
     replay.add(make_episode(9))
     for _ in range(20):
         replay.sample(16)
-    assert unseal(replay.state())["sampler"]["base"] > 0
+    assert replay.state()["sampler"]["base"] > 0
     loaded.load(replay.state(), replay.episodes())
     assert loaded.state() == replay.state()
     assert batches_equal(replay.sample(100), loaded.sample(100))
@@ -256,21 +256,16 @@ def test_load_refuses_what_does_not_belong_together():
             make_replay().load(state, wrong)
     with pytest.raises(ValueError, match=r"'capacity': 20.* want .*'capacity': 21"):
         make_replay(21).load(state, episodes)
-    with pytest.raises(ValueError, match="nothing added yet"):
-        replay.load(state, episodes)
     with pytest.raises(ValueError, match="got settings None"):
-        make_replay().load(encode(episodes[0]), episodes)
-    with pytest.raises(ValueError, match="damaged record"):
-        make_replay().load(state[:-1], episodes)
+        make_replay().load({}, episodes)
 
 
 def test_state_is_small():
     """Episodes are saved apart from it; without visit counts it is settings and random state."""
     replay = make_replay(1000)
     replay.add(make_episode(900))
-    assert len(replay.state()) < 1000
-    assert unseal(replay.state())["decisions"] == [0, 900]
-    assert seal(unseal(replay.state())) == replay.state()
+    assert len(seal(replay.state())) < 1000
+    assert unseal(seal(replay.state())) == replay.state()
 
 
 def with_value(name: str, value: float) -> Episode:

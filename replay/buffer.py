@@ -88,14 +88,6 @@ class Replay:
         """Decisions ever added, evicted ones included."""
         return self._stored.stop
 
-    @property
-    def fill(self) -> float:
-        """Stored decisions as a fraction of capacity."""
-        return self.decisions / self._capacity
-
-    def __len__(self) -> int:
-        return self.decisions
-
     def check(self, episode: Episode) -> None:
         """ValueError, naming got and wanted, unless this episode can be stored and learned from."""
         steps = episode.decisions

@@ -66,6 +66,10 @@ class ShardActor(ReplayShard):
             parts = [self.sample(count) if count else {} for count in counts]
         return parts, self.mass()
 
+    def fill(self) -> float:
+        """Stored decisions as a fraction of the capacity; never waits."""
+        return self.decisions / self.config.replay.capacity
+
     def flush(self) -> None:
         """Send the last report, at the end of a run."""
         self.telemetry.flush()

@@ -142,11 +142,11 @@ class Live:
         """Of the first seed, all that its shards hold now."""
         episodes = []
         for shard in range(self.seeds[0].config.cluster.shards):
-            since, more = 0, True
+            cursor, more = 0, True
             while more:
-                told, cursor, _, _ = self.ask(f"replay-{shard}", "tell", since)
-                episodes += [StoredEpisode(*e) for e in told]
-                more, since = cursor > since, cursor
+                page = self.ask(f"replay-{shard}", "episodes_since", cursor)
+                episodes += page.episodes
+                more, cursor = page.cursor > cursor, page.cursor
         return episodes
 
     def replaced(self, name: str, pid: int) -> int:

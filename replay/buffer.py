@@ -31,8 +31,6 @@ from qttdm.common.episode import Episode
 from qttdm.replay.codec import scalars
 from qttdm.replay.samplers import Balanced, Sampler, Uniform
 
-VERSION = 2
-"""Format of `Replay.state()`; raised whenever its meaning changes."""
 STEPS = ("actions", "rewards", "terminated", "mask", "returns_to_go")
 """What a batch holds besides observations."""
 
@@ -230,7 +228,7 @@ class Replay:
         return (span.start + steps[:-1]) % self._capacity, (span.start + number + steps) % self._rows
 
     def _settings(self) -> dict[str, Any]:
-        return {"version": VERSION, **self.config.model_dump(), "data": str(self.data)}
+        return {**self.config.model_dump(), "data": str(self.data)}
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:

@@ -15,7 +15,6 @@ an unlink, and with `fsync: always` a folder to flush). What would change it: fe
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 import threading
@@ -27,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from qttdm.common.disk import sync_file
+from qttdm.common.disk import lock_file, sync_file
 
 Fsync = Literal["always", "interval"]
 """when records are flushed to the disk itself: before each is acknowledged, or all of them once a second. A killed
@@ -52,7 +51,7 @@ class Log:
         directory.mkdir(parents=True, exist_ok=True)
         self._lock = (directory / "lock").open("w")
         deadline = time.monotonic() + LOCK_SECONDS
-        while not _locked(self._lock.fileno()):
+        while not lock_file(self._lock):
             if time.monotonic() >= deadline:
                 self._lock.close()
                 raise RuntimeError(f"{directory}: in use by another process, want to be its only writer")
@@ -61,7 +60,7 @@ class Log:
         """bytes of each file, by its first record's number, in order"""
         self._file: FileIO
         self._flushing = threading.Lock()
-        self._appended, self._flushed, self._flushed_at = 0, 0, time.monotonic()  # numbers of records
+        self._flushed_at = time.monotonic()
         self._last = self.next = max(self.sizes, default=0)
         for sequence, _, _ in self._whole_records(self._last):
             self.next = sequence + 1
@@ -82,15 +81,15 @@ class Log:
             raise
         self.sizes[self._last] += len(frame)
         self.next += 1
-        self._appended += 1
 
     def begin(self, sequence: int) -> None:
         """Begin a file, whose first record has that number; the file before is on disk by then."""
-        if self.sizes:
-            sync_file(self._path(self._last))
-        self._file = self._path(sequence).open("wb", buffering=0)
-        sync_file(self.directory)
-        self.sizes[sequence], self._last, self.next = 0, sequence, sequence
+        with self._flushing:
+            if self.sizes:
+                sync_file(self._path(self._last))
+            self._file = self._path(sequence).open("wb", buffering=0)
+            sync_file(self.directory)
+            self.sizes[sequence], self._last, self.next, self._flushed = 0, sequence, sequence, sequence
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(number, payload) of the whole records from number `start` on, one file in memory at a time."""
@@ -107,10 +106,10 @@ class Log:
 
     def sync(self) -> None:
         """Flush all that was appended to the disk itself; one flush serves all threads that wait for it."""
-        wanted = self._appended
+        wanted = self.next
         with self._flushing:
             if self._flushed < wanted:
-                appended = self._appended  # before the file: one that is replaced meanwhile is flushed by `begin`
+                appended = self.next
                 os.fsync(self._file.fileno())
                 self._flushed, self._flushed_at = appended, time.monotonic()
 
@@ -157,12 +156,3 @@ class Log:
             else:
                 end = begin + 1
             begin = data.find(_MAGIC, end)
-
-
-def _locked(descriptor: int) -> bool:
-    """Lock the file, unless another process has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

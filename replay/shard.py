@@ -39,7 +39,7 @@ from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, StoredEpisode, Totals
 from qttdm.replay.log import Fsync, Log
 
 VERSION = 4
-"""Format of index and states; raised whenever their keys or meaning change."""
+"""Format of index and states, Replay's in them too; raised whenever their keys or meaning change."""
 
 
 class ShardConfig(Config):
@@ -149,13 +149,11 @@ class ReplayShard:
         first, stop = state["sequences"]
         with self._writing, self._sampling:
             self._replay.check_settings(state["replay"])
-            if not self._first <= first <= stop <= self._log.next:
-                want = f"{self._first} to {self._log.next}, which are on disk"
-                raise ValueError(f"replay state: got episodes {first} to {stop}, want them within {want}")
             if lost := [name for sequence, name in self._lost.items() if first <= sequence < stop]:
                 raise ValueError(f"replay state: got no whole {', '.join(lost)}, want episodes {first} to {stop}")
-            if self._digest(first, stop) != state["digest"]:
-                raise ValueError(f"replay state: got another history, want episodes {first} to {stop} as they were")
+            if not self._first <= first <= stop <= self._log.next or self._digest(first, stop) != state["digest"]:
+                want = f"{self._first} to {self._log.next} as they are on disk"
+                raise ValueError(f"replay state: got episodes {first} to {stop} of another history, want {want}")
             self._write_index(state)
             self._log.rewind(stop)
             self._recover()
@@ -216,11 +214,12 @@ class ReplayShard:
 
     def _discard(self) -> None:
         """Delete the files that neither memory nor a kept state needs, once the index says what was in them."""
-        if not (files := self._log.files_before(min([self._oldest(), *self._pins]))):
+        first = min([self._oldest(), *self._pins])
+        if not (files := self._log.files_before(first)):
             return
-        self._first = next(first for first in self._log.sizes if first > files[-1])
+        self._first = first
         with self._sampling:
-            gone = self._live[: self._index_of(self._first)]
+            gone = self._live[: self._index_of(first)]
             del self._live[: len(gone)]
             state = self._state()
         self._before = self._before.plus(*gone)

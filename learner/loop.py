@@ -5,8 +5,8 @@
     evaluator --results-->  `eval` lines
 
 Knows nothing of processes: replay, publishing, evaluating and collecting come in as objects. On a cluster they are
-elsewhere and collect by ticket (learner/remote.py); on one machine an episode is collected here whenever no update is
-owed, the paper's alternation (deploy/runs/local.py). What counts is what the replay has on disk: the loop reads on
+elsewhere and ask for permits (learner/remote.py); on one machine an episode is collected here whenever no update is
+due, the paper's alternation (deploy/runs/local.py). What counts is what the replay has on disk: the loop reads on
 from where its last checkpoint left off, so a kill neither loses nor doubles an episode in the counters or the metrics.
 """
 
@@ -28,9 +28,9 @@ from qttdm.common.weights import Weights, updates_of
 from qttdm.learner.counters import Counters
 from qttdm.learner.evaluations import EvaluationDesk, Evaluations
 from qttdm.learner.learner import Learner, NonFiniteLossError
-from qttdm.learner.measure import Rates, TimeSpent, open_metrics
+from qttdm.learner.metrics import Rates, TimeSpent, open_metrics
+from qttdm.learner.permits import Permit, Rounds
 from qttdm.learner.schedule import TrainingConfig
-from qttdm.learner.tickets import Rounds, Ticket
 from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, StoredEpisode
 from qttdm.replay.limiter import Pace
 from qttdm.replay.source import ReplaySource
@@ -56,7 +56,7 @@ class LearningLoop:
         shards: int,
         timeout_seconds: float,
         checkpoint: Checkpoint | None = None,
-        collect_here: Callable[[Ticket], None] | None = None,
+        collect_here: Callable[[Permit], None] | None = None,
         accept_losses: bool = False,
     ) -> None:
         """Goes on from the checkpoint, if there is one.
@@ -78,8 +78,8 @@ class LearningLoop:
         self.version, self.finished = -1, False
         self.newest: dict[str, Any] = {}
         """the newest value of everything reported"""
-        self._asking = threading.Lock()  # actors ask from several threads: one ticket after the other
-        self._boots: dict[int, str] = {}
+        self._asking = threading.Lock()  # actors ask from several threads: one permit after the other
+        self._processes: dict[int, str] = {}
         self._stop, self._stored = threading.Event(), threading.Event()
         metrics_bytes = self._load(checkpoint, accept_losses) if checkpoint is not None else 0
         self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
@@ -103,7 +103,7 @@ class LearningLoop:
                 self._evaluate()
                 on_step()
                 self._save_if_due(on_step)
-                if self.pace.want_sample:
+                if self.pace.can_sample:
                     self._update()
                 elif not self.collected:
                     self._collect()
@@ -127,38 +127,37 @@ class LearningLoop:
         self._stop.set()
         self._stored.set()
 
-    def request_collect(self, actor: int, boot: str, stored: int = 0) -> Ticket:
+    def request_collect(self, actor: int, process: str, stored: int = 0) -> Permit:
         """May this actor begin another round of episodes?
 
-        boot: tells one process of this actor from the next. stored: decisions that it has put into replay since it
-        asked last.
+        process: names the actor's process; a restart has another. stored: decisions inserted since it asked last.
         """
         with self._asking:
-            return self._answer(actor, boot, stored)
+            return self._answer(actor, process, stored)
 
-    def _answer(self, actor: int, boot: str, stored: int) -> Ticket:
+    def _answer(self, actor: int, process: str, stored: int) -> Permit:
         now = time.monotonic()
         self.rounds.ended(actor, stored, now)
         if stored:
             self._stored.set()
-        if self._boots.setdefault(actor, boot) != boot:
-            self._boots[actor] = boot
+        if self._processes.setdefault(actor, process) != process:
+            self._processes[actor] = process
             self.counters.actor_restarts += 1
             self.events.write(f"actor {actor} is back in a new process")
         if self.collected or self.finished or self._stop.is_set():
-            return Ticket("done")
-        if not self._has_read:  # what was stored since the checkpoint, which may be owed already
-            return Ticket("wait", retry_seconds=WAIT_SECONDS, reason="the learner to read what was stored")
+            return Permit("done")
+        if not self._has_read:  # what was stored since the checkpoint, whose updates may be due already
+            return Permit("wait", retry_seconds=WAIT_SECONDS, reason="the learner to read what was stored")
         update_seconds = self.spent.per_update(self.learner.updates - self._first_updates)
-        excess = self.rounds.excess(actor, update_seconds)
-        if excess >= 0:  # ask again when they may be made, but not too often: a question costs this process its time
-            return Ticket("wait", retry_seconds=min(1.0, max(0.05, (excess + 1) * update_seconds)))
+        updates = self.rounds.updates_before_insert(actor, update_seconds)
+        if updates >= 0:  # ask again when they may be made, but not too often: a question costs this process its time
+            return Permit("wait", retry_seconds=min(1.0, max(0.05, (updates + 1) * update_seconds)))
         self.rounds.began(actor, now)
-        return self._ticket()
+        return self._permit()
 
-    def _ticket(self) -> Ticket:
-        """Leave to collect now."""
-        return Ticket(
+    def _permit(self) -> Permit:
+        """A permit to collect now."""
+        return Permit(
             "collect",
             random=self.pace.decisions < self.pace.seed_decisions,
             exploration=self.exploration(self.counters.env_steps),
@@ -178,7 +177,7 @@ class LearningLoop:
             **asdict(self.counters),
             "wall_seconds": now - self._started,
             "updates": self.learner.updates,
-            "owed": self.pace.owed,
+            "backlog": self.pace.backlog,
             "version": self.version,
             "seconds": now - self._opened,
             "spent": dict(self.spent.seconds),
@@ -189,7 +188,7 @@ class LearningLoop:
     def _read_new_episodes(self) -> None:
         """Count what the shards have stored since the last look: counters, pace, `train` lines, evaluations due."""
         now = time.monotonic()
-        if self.pace.want_sample and now - self._read_at < READ_EVERY:
+        if self.pace.can_sample and now - self._read_at < READ_EVERY:
             return
         self._read_at = now
         c = self.counters
@@ -210,7 +209,7 @@ class LearningLoop:
         if c.decisions > self.pace.decisions:
             self._moved_at = now
             self.pace.inserted(c.decisions - self.pace.decisions)
-        self.rounds.heard(now)
+        self.rounds.counted(now)
         self._has_read = True
 
     def _next_pages(self) -> list[EpisodePage]:
@@ -267,7 +266,7 @@ class LearningLoop:
     @property
     def _is_between_episodes(self) -> bool:
         """Is the next one to be collected in this process, all updates made?"""
-        return self._collect_here is not None and not self.pace.want_sample
+        return self._collect_here is not None and not self.pace.can_sample
 
     def _collect(self) -> None:
         """Collect one episode with the newest weights (line 2), or wait for a moment for those of others."""
@@ -276,7 +275,7 @@ class LearningLoop:
             return
         self._publish()
         with self.spent.on("waiting_for_decisions"):
-            self._collect_here(self._ticket())
+            self._collect_here(self._permit())
 
     def _wait(self, reason: str) -> None:
         """Wait for a moment; after a while without progress the reason goes to events.log."""

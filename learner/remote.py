@@ -26,9 +26,9 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, read_generation
 from qttdm.learner.learner import Learner
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.measure import watch
+from qttdm.learner.metrics import watch
+from qttdm.learner.permits import Permit
 from qttdm.learner.schedule import TrainingConfig
-from qttdm.learner.tickets import Ticket
 from qttdm.replay.limiter import Pace
 from qttdm.replay.remote import RemoteReplay
 
@@ -105,11 +105,11 @@ class LearnerActor:
         with watchdog:
             return self.loop.run(on_step=watchdog.rearm)
 
-    def request_collect(self, actor: int, boot: str, stored: int) -> Ticket:
+    def request_collect(self, actor: int, process: str, stored: int) -> Permit:
         """`LearningLoop.request_collect`; while the learner starts, actors wait."""
         if self.loop is None:
-            return Ticket("wait", retry_seconds=0.5, reason="the learner to start")
-        return self.loop.request_collect(actor, boot, stored)
+            return Permit("wait", retry_seconds=0.5, reason="the learner to start")
+        return self.loop.request_collect(actor, process, stored)
 
     def newest(self) -> tuple[list[ray.ObjectRef], int, int] | None:
         """The newest weights: [values], version, checksum; None before the first. A collector starts with this."""

@@ -27,7 +27,7 @@ from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
 from qttdm.replay.feed import EpisodePage
-from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS, report_sizes
+from qttdm.replay.metrics import INSERT_SECONDS, SAMPLE_SECONDS, report_sizes
 from qttdm.replay.shard import ReplayShard, ShardConfig
 
 CPU_ONLY = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}

@@ -18,7 +18,7 @@ from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
 from qttdm.replay.feed import EpisodePage
-from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS
+from qttdm.replay.metrics import INSERT_SECONDS, SAMPLE_SECONDS
 from qttdm.replay.shard import ReplayShard
 
 

@@ -26,8 +26,8 @@ from qttdm.common.environments.make import make_env
 from qttdm.common.weights import Weights
 from qttdm.deploy.agents.agent import data_of, make_qt, make_tdm
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
+from qttdm.learner.permits import Permit
 from qttdm.learner.remote import Broadcast
-from qttdm.learner.tickets import Ticket
 from qttdm.planner_service.policies.random_actions import RandomPolicy
 from qttdm.replay.buffer import Replay
 from qttdm.replay.codec import encode
@@ -64,9 +64,9 @@ class Receiver:
         Weights(values, version, checksum).copy_into(self.networks)
         return time.time()
 
-    def answer(self) -> Ticket:
+    def answer(self) -> Permit:
         """As a learner answers an actor that would like to collect."""
-        return Ticket("collect")
+        return Permit("collect")
 
 
 def receiver(name: str) -> Any:

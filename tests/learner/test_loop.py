@@ -26,8 +26,8 @@ from qttdm.common.weights import GENERATION, Weights, updates_of, version_of
 from qttdm.deploy.agents.agent import make_learner
 from qttdm.learner.learner import NonFiniteLossError
 from qttdm.learner.loop import LearningLoop
+from qttdm.learner.permits import Permit
 from qttdm.learner.schedule import TrainingConfig
-from qttdm.learner.tickets import Ticket
 from qttdm.replay.buffer import ReplayConfig
 from qttdm.replay.client import merge, shard_of
 from qttdm.replay.codec import encode
@@ -153,7 +153,7 @@ class Seed:
             ),
             learner=learner_,
             replay=self.replay,
-            pace=Pace(PaceConfig(lead=LEAD), self.ratio, SEED_DECISIONS),
+            pace=Pace(PaceConfig(max_backlog=LEAD), self.ratio, SEED_DECISIONS),
             run_dir=self.run_dir,
             publish_every=1,
             publish=self.published.append,
@@ -166,7 +166,7 @@ class Seed:
         )
 
     def collect(self, loop: LearningLoop) -> None:
-        """Each actor stores the episode it has a ticket for, once the loop has heard of the last ones."""
+        """Each actor stores the episode it has a permit for, once the loop has heard of the last ones."""
         if loop.counters.decisions < self.replay.decisions:
             return
         for actor in range(self.actors):
@@ -292,7 +292,7 @@ class TestPace:
         loop = seed.loop()
         assert loop.learner.updates < 23
         owed = []
-        assert seed.run(loop, until=lambda loop: owed.append(loop.pace.owed)) == "finished"
+        assert seed.run(loop, until=lambda loop: owed.append(loop.pace.backlog)) == "finished"
         assert max(owed) <= 23 + LEAD + seed.actors * LENGTH
         check_finished(seed)
 
@@ -306,7 +306,7 @@ class TestPace:
             stored += LENGTH
         assert LEAD <= stored < LEAD + LENGTH
         loop._read_new_episodes()
-        assert loop.pace.owed == stored  # each is counted once
+        assert loop.pace.backlog == stored  # each is counted once
         assert loop.request_collect(0, "first").verdict == "wait"
 
 
@@ -582,7 +582,7 @@ class TestGoingOn:
         loop = seed.loop(accept_losses=True)
         assert f"counts on {had} decisions in replay, its shards have had {left} (shard 1: all from" in seed.events
         owed = before["pace"]["decisions"] - SEED_DECISIONS - before["pace"]["updates"]
-        assert loop.pace.owed == owed
+        assert loop.pace.backlog == owed
         seed.numbers = [max(shard.next_number(actor) for shard in seed.replay.shards) for actor in range(seed.actors)]
         assert seed.run(loop) == "finished"
         stored = seed.replay.decisions
@@ -619,19 +619,19 @@ class TestGoingOn:
 class TestTickets:
     def test_random_until_the_seed_is_in(self, seed):
         seed.actors = 1
-        tickets: dict[int, Ticket] = {}
+        permits: dict[int, Permit] = {}
 
         def look(loop):
-            ticket = loop.request_collect(0, seed.boot)
-            if ticket.verdict == "collect":
-                tickets[loop.counters.decisions] = ticket
+            permit = loop.request_collect(0, seed.boot)
+            if permit.verdict == "collect":
+                permits[loop.counters.decisions] = permit
 
         seed.run(until=look)
-        assert [decisions for decisions, ticket in tickets.items() if ticket.random] == [0, LENGTH]
-        assert len(tickets) == 10
-        for decisions, ticket in tickets.items():
-            assert ticket.exploration == 2 * decisions / 100
-            assert ticket.version in [w.version for w in seed.published]
+        assert [decisions for decisions, permit in permits.items() if permit.random] == [0, LENGTH]
+        assert len(permits) == 10
+        for decisions, permit in permits.items():
+            assert permit.exploration == 2 * decisions / 100
+            assert permit.version in [w.version for w in seed.published]
 
     def test_wait_until_the_news_have_been_read(self, seed):
         """What was stored since the checkpoint may be owed already, and be more than the lead."""
@@ -642,7 +642,7 @@ class TestTickets:
         loop._read_new_episodes()
         assert loop.request_collect(0, seed.boot).verdict == "wait"
         loop._read_new_episodes()
-        assert loop.pace.owed == 4 * LENGTH
+        assert loop.pace.backlog == 4 * LENGTH
         assert loop.request_collect(0, seed.boot).verdict == "wait"
         loop.pace.sampled(4 * LENGTH)
         assert loop.request_collect(0, seed.boot).verdict == "collect"
@@ -653,13 +653,13 @@ class TestTickets:
         waits, owed = [], []
 
         def insert_regardless():
-            ticket = loop.request_collect(0, seed.boot)
-            assert ticket.verdict == "done" or (ticket.verdict == "wait") == (loop.pace.owed >= LEAD)
-            if ticket.verdict == "wait":
-                assert 0.005 <= ticket.retry_seconds <= 1.0
-                waits.append(ticket)
-                owed.append(loop.pace.owed)
-            elif ticket.verdict == "collect" and loop.counters.decisions == seed.replay.decisions:
+            permit = loop.request_collect(0, seed.boot)
+            assert permit.verdict == "done" or (permit.verdict == "wait") == (loop.pace.backlog >= LEAD)
+            if permit.verdict == "wait":
+                assert 0.005 <= permit.retry_seconds <= 1.0
+                waits.append(permit)
+                owed.append(loop.pace.backlog)
+            elif permit.verdict == "collect" and loop.counters.decisions == seed.replay.decisions:
                 for actor in (0, 1, 0, 1):
                     seed.insert(actor)
 

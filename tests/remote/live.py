@@ -338,7 +338,7 @@ def behind(config: RunConfig, books: Books) -> float:
 def tolerance(config: RunConfig, decisions: int = 20) -> float:
     """What `behind` may be: the lead, and an episode of so many decisions in flight in every environment."""
     c = config.cluster
-    return math.ceil(c.pace.lead + config.training.update_ratio * c.actors * c.envs_per_actor * decisions)
+    return math.ceil(c.pace.max_backlog + config.training.update_ratio * c.actors * c.envs_per_actor * decisions)
 
 
 def cumulated(values: Any) -> list[int]:

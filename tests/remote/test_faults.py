@@ -67,7 +67,7 @@ def test_killed_shard(live):
     live.until(lambda: live.ask("learner", "status")["seconds_since_progress"] > 4, "the learner waits for it")
     # Nothing piles up meanwhile, in the other shard or on the way: what the pace allows, and one for each collector.
     cluster = live.seeds[0].config.cluster
-    assert inserted() - there <= math.ceil(cluster.pace.lead / 20) + cluster.actors
+    assert inserted() - there <= math.ceil(cluster.pace.max_backlog / 20) + cluster.actors
 
     def in_flight():
         served = scrape(cluster.metrics_port)

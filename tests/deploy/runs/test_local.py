@@ -68,11 +68,11 @@ def lines(run, *kinds):
     ]
 
 
-def spied_tickets(run):
-    """The tickets that its episodes are collected by, as they come."""
-    tickets, collect = [], run.loop._collect_here
-    run.loop._collect_here = lambda ticket: (tickets.append(ticket), collect(ticket))
-    return tickets
+def spied_permits(run):
+    """The permits that its episodes are collected by, as they come."""
+    permits, collect = [], run.loop._collect_here
+    run.loop._collect_here = lambda permit: (permits.append(permit), collect(permit))
+    return permits
 
 
 def stored(run):
@@ -136,10 +136,10 @@ class TestAlternation:
 
     def test_seed_episodes_are_random_and_come_before_any_update(self, tmp_path):
         run = start(tmp_path, "training.seed_decisions=25")  # the third episode begins before 25, and is random too
-        tickets = spied_tickets(run)
+        permits = spied_permits(run)
         train(run)
         trained = lines(run, "train")
-        assert [ticket.random for ticket in tickets] == [True, True, True, False]
+        assert [permit.random for permit in permits] == [True, True, True, False]
         assert [line["updates"] for line in trained] == [0, 0, 0, 0]
         assert run.learner.updates == 10
         episodes = stored(run)
@@ -172,7 +172,7 @@ class TestAlternation:
         """Time runs out while updates are owed, `finish` evaluates what there is; what is due comes after them."""
         run = start(tmp_path, "training.eval_every=160")
         run.train(Output().progress, time_is_up=lambda: run.learner.updates == 22)  # one more
-        assert run.loop.pace.owed >= 1
+        assert run.loop.pace.backlog >= 1
         run.finish(Output().progress)
         again = reopen(run)
         train(again)
@@ -224,9 +224,9 @@ class TestAgents:
 
     def test_qt_collects_with_falling_epsilon(self, tmp_path):
         run = start(tmp_path, agent="qt")
-        tickets = spied_tickets(run)
+        permits = spied_permits(run)
         train(run)
-        assert [ticket.exploration for ticket in tickets] == pytest.approx([1.0, 1 - 0.99 / 1.2, 0.01, 0.01])
+        assert [permit.exploration for permit in permits] == pytest.approx([1.0, 1 - 0.99 / 1.2, 0.01, 0.01])
 
 
 class TestSeeds:
@@ -265,7 +265,7 @@ class StopAt:
 
     def __call__(self):
         loop = self.run.loop
-        if self.left > 0 and self.condition(Now(loop.counters.episodes, loop.learner.updates, loop.pace.owed)):
+        if self.left > 0 and self.condition(Now(loop.counters.episodes, loop.learner.updates, loop.pace.backlog)):
             self.left -= 1
         return self.left == 0
 

@@ -65,7 +65,7 @@ RUN_SECONDS = gauge(
     "qttdm_run_seconds", LEARNER, "s", "time spent on the run, earlier parts of a resumed one included", lasting=True
 )
 PROGRESS_AGE = gauge("qttdm_progress_age_seconds", LEARNER, "s", "since the last update was made or episode arrived")
-OWED = gauge("qttdm_updates_owed", LEARNER, "updates", "that the decisions so far ask for and that have not been made")
+BACKLOG = gauge("qttdm_update_backlog", LEARNER, "updates", "still to be made for the decisions so far")
 PACE = gauge(
     "qttdm_pace_ratio",
     LEARNER,
@@ -236,7 +236,7 @@ def _report_status(telemetry: Telemetry, training: TrainingConfig, status: dict[
     telemetry.count_to(UPDATES, status["updates"])
     telemetry.set(RUN_SECONDS, status["wall_seconds"])
     telemetry.set(PROGRESS_AGE, status["seconds_since_progress"])
-    telemetry.set(OWED, status["owed"])
+    telemetry.set(BACKLOG, status["backlog"])
     asked = (status["decisions"] - training.seed_decisions) * training.update_ratio
     if asked > 0:
         telemetry.set(PACE, status["updates"] / asked)

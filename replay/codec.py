@@ -43,7 +43,9 @@ def encode(episode: Episode) -> bytes:
             raise ValueError(f"{name}: got {array.dtype} of {array.ndim} dimensions, want rows of {_wanted()}")
         dtype = DTYPES[array.dtype]
         arrays[name] = {"dtype": dtype, "shape": list(array.shape), "data": array.astype(dtype, order="C").tobytes()}
-    return seal({"version": VERSION, **scalars(episode), "arrays": arrays})
+    values = {name: getattr(episode, name) for name in SCALARS}  # environments like to return numpy's
+    plain = {name: None if value is None else SCALARS[name](value) for name, value in values.items()}
+    return seal({"version": VERSION, **plain, "arrays": arrays})
 
 
 def decode(record: bytes) -> Episode:
@@ -68,12 +70,6 @@ def decode(record: bytes) -> Episode:
     if rows != [steps + 1, steps] + [steps + 1] * len(extra):
         raise ValueError(f"episode record: got {rows} rows for {steps} rewards, want T+1, T, then T+1 of {[*extra]}")
     return Episode(observations, actions, rewards, extra=extra, **{name: content[name] for name in SCALARS})
-
-
-def scalars(episode: Episode) -> dict[str, Any]:
-    """What an episode is besides its arrays, as plain Python values (environments like to return numpy's)."""
-    values = {name: getattr(episode, name) for name in SCALARS}
-    return {name: None if value is None else SCALARS[name](value) for name, value in values.items()}
 
 
 def seal(content: dict[str, Any]) -> bytes:

@@ -224,7 +224,7 @@ class ReplayShard:
             state = self._state()
         self._before = self._before.plus(*gone)
         for episode in gone:
-            self._known.remove((episode.actor, episode.number))
+            self._known.discard((episode.actor, episode.number))
             self._highest[episode.actor] = max(episode.number, self._highest.get(episode.actor, -1))
         self._write_index(state)
         self._log.delete(files)

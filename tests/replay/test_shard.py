@@ -50,11 +50,23 @@ def make_episode(number: int, steps: int = 5, actor: int = 0, reward: float = 0.
 
 
 def stored(shard: ReplayShard) -> list[bytes]:
-    return [encode(episode) for episode in shard._replay.episodes()]
+    """The episodes in memory, which are those on disk."""
+    replay = shard._replay
+    records = [record for _, record in shard._log.read(shard._oldest())]
+    assert len(records) == replay.num_episodes
+    first = replay._stored.start
+    for number, record in enumerate(records, replay._first_episode):
+        episode = decode(record)
+        places, rows = replay._places(range(first, first + episode.decisions), number)
+        np.testing.assert_array_equal(replay._observed["observations"][rows], episode.observations)
+        np.testing.assert_array_equal(replay._actions[places], episode.actions)
+        np.testing.assert_array_equal(replay._rewards[places], episode.rewards)
+        first += episode.decisions
+    return records
 
 
 def names(shard: ReplayShard) -> list[tuple[int, int]]:
-    return [(episode.actor, episode.number) for episode in shard._replay.episodes()]
+    return [(episode.actor, episode.number) for episode in map(decode, stored(shard))]
 
 
 def newest_that_fit(model: list[bytes], capacity: int) -> list[bytes]:

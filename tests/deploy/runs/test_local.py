@@ -18,6 +18,7 @@ from qttdm.deploy.runs.local import new_run, open_run, resume_run, silent
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.deploy.screens.progress import Progress
 from qttdm.learner.learner import NonFiniteLossError
+from qttdm.replay.codec import decode
 from tests.fakes import Point, tiny_config
 
 AGENTS = ("qt-tdm", "tdm", "qt")
@@ -77,7 +78,7 @@ def spied_permits(run):
 
 def stored(run):
     """The episodes in replay."""
-    return list(run.replay.shards[0]._replay.episodes())
+    return [decode(record) for _, record in run.replay.shards[0]._log.read(0)]
 
 
 def assert_same_state(run, other):

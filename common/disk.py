@@ -17,13 +17,18 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` into a file so that, whenever the process or the power dies, it holds the old or the new, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, on the disk itself when this returns; its folder's entry is not (sync_file)."""
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` into a file so that, whenever the process or the power dies, it holds the old or the new, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_file(temporary, data)
     temporary.replace(path)
     sync_file(path.parent)
 

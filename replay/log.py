@@ -1,4 +1,4 @@
-"""An append-only log of records, a row of files, that a killed process loses nothing acknowledged from.
+"""An append-only log of records, in a row of files. A killed process loses no acknowledged record.
 
     directory/00000000000000000000.log    records 0, 1, .. in the order they were appended
               00000000000000000731.log    records 731, ..: a file is named after its first record
@@ -6,8 +6,8 @@
 
 record = magic (4 bytes), sequence number (8), length (4), CRC32 of number, length and payload (4), payload; all
 little-endian. Every record carries its number, so damage costs the records it touches and no other, and the numbers
-without a whole record are those lost. Each process begins a file of its own. What a file holds from the next one's
-first number on does not count: a record that was being written when the process died, or what `rewind` took back.
+without a whole record are those lost. Each process begins a file of its own. A file's records count up to the next
+one's first number: a last record that a killed process did not finish has its number given again.
 
 Choice: many episodes in a file. Why: a file for each takes two to four times as long to store (a new inode, a rename,
 an unlink, and with `fsync: always` a folder to flush). What would change it: few, large episodes.

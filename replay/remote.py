@@ -47,7 +47,7 @@ class ReplaySettings:
 
 
 class ShardActor(ReplayShard):
-    """A ReplayShard whose answers are maps and lists of arrays and numbers."""
+    """A ReplayShard that reports its metrics, and draws its part of several batches at once."""
 
     def __init__(self, directory: Path, settings: ReplaySettings, seed: int, index: int) -> None:
         """Shard number `index`, in the directory."""
@@ -80,9 +80,9 @@ def start_shards(
 ) -> list[Any]:
     """Run S plain shards as Ray actors named `<name>/replay-<i>`; each opens `<directory>/shard-<i>` where it runs.
 
-    Inserts, draws and questions have threads of their own, so that none queues behind another; some inserts at once
-    share a flush (`fsync: always`). options: Ray's, for
-    every shard, such as scheduling_strategy, namespace, num_cpus. Returns their handles.
+    Inserts, draws and questions have threads of their own, so that none queues behind another; concurrent inserts
+    share a flush (`fsync: always`). options: Ray's, for every shard, such as scheduling_strategy, namespace, num_cpus.
+    Returns their handles.
     """
     defaults: dict[str, Any] = {
         "concurrency_groups": {"insert": 4, "sample": 1, "control": 1},
@@ -156,7 +156,7 @@ class RemoteReplay:
         return self.per_request * len(self._under_way)
 
     def close(self) -> None:
-        """Let go of the batches under way, and of the memory they have in the object store."""
+        """Drop the batches under way, and free their memory in the object store."""
         self._under_way.clear()
         self._arrived.clear()
         self._masses = [-math.inf] * len(self.shards)
@@ -170,13 +170,13 @@ class RemoteReplay:
         return self._get(answers, "the replay shards' new episodes")
 
     def save(self) -> dict[str, bytes]:
-        """As ReplaySource: for a run that goes on on one machine."""
+        """As ReplaySource; a run that is resumed on one machine goes back to it."""
         answers = [shard.save_state.options(concurrency_group="insert").remote() for shard in self.shards]
         states = self._get(answers, "the replay shards to save their states")
         return {f"replay-{i}": state for i, state in enumerate(states)}
 
     def load(self, blobs: Mapping[str, bytes]) -> None:
-        """Keep the episodes stored since: their actors go on."""
+        """Keep the episodes stored since the checkpoint: their actors go on."""
 
     def _request(self) -> list[Any]:
         """Ask every shard for its part of some batches."""

@@ -1,4 +1,4 @@
-"""What a learner needs of a replay, and the one in its own process; replay/remote.py has it over Ray.
+"""The replay as the learner sees it, and shards in the learner's own process; replay/remote.py has them over Ray.
 
 LearningLoop --next, episodes_since, save, load--> LocalShards --> ReplayShard 0 .. S-1 in this process
 collector ----insert------------------->
@@ -35,16 +35,16 @@ class ReplaySource(Protocol):
         """Blobs for a checkpoint. When this returns, all episodes of earlier pages are on the disk itself."""
 
     def load(self, blobs: Mapping[str, bytes]) -> None:
-        """Go back to a `save`, where nobody has collected since; else keep the later episodes."""
+        """Go back to a `save` on one machine; on a cluster keep the later episodes, whose actors go on."""
 
 
 class LocalShards:
-    """A ReplaySource in one process, and the way in for its collector. It repeats: the same draws after a `load`."""
+    """A ReplaySource in one process, into which its collector inserts. Draws repeat exactly after a `load`."""
 
     def __init__(
         self, shards: Sequence[ReplayShard], telemetry: Sequence[Telemetry], batch_size: int, seed: int
     ) -> None:
-        """telemetry: one for each shard. seed: for how many windows of each shard."""
+        """telemetry: one for each shard. seed: of the draw of how many windows each shard gives to a batch."""
         self.shards, self.telemetry, self.batch_size = shards, telemetry, batch_size
         self._rng = np.random.default_rng(seed)
 

@@ -40,7 +40,7 @@ from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
 from qttdm.deploy.screens.video import VideoError, write_video
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.metrics import watch
+from qttdm.learner.metrics import report_run
 from qttdm.learner.permits import Permit
 from qttdm.replay.limiter import Pace
 from qttdm.replay.metrics import report_sizes
@@ -285,7 +285,7 @@ class LocalRun:
 
     def _measure(self) -> None:
         """Report to Prometheus as the parts that the run would have on a cluster."""
-        watch(self.loop)
+        report_run(self.loop)
         driver = self.telemetry("driver", 0)
         driver.set(SEED_STATE, 1.0, state="running")
 

@@ -14,7 +14,7 @@ from qttdm.common.metrics.lines import MetricsWriter
 from qttdm.common.metrics.telemetry import Boot, Identity, Telemetry
 from qttdm.deploy.monitoring.exporter import Exporter
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.metrics import TimeSpent, open_metrics
+from qttdm.learner.metrics import TimeSpent, open_metrics, report_run
 from tests.deploy.monitoring.test_exporter import scrape
 from tests.learner.test_loop import Killed, Seed
 

@@ -103,14 +103,14 @@ def assert_same_batches(one: ReplayShard, other: ReplayShard, batches: int = 3) 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_a_list_of_episodes(tmp_path, sampler, seed):
-    """Inserts, repeated inserts, restarts, torn tails, saved and loaded states, news asked for, in any order."""
+    """Inserts, repeated inserts, restarts, torn tails, saved and loaded states, pages read, in any order."""
     rng, config = random.Random(seed), {"sampler": sampler, "capacity": 60}
     shard = open_shard(tmp_path, **config)
     model: list[bytes] = []  # every record ever inserted
-    saved: list[tuple[bytes, int, int]] = []  # states, how long the model was, how far its news were told
+    saved: list[tuple[bytes, int, int]] = []  # states, how long the model was, the cursor
     inserts, rewound, told = 0, 0, 0
     for _ in range(140):
-        match rng.choice(["insert"] * 6 + ["again"] * 2 + ["restart", "torn", "sample", "save", "load", "news"]):
+        match rng.choice(["insert"] * 6 + ["again"] * 2 + ["restart", "torn", "sample", "save", "load", "page"]):
             case "insert":
                 actor = rng.randrange(3)
                 number = shard.next_number(actor) + rng.choice([0, 0, 0, 2])
@@ -137,11 +137,11 @@ def test_equals_a_list_of_episodes(tmp_path, sampler, seed):
                 shard.load_state(state)
                 rewound += len(model) - count
                 del model[count:]
-            case "news":
-                news, kept = shard.episodes_since(told), newest_that_fit(model, 60)
+            case "page":
+                page, kept = shard.episodes_since(told), newest_that_fit(model, 60)
                 want = list(enumerate(model))[max(told, len(model) - len(kept)) :]
-                assert news.episodes == [StoredEpisode.of(n, record, decode(record)) for n, record in want]
-                told = news.cursor
+                assert page.episodes == [StoredEpisode.of(n, record, decode(record)) for n, record in want]
+                told = page.cursor
                 assert told == len(model)
         assert stored(shard) == newest_that_fit(model, 60)
         assert shard.episodes_since(told).totals == totals_of(model)
@@ -151,22 +151,6 @@ def test_equals_a_list_of_episodes(tmp_path, sampler, seed):
     assert inserts > 40
     assert rewound > 5
     assert not any(shard.insert(record) for record in model)
-
-
-def test_a_torn_last_record_is_dropped_wherever_it_tore(tmp_path, monkeypatch):
-    monkeypatch.setattr("qttdm.replay.log.FILE_BYTES", 10**6)
-    shard = open_shard(tmp_path / "whole")
-    for number in range(3):
-        shard.insert(encode(make_episode(number)))
-    size = files(tmp_path / "whole")[0].stat().st_size
-    for length in range(size * 2 // 3, size):
-        shutil.copytree(tmp_path / "whole", tmp_path / str(length))
-        with files(tmp_path / str(length))[0].open("r+b") as file:
-            file.truncate(length)
-        torn = open_shard(tmp_path / str(length))
-        assert names(torn) == [(0, 0), (0, 1)]
-        assert torn.insert(encode(make_episode(2)))
-        assert stored(torn) == stored(shard)
 
 
 def test_disk_use_is_bounded_and_names_outlive_their_episodes(tmp_path):
@@ -300,14 +284,14 @@ for number in range(1_000_000):
 """
 
 
-def test_news_are_what_was_stored_and_plain_numbers(tmp_path):
+def test_pages_are_what_was_stored_and_plain_numbers(tmp_path):
     shard = open_shard(tmp_path)
     assert shard.episodes_since(0).cursor == 0
     first = replace(make_episode(4, actor=2, reward=0.5), success=1.0, oldest_weights=7, newest_weights=9)
     shard.insert(encode(first))
     shard.insert(encode(make_episode(5, actor=2)))
-    news = shard.episodes_since(0)
-    assert vars(news.episodes[0]) == {
+    page = shard.episodes_since(0)
+    assert vars(page.episodes[0]) == {
         "sequence": 0,
         "actor": 2,
         "number": 4,
@@ -319,35 +303,35 @@ def test_news_are_what_was_stored_and_plain_numbers(tmp_path):
         "newest_weights": 9,
         "checksum": zlib.crc32(encode(first)[4:]),
     }
-    assert news.episodes[1].success is None
-    assert {type(value) for value in vars(news.episodes[0]).values()} == {int, float}
-    assert (news.cursor, news.totals) == (2, Totals(2, 10, 20))
-    assert shard.episodes_since(news.cursor).episodes == []
-    assert shard.episodes_since(news.cursor).cursor == news.cursor
+    assert page.episodes[1].success is None
+    assert {type(value) for value in vars(page.episodes[0]).values()} == {int, float}
+    assert (page.cursor, page.totals) == (2, Totals(2, 10, 20))
+    assert shard.episodes_since(page.cursor).episodes == []
+    assert shard.episodes_since(page.cursor).cursor == page.cursor
 
 
-def test_news_come_in_portions(tmp_path):
+def test_a_page_is_limited(tmp_path):
     shard, cursor, told = open_shard(tmp_path, capacity=10_000), 0, []
     for number in range(2 * PAGE_EPISODES + 1):
         shard.insert(encode(make_episode(number, 1)))
     for want in (PAGE_EPISODES, PAGE_EPISODES, 1, 0):
-        news = shard.episodes_since(cursor)
-        assert len(news.episodes) == want
-        assert news.totals.episodes == 2 * PAGE_EPISODES + 1
-        told, cursor = told + [episode.number for episode in news.episodes], news.cursor
+        page = shard.episodes_since(cursor)
+        assert len(page.episodes) == want
+        assert page.totals.episodes == 2 * PAGE_EPISODES + 1
+        told, cursor = told + [episode.number for episode in page.episodes], page.cursor
     assert told == list(range(2 * PAGE_EPISODES + 1))
 
 
-def test_news_of_evicted_episodes_are_only_in_the_totals(tmp_path):
+def test_evicted_episodes_are_only_in_the_totals(tmp_path):
     shard = open_shard(tmp_path)
     for number in range(30):
         shard.insert(encode(make_episode(number)))
-    news = shard.episodes_since(3)
-    assert [episode.number for episode in news.episodes] == list(range(22, 30))
-    assert (news.cursor, news.totals) == (30, Totals(30, 150, 300))
+    page = shard.episodes_since(3)
+    assert [episode.number for episode in page.episodes] == list(range(22, 30))
+    assert (page.cursor, page.totals) == (30, Totals(30, 150, 300))
 
 
-def test_news_while_several_threads_insert_tell_of_every_episode_once(tmp_path):
+def test_pages_have_every_episode_once_while_several_threads_insert(tmp_path):
     shard, told, cursor, errors = open_shard(tmp_path, capacity=10_000), [], 0, []
 
     def insert(actor: int) -> None:
@@ -363,10 +347,10 @@ def test_news_while_several_threads_insert_tell_of_every_episode_once(tmp_path):
     running = True
     while running:
         running = any(thread.is_alive() for thread in threads)  # looked at before asking, so the last answer has all
-        news = shard.episodes_since(cursor)
-        told, cursor = told + news.episodes, news.cursor
-        assert news.totals.episodes == len(told)
-        assert news.totals.env_steps == sum(episode.env_steps for episode in told)
+        page = shard.episodes_since(cursor)
+        told, cursor = told + page.episodes, page.cursor
+        assert page.totals.episodes == len(told)
+        assert page.totals.env_steps == sum(episode.env_steps for episode in told)
         if told:
             shard.sample(8)
     assert not errors
@@ -555,10 +539,10 @@ def test_nothing_is_lost_silently(tmp_path, how, save, episodes):
             damaged(directory / target.name, how, rng)
             for _ in range(2):  # it is told again as long as it is so
                 shard = open_shard(directory, capacity=60, sampler="balanced")
-                news, left = shard.episodes_since(cursor), stored(shard)
-                lost = [sequence for sequence, _ in news.lost if sequence < cursor]
-                same = news.totals == totals_of(model) and left == kept
-                assert lost or news.cursor < cursor or same
+                page, left = shard.episodes_since(cursor), stored(shard)
+                lost = [sequence for sequence, _ in page.lost if sequence < cursor]
+                same = page.totals == totals_of(model) and left == kept
+                assert lost or page.cursor < cursor or same
                 assert set(left) <= set(model)
                 shard.close()
             shard = open_shard(directory, capacity=60, sampler="balanced")

@@ -177,7 +177,7 @@ def run(words: list[str]) -> None:
 def while_collecting(run_dir: Path) -> list[dict[str, Any]]:
     """The `update` lines from the first one until all environment steps of the run are there.
 
-    What comes after, when the learner makes the updates that are still owed, would be a tenth of so short a run.
+    What comes after, when the learner makes the updates that are left, would be a tenth of so short a run.
     """
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     updates = [line for line in lines if line["kind"] == "update"]

@@ -41,17 +41,17 @@ def test_actors_that_are_faster_than_the_learner_take_turns(rounds: Rounds) -> N
     """Not all begin when the lead allows one, only to wait together when they have collected."""
     assert [ask(rounds, actor, now=0.0) for actor in range(3)] == ["collect"] * 3  # the learner waits
     verdicts = [ask(rounds, actor, now=0.1, stored=LENGTH) for actor in range(3)]
-    assert verdicts == ["collect", "wait", "wait"]  # 5 owed; 10, and 5 to come; LEAD is 12
+    assert verdicts == ["collect", "wait", "wait"]  # a backlog of 5; 10, and 5 to come; LEAD is 12
     assert rounds.pace.backlog == 0  # not heard of yet
     rounds.pace.inserted(3 * LENGTH)
     rounds.counted(math.inf)
     rounds.pace.sampled(7)
-    assert ask(rounds, 1, now=7.0) == "wait"  # 8 owed, 5 to come
+    assert ask(rounds, 1, now=7.0) == "wait"  # a backlog of 8, 5 to come
     rounds.pace.sampled(2)
     assert [ask(rounds, actor, now=9.0) for actor in (1, 2)] == ["collect", "wait"]
 
 
-def test_slow_actors_begin_before_what_is_owed_is_made(rounds: Rounds) -> None:
+def test_slow_actors_begin_before_the_backlog_is_made(rounds: Rounds) -> None:
     """By when they have collected it will be: a learner of as many updates as one round of all others asks for."""
     for actor in range(4):
         ask(rounds, actor, now=0.0)
@@ -74,7 +74,7 @@ def test_what_was_stored_after_the_shards_were_asked_still_counts(rounds: Rounds
     rounds.ended(0, LEAD, now=5.0)
     rounds.counted(5.0)
     assert ask(rounds, 1, now=6.0) == "wait"
-    rounds.counted(5.1)  # the pace would count it now, had it been in the news
+    rounds.counted(5.1)  # the pace would count it now, had it been read
     assert ask(rounds, 1, now=6.0) == "collect"
 
 
@@ -86,7 +86,7 @@ def test_an_actor_that_died_while_it_collected_counts_once(rounds: Rounds) -> No
     for _ in range(4):  # begun, and killed
         assert ask(rounds, 0, now=1.0) == "collect"
     rounds.pace.inserted(LENGTH)
-    assert rounds.updates_before_insert(1, UPDATE) == LENGTH + LENGTH - LEAD  # owed, and to come
+    assert rounds.updates_before_insert(1, UPDATE) == LENGTH + LENGTH - LEAD  # the backlog, and what is to come
 
 
 @pytest.mark.parametrize("actors", [1, 2, 4, 8])

@@ -87,7 +87,8 @@ class Log:
         with self._flushing:
             if self.sizes:
                 sync_file(self._path(self._last))
-            self._file = self._path(sequence).open("wb", buffering=0)
+            self._file = self._path(sequence).open("ab", buffering=0)
+            self._file.truncate(0)  # it may be there, without a whole record
             sync_file(self.directory)
             self.sizes[sequence], self._last, self.next, self._flushed = 0, sequence, sequence, sequence
 

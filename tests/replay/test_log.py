@@ -107,6 +107,7 @@ def test_a_failed_append_changes_nothing(tmp_path, monkeypatch):
             log.append(b"two")
     assert contents(log) == [b"one"]
     log.append(b"three")
+    assert log.sizes == {0: files(tmp_path)[0].stat().st_size}
     log = reopened(log)
     assert contents(log) == [b"one", b"three"]
 

@@ -84,21 +84,21 @@ class CollectorActor(Collector):
         refused = self._waiting()
         while True:
             asked = self._control("request_collect").remote(self.index, self.boot, stored)
-            ticket = self._ask(asked, "a ticket from the learner")
+            permit = self._ask(asked, "a permit from the learner")
             stored = 0
-            if ticket.verdict == "done":
+            if permit.verdict == "done":
                 return collected
-            if ticket.verdict == "wait":
-                refused.still(ticket.reason)
-                time.sleep(ticket.retry_seconds)
+            if permit.verdict == "wait":
+                refused.still(permit.reason)
+                time.sleep(permit.retry_seconds)
                 continue
             refused.over()
-            self._heard(ticket.version)
+            self._heard(permit.version)
             names = range(number, number + len(self.envs))
             number = names.stop
             seeds = [derive_seed(self.settings.seed, "episode", self.index, name, attempt) for name in names]
             try:
-                episodes = self.collect(seeds, ticket.random, ticket.exploration, self._before_decision)
+                episodes = self.collect(seeds, permit.random, permit.exploration, self._before_decision)
             except EnvironmentFailure as error:  # other numbers, so other seeds, next: these might fail again
                 self._tell_failure(str(error))
                 self.replace_environments()

@@ -2,7 +2,7 @@
 
     checkpoints/00000007-step-20000/     the 7th save, at step 20000
         tensors.safetensors              networks, optimisers, generators
-        blobs/NAME                       whatever writes itself as bytes (the replay's visits and random states)
+        blobs/NAME                       states that are bytes (the replay's visits and random states)
         checkpoint.json                  format version, step, meta, names of the blobs
         SHA256SUMS                       written last; `sha256sum -c SHA256SUMS` checks the folder by hand
 
@@ -23,6 +23,8 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor
+
+from qttdm.common.disk import sync_file, write_file
 
 FORMAT_VERSION = 2
 """Raised whenever what a run saves changes its meaning. 1: runs on one machine held their episodes in a blob."""
@@ -79,17 +81,17 @@ class CheckpointStore:
             temporary = self.directory / (_TEMPORARY + name)
             (temporary / "blobs").mkdir(parents=True)
             for file, data in {**files, "SHA256SUMS": sums.encode()}.items():
-                _write(temporary / file, data)
-            _sync_folder(temporary / "blobs")
-            _sync_folder(temporary)
+                write_file(temporary / file, data)
+            sync_file(temporary / "blobs")
+            sync_file(temporary)
             os.rename(temporary, self.directory / name)
-            _sync_folder(self.directory)
+            sync_file(self.directory)
             self._prune()
         except OSError as error:
             raise CheckpointError(f"{self.directory}: cannot save the checkpoint of step {step} ({error})") from error
 
     def load_latest(self, blobs: bool = True) -> Checkpoint | None:
-        """The newest checkpoint whose checksums hold; None where none was ever saved.
+        """Load the newest checkpoint whose checksums hold; None where none was ever saved.
 
         blobs=False leaves those unread: a replay is far larger than all else, and acting needs none.
         Raises CheckpointError when every one is damaged, or the newest sound one has another format.
@@ -111,7 +113,7 @@ class CheckpointStore:
 
     @staticmethod
     def number(folder: Path) -> int:
-        """How many had been saved with that one."""
+        """The number of a save, counted from 1."""
         return int(folder.name.split("-")[0])
 
     def _folders(self) -> list[Path]:
@@ -148,24 +150,8 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Put a folder's entries on disk; without it a power cut may undo a rename or lose a whole file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def load_checkpoint(folder: Path, blobs: bool = True) -> Checkpoint:
-    """The checkpoint in that folder, blobs as in `load_latest`. Raises CheckpointError when it is damaged."""
+    """Load the checkpoint in that folder, blobs as in `load_latest`. Raises CheckpointError when it is damaged."""
     try:
         return _read(folder, [], blobs)
     except (OSError, ValueError) as error:

@@ -25,7 +25,7 @@ class Episode:
     success: float | None = None
     """1.0 or 0.0 at the last step, None where the task defines no success"""
     actor: int = 0
-    """who collected it; (actor, number) names an episode once and for all"""
+    """number of the actor that collected it; (actor, number) is the name of an episode"""
     number: int = 0
     """the actor's running number of this episode, from 0"""
     oldest_weights: int = 0
@@ -33,7 +33,7 @@ class Episode:
     newest_weights: int = 0
     """largest such version"""
     truncated: bool = False
-    """True if a time limit, or whoever collected it, ended it after the last decision"""
+    """True if a time limit or its collector ended it after the last decision"""
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
     """other observations by name, T+1 rows each, such as `simulator_state`"""
 
@@ -61,5 +61,5 @@ class Episode:
         return float(self.rewards.sum(dtype=np.float64))
 
     def named(self, actor: int, number: int) -> Episode:
-        """The same, under that name."""
+        """Copy the episode under another name."""
         return replace(self, actor=actor, number=number)

@@ -1,4 +1,4 @@
-"""What happened to a run, for a person: one line each in `events.log`, written by whichever process saw it."""
+"""What happened to a run, for a person: one line each in `events.log`, written by the process that saw it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class EventLog:
         self.path, self.who = path, who
 
     def write(self, what: str) -> None:
-        """One event, made one line. A disk that refuses it is no reason to stop training."""
+        """Append an event as one line. If the disk refuses it, print it: training goes on."""
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {self.who}: {' '.join(what.split())}\n"
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -27,18 +27,18 @@ class EventLog:
 
 
 class Waiting:
-    """A wait without an end to it: after every so many seconds the log says what for. For one thread."""
+    """Logs what a process waits for, every so many seconds of one wait. For one thread."""
 
     def __init__(self, events: EventLog, seconds: float) -> None:
         self.events, self.seconds = events, seconds
         self.over()
 
     def over(self) -> None:
-        """What was waited for has come; a later wait is another one."""
+        """End the wait."""
         self._since: float | None = None
 
     def still(self, what: str) -> None:
-        """It is waited for that, again or now for the first time."""
+        """Begin a wait, or go on with it; log its reason when it is time."""
         now = time.monotonic()
         if self._since is None:
             self._since = self._said = now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from qttdm.common.config import ConfigError
+from qttdm.common.disk import lock_file
 
 
 class RunDir:
@@ -92,14 +92,12 @@ class RunDir:
         except OSError as error:
             raise ConfigError(f"{path}: cannot lock the run directory ({error.strerror})") from None
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock_file(file):
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 raise ConfigError(
                     f"{self.path}: process {holder} is training here and holds {path}; wait for it or stop it"
-                ) from None
+                )
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()

@@ -1,4 +1,4 @@
-"""Network weights as they travel from the learner to whoever plans: one contiguous array and a version."""
+"""Network weights as they travel from the learner to the policies: one contiguous array and a version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def version_of(generation: int, updates: int) -> int:
     """The version of the weights after `updates` updates of the learner's start number `generation`.
 
     A learner that is killed starts again from its last checkpoint, with fewer updates than it had. Its versions go on
-    growing all the same, so that nobody takes old weights for new ones.
+    growing all the same, so that old weights never pass for new ones.
     """
     return generation * GENERATION + updates
 
@@ -43,7 +43,7 @@ class Weights:
     @staticmethod
     @torch.no_grad()
     def of(networks: nn.Module, version: int) -> Weights:
-        """Snapshot of all parameters."""
+        """Take a snapshot of all parameters."""
         parameters = [p.detach().flatten() for p in networks.parameters()] or [torch.zeros(0)]
         flat = torch.cat(parameters).float().cpu().numpy()
         return Weights(flat, version, xxhash.xxh3_64_intdigest(flat.data))

@@ -1,4 +1,4 @@
-"""Evaluations: planned, handed in when their updates are made, read in any order; made by others meanwhile, or here.
+"""Evaluations: planned, handed in when their updates are made, results read in any order.
 
     plan(counts) -- learner has the updates --> hand_in --> desk --> results: (counts, values)
 
@@ -25,11 +25,11 @@ class EvaluationDesk(Protocol):
         """Evaluate these weights; results are told apart by `key`."""
 
     def results(self) -> list[tuple[int, list[float], float | None, float]]:
-        """(key, returns, success, seconds) of what has ended since the last call; no returns: it was given up."""
+        """(key, returns, success, seconds) of each that has ended since the last call; no returns: it was given up."""
 
 
 class Evaluations:
-    """Those of one run."""
+    """The evaluations of one run."""
 
     def __init__(self, desk: EvaluationDesk) -> None:
         self.desk = desk
@@ -39,25 +39,25 @@ class Evaluations:
         self._under_way: dict[int, tuple[dict[str, Any], Weights]] = {}  # by environment steps
 
     def __len__(self) -> int:
-        """Those handed in whose results are not there yet."""
+        """Evaluations handed in that have no result yet."""
         return len(self._under_way)
 
     def plan(self, counts: dict[str, Any]) -> None:
-        """One is due at these counters, with as many updates as `counts["updates"]`."""
+        """Plan one for these counters, of the weights after `counts["updates"]` updates."""
         self._due.append(counts)
 
     def hand_in_due(self, learner: Learner) -> None:
-        """Hand in those whose updates are made."""
+        """Hand in the planned ones whose updates are made."""
         while self._due and learner.updates >= self._due[0]["updates"]:
             self.hand_in(self._due.popleft(), learner)
 
     def hand_in(self, counts: dict[str, Any], learner: Learner) -> None:
-        """Have the learner's weights evaluated, as those of these counters."""
+        """Have the learner's weights evaluated, for these counters."""
         self.last_updates = learner.updates
         self._submit(counts, learner.weights())
 
     def results(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Counters and values of those that have ended since the last call, but for those given up."""
+        """Counters and values of the evaluations that have ended since the last call, without those given up."""
         for env_steps, returns, success, seconds in self.desk.results():
             counts, _ = self._under_way.pop(env_steps)
             if not returns:
@@ -74,7 +74,7 @@ class Evaluations:
             )
 
     def save(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """For a checkpoint: plain data, and the weights under way as blobs."""
+        """For a checkpoint: plain data, and the weights being evaluated as blobs."""
         under_way = self._under_way.values()
         meta = {
             "evaluated_updates": self.last_updates,
@@ -84,7 +84,7 @@ class Evaluations:
         return meta, {f"weights-{w.version}": w.values.tobytes() for _, w in under_way}
 
     def load(self, meta: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
-        """Undo `save`: what was under way is handed in again."""
+        """Undo `save`: evaluations that had no result yet are handed in again."""
         self.last_updates = meta["evaluated_updates"]
         self._due.extend(meta["due"])
         for counts, version, checksum in meta["handed_in"]:

@@ -1,12 +1,12 @@
 """Algorithm 1: as many updates as there are decisions, whoever collects them; evaluations and checkpoints when due.
 
-    replay    --news-->     counters, `train` lines of metrics.jsonl
+    replay    --pages-->    counters, `train` lines of metrics.jsonl
     replay    --batches-->  update --> weights for those that act, `update` lines
     evaluator --results-->  `eval` lines
 
 Knows nothing of processes: replay, publishing, evaluating and collecting come in as objects. On a cluster they are
-elsewhere and collect by ticket (learner/remote.py); on one machine an episode is collected here whenever no update is
-owed, the paper's alternation (deploy/runs/local.py). What counts is what the replay has on disk: the loop reads on
+elsewhere and ask for permits (learner/remote.py); on one machine an episode is collected here whenever no update is
+due, the paper's alternation (deploy/runs/local.py). What counts is what the replay has on disk: the loop reads on
 from where its last checkpoint left off, so a kill neither loses nor doubles an episode in the counters or the metrics.
 """
 
@@ -29,11 +29,11 @@ from qttdm.common.weights import Weights, updates_of
 from qttdm.learner.counters import Counters
 from qttdm.learner.evaluations import EvaluationDesk, Evaluations
 from qttdm.learner.learner import NonFiniteLossError
-from qttdm.learner.measure import Rates, TimeSpent, open_metrics
+from qttdm.learner.metrics import Rates, TimeSpent, open_metrics
+from qttdm.learner.permits import Permit, Rounds
 from qttdm.learner.schedule import TrainingConfig
-from qttdm.learner.tickets import Rounds, Ticket
+from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, StoredEpisode
 from qttdm.replay.limiter import Pace
-from qttdm.replay.news import MOST_EPISODES, News, StoredEpisode
 from qttdm.replay.source import ReplaySource
 
 READ_EVERY = 0.2  # seconds between two looks for new episodes while there are updates to make
@@ -57,7 +57,7 @@ class LearningLoop:
         shards: int,
         timeout_seconds: float,
         checkpoint: Checkpoint | None = None,
-        collect_here: Callable[[Ticket], None] | None = None,
+        collect_here: Callable[[Permit], None] | None = None,
         accept_losses: bool = False,
     ) -> None:
         """Goes on from the checkpoint, if there is one.
@@ -79,8 +79,8 @@ class LearningLoop:
         self.version, self.finished = -1, False
         self.newest: dict[str, Any] = {}
         """the newest value of everything reported"""
-        self._asking = threading.Lock()  # actors ask from several threads: one ticket after the other
-        self._boots: dict[int, str] = {}
+        self._asking = threading.Lock()  # actors ask from several threads: one permit after the other
+        self._processes: dict[int, str] = {}
         self._stop, self._stored = threading.Event(), threading.Event()
         metrics_bytes = self._load(checkpoint, accept_losses) if checkpoint is not None else 0
         self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
@@ -104,7 +104,7 @@ class LearningLoop:
                 self._evaluate()
                 on_step()
                 self._save_if_due(on_step)
-                if self.pace.want_sample:
+                if self.pace.can_sample:
                     self._update()
                 elif not self.collected:
                     self._collect()
@@ -128,38 +128,37 @@ class LearningLoop:
         self._stop.set()
         self._stored.set()
 
-    def request_collect(self, actor: int, boot: str, stored: int = 0) -> Ticket:
+    def request_collect(self, actor: int, process: str, stored: int = 0) -> Permit:
         """May this actor begin another round of episodes?
 
-        boot: tells one process of this actor from the next. stored: decisions that it has put into replay since it
-        asked last.
+        process: names the actor's process; a restart has another. stored: decisions inserted since it asked last.
         """
         with self._asking:
-            return self._answer(actor, boot, stored)
+            return self._answer(actor, process, stored)
 
-    def _answer(self, actor: int, boot: str, stored: int) -> Ticket:
+    def _answer(self, actor: int, process: str, stored: int) -> Permit:
         now = time.monotonic()
         self.rounds.ended(actor, stored, now)
         if stored:
             self._stored.set()
-        if self._boots.setdefault(actor, boot) != boot:
-            self._boots[actor] = boot
+        if self._processes.setdefault(actor, process) != process:
+            self._processes[actor] = process
             self.counters.actor_restarts += 1
             self.events.write(f"actor {actor} is back in a new process")
         if self.collected or self.finished or self._stop.is_set():
-            return Ticket("done")
-        if not self._has_read:  # what was stored since the checkpoint, which may be owed already
-            return Ticket("wait", retry_seconds=WAIT_SECONDS, reason="the learner to read what was stored")
+            return Permit("done")
+        if not self._has_read:  # what was stored since the checkpoint, whose updates may be due already
+            return Permit("wait", retry_seconds=WAIT_SECONDS, reason="the learner to read what was stored")
         update_seconds = self.spent.per_update(self.learner.updates - self._first_updates)
-        excess = self.rounds.excess(actor, update_seconds)
-        if excess >= 0:  # ask again when they may be made, but not too often: a question costs this process its time
-            return Ticket("wait", retry_seconds=min(1.0, max(0.05, (excess + 1) * update_seconds)))
+        updates = self.rounds.updates_before_insert(actor, update_seconds)
+        if updates >= 0:  # ask again when they may be made, but not too often: a question costs this process its time
+            return Permit("wait", retry_seconds=min(1.0, max(0.05, (updates + 1) * update_seconds)))
         self.rounds.began(actor, now)
-        return self._ticket()
+        return self._permit()
 
-    def _ticket(self) -> Ticket:
-        """Leave to collect now."""
-        return Ticket(
+    def _permit(self) -> Permit:
+        """A permit to collect now."""
+        return Permit(
             "collect",
             random=self.pace.decisions < self.pace.seed_decisions,
             exploration=self.exploration(self.counters.env_steps),
@@ -179,7 +178,7 @@ class LearningLoop:
             **asdict(self.counters),
             "wall_seconds": now - self._started,
             "updates": self.learner.updates,
-            "owed": self.pace.owed,
+            "backlog": self.pace.backlog,
             "version": self.version,
             "seconds": now - self._opened,
             "spent": dict(self.spent.seconds),
@@ -190,34 +189,34 @@ class LearningLoop:
     def _read_new_episodes(self) -> None:
         """Count what the shards have stored since the last look: counters, pace, `train` lines, evaluations due."""
         now = time.monotonic()
-        if self.pace.want_sample and now - self._read_at < READ_EVERY:
+        if self.pace.can_sample and now - self._read_at < READ_EVERY:
             return
         self._read_at = now
         c = self.counters
         more = True
         while more:
-            if not (answers := self._news()):
+            if not (pages := self._next_pages()):
                 return
-            for shard, news in enumerate(answers):
-                for episode in news.episodes:
+            for shard, page in enumerate(pages):
+                for episode in page.episodes:
                     self._count(episode)
-                self.cursors[shard] = news.cursor
-            more = any(len(news.episodes) == MOST_EPISODES for news in answers)
+                self.cursors[shard] = page.cursor
+            more = any(len(page.episodes) == PAGE_EPISODES for page in pages)
         # The totals also know of episodes that were evicted before they could be read.
-        c.env_steps = sum(news.totals.env_steps for news in answers)
-        c.decisions = sum(news.totals.decisions for news in answers)
-        c.episodes = sum(news.totals.episodes for news in answers)
+        c.env_steps = sum(page.totals.env_steps for page in pages)
+        c.decisions = sum(page.totals.decisions for page in pages)
+        c.episodes = sum(page.totals.episodes for page in pages)
         self._plan_evaluation()
         if c.decisions > self.pace.decisions:
             self._moved_at = now
             self.pace.inserted(c.decisions - self.pace.decisions)
-        self.rounds.heard(now)
+        self.rounds.counted(now)
         self._has_read = True
 
-    def _news(self) -> list[News]:
-        """Of each shard, since its cursor; none if the shards did not answer in time, which is then in events.log."""
+    def _next_pages(self) -> list[EpisodePage]:
+        """Of each shard, from its cursor on; none if the shards did not answer in time, which is then in events.log."""
         try:
-            return self.replay.news(self.cursors)
+            return self.replay.episodes_since(self.cursors)
         except TimeoutError as error:
             self._report_timeout(error)
             return []
@@ -266,7 +265,7 @@ class LearningLoop:
     @property
     def _is_between_episodes(self) -> bool:
         """Is the next one to be collected in this process, all updates made?"""
-        return self._collect_here is not None and not self.pace.want_sample
+        return self._collect_here is not None and not self.pace.can_sample
 
     def _collect(self) -> None:
         """Collect one episode with the newest weights (line 2), or wait for a moment for those of others."""
@@ -275,7 +274,7 @@ class LearningLoop:
             return
         self._publish()
         with self.spent.on("waiting_for_decisions"):
-            self._collect_here(self._ticket())
+            self._collect_here(self._permit())
 
     def _wait(self, reason: str) -> None:
         """Wait for a moment; after a while without progress the reason goes to events.log."""
@@ -381,15 +380,15 @@ class LearningLoop:
 
     def _check_replay(self, accept_losses: bool) -> None:
         """ConfigError unless the shards have what the checkpoint counts on: without it the return may collapse."""
-        while not (answers := self._news()):  # a large shard takes its time to read itself back from disk
+        while not (pages := self._next_pages()):  # a large shard takes its time to read itself back from disk
             pass
-        held = sum(news.totals.decisions for news in answers)
+        held = sum(page.totals.decisions for page in pages)
         missing = []  # by name: episodes stored since, or by other shards, could make up for the number of decisions
-        for shard, (news, cursor) in enumerate(zip(answers, self.cursors, strict=True)):
-            lost = {sequence: name for sequence, name in news.lost if sequence < cursor}
+        for shard, (page, cursor) in enumerate(zip(pages, self.cursors, strict=True)):
+            lost = {sequence: name for sequence, name in page.lost if sequence < cursor}
             missing += [f"shard {shard}: {lost[sequence]}" for sequence in sorted(lost.keys() - self._accepted[shard])]
-            if news.cursor < cursor:
-                missing.append(f"shard {shard}: all from number {news.cursor} to {cursor - 1}")
+            if page.cursor < cursor:
+                missing.append(f"shard {shard}: all from number {page.cursor} to {cursor - 1}")
             self._accepted[shard] = set(lost)
         if held >= self.pace.decisions and not missing:
             return
@@ -404,7 +403,7 @@ class LearningLoop:
             )
         self.events.write(f"{losses}; goes on with those, as was asked for")
         self.pace.lost(max(0, self.pace.decisions - held))
-        self.cursors = [min(news.cursor, cursor) for news, cursor in zip(answers, self.cursors, strict=True)]
+        self.cursors = [min(page.cursor, cursor) for page, cursor in zip(pages, self.cursors, strict=True)]
 
     def _report_timeout(self, error: TimeoutError) -> None:
         """Count that someone did not answer in time, and say who."""

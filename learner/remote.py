@@ -26,9 +26,9 @@ from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, read_generation
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.measure import watch
+from qttdm.learner.metrics import report_run
+from qttdm.learner.permits import Permit
 from qttdm.learner.schedule import TrainingConfig
-from qttdm.learner.tickets import Ticket
 from qttdm.replay.limiter import Pace
 from qttdm.replay.remote import RemoteReplay
 
@@ -53,7 +53,7 @@ class LearnerSettings:
     timeout_seconds: float
     telemetry: MakeTelemetry = Telemetry.silent
     make_sinks: Callable[[], list[Sink]] = list
-    """who is told of each line of metrics.jsonl too; called in the actor's process"""
+    """make further receivers of the lines of metrics.jsonl; called in the actor's process"""
     accept_losses: bool = False
     """see LearningLoop"""
 
@@ -64,7 +64,7 @@ class LearnerActor:
     def __init__(self, settings: LearnerSettings, shards: list[str], evaluator: str, planners: list[str]) -> None:
         """Names of the actors it works with. (Handles as arguments would break a restart if they went out of scope.)
 
-        Shards and evaluator must be there; weights go to whoever plans from when they start.
+        Shards and evaluator must be there; weights go to each planner once it has started.
         """
         self.settings = settings
         self.telemetry = settings.telemetry("learner", 0)
@@ -98,25 +98,25 @@ class LearnerActor:
             accept_losses=s.accept_losses,
         )
         self.loop.metrics.sinks += s.make_sinks()
-        watch(self.loop)
-        self.telemetry.before_report(lambda: self._measure(replay))
+        report_run(self.loop)
+        self.telemetry.before_report(lambda: self._report_calls(replay))
         if self.stopped:
             self.loop.stop()
         with watchdog:
             return self.loop.run(on_step=watchdog.rearm)
 
-    def request_collect(self, actor: int, boot: str, stored: int) -> Ticket:
+    def request_collect(self, actor: int, process: str, stored: int) -> Permit:
         """`LearningLoop.request_collect`; while the learner starts, actors wait."""
         if self.loop is None:
-            return Ticket("wait", retry_seconds=0.5, reason="the learner to start")
-        return self.loop.request_collect(actor, boot, stored)
+            return Permit("wait", retry_seconds=0.5, reason="the learner to start")
+        return self.loop.request_collect(actor, process, stored)
 
     def newest(self) -> tuple[list[ray.ObjectRef], int, int] | None:
         """The newest weights: [values], version, checksum; None before the first. A collector starts with this."""
         return self.broadcast.newest
 
     def version(self) -> int:
-        """Of the newest published weights; 0 before the first."""
+        """Version of the newest published weights; 0 before the first."""
         return self.broadcast.newest[1] if self.broadcast.newest is not None else 0
 
     def environment_failed(self, actor: int, why: str) -> None:
@@ -134,8 +134,8 @@ class LearnerActor:
         if self.loop is not None:
             self.loop.stop()
 
-    def _measure(self, replay: RemoteReplay) -> None:
-        """Before each report."""
+    def _report_calls(self, replay: RemoteReplay) -> None:
+        """Report the calls in flight."""
         in_flight = {
             "batches": replay.under_way,
             "evaluations": self.evaluations.under_way,
@@ -145,19 +145,19 @@ class LearnerActor:
             self.telemetry.set(CALLS, number, call=call)
 
     def flush(self) -> None:
-        """Report what was measured; asked when the run ends."""
+        """Send the last report, at the end of a run."""
         self.telemetry.flush()
 
     def alive(self) -> int:
-        """The process's number: an answer at all is what matters."""
+        """Answer a heartbeat, with the process's number."""
         return os.getpid()
 
 
 class Broadcast:
-    """Sends weights to everyone who plans: put into the object store once, whatever their number.
+    """Sends weights to all planners: put into the object store once, whatever their number.
 
-    Of one that has not taken the last ones nothing more is asked until it has, so that neither calls nor
-    snapshots pile up behind one that hangs. It gets the newest by asking.
+    A planner that has not taken the last ones is sent no more until it has, so that neither calls nor snapshots pile
+    up behind one that hangs. It fetches the newest itself.
     """
 
     def __init__(self, planners: list[str]) -> None:
@@ -168,7 +168,7 @@ class Broadcast:
         """the last call to each, by name"""
 
     def send(self, weights: Weights) -> None:
-        """Returns when the snapshot is in the store; it is dropped there when the next one is sent."""
+        """Put a snapshot into the store, in place of the last one, and send it to the planners."""
         reference = ray.put(weights.values)
         self.newest = ([reference], weights.version, weights.checksum)
         for name in self.names:
@@ -214,7 +214,7 @@ class RemoteEvaluations:
         return len(self._under_way)
 
     def results(self) -> list[tuple[int, list[float], float | None, float]]:
-        """As EvaluationDesk. Raises what the evaluator raised."""
+        """As EvaluationDesk. Raises the evaluator's exception, if it ended with one."""
         if not self._under_way:
             return []
         answers = list(self._under_way)
@@ -223,7 +223,7 @@ class RemoteEvaluations:
 
 
 def next_generation(run_dir: Path) -> int:
-    """Counts the learners that were started in this directory, on disk: 1 for the first."""
+    """Count one more start of a learner in this directory, on disk: 1 for the first."""
     generation = read_generation(run_dir) + 1
     replace_file(run_dir / "generation", str(generation).encode())
     return generation

@@ -2,7 +2,7 @@
 
     actor --Episode--> add      evicts the oldest episodes, computes returns-to-go, copies into the rings
                        sample   sampler: decision numbers -> windows gathered by index --Batch--> learner
-                       state, episodes, load   stop and go on exactly
+                       state, load   stop and go on exactly
 
 Decisions and episodes carry running numbers that are never reused; a number's place is its remainder in a ring. An
 episode's T+1 observations are rows d+e, d+e+1, .. for first decision d and episode number e, for each earlier episode
@@ -16,8 +16,7 @@ shorter ones merely leave earlier. What would change it: a task of such episodes
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -28,11 +27,8 @@ from qttdm.common.batch import Batch
 from qttdm.common.config import Config
 from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.common.episode import Episode
-from qttdm.replay.codec import scalars, seal, unseal
-from qttdm.replay.samplers import Balanced, Sampler, Uniform
+from qttdm.replay.samplers import Balanced, Uniform
 
-VERSION = 2
-"""Format of `Replay.state()`; raised whenever its meaning changes."""
 STEPS = ("actions", "rewards", "terminated", "mask", "returns_to_go")
 """What a batch holds besides observations."""
 
@@ -58,12 +54,12 @@ class Replay:
         assert data.observations.keys().isdisjoint(STEPS), (*data.observations, "want other names than", *STEPS)
         self.config, self.data = config, data
         self._rng = np.random.default_rng(seed)
-        self._sampler = _make_sampler(config)
+        balanced = config.sampler == "balanced"
+        self._sampler = Balanced(config.capacity, config.balanced_temperature) if balanced else Uniform()
         self._stored = range(0)  # decision numbers
         self._first_episode = 0  # number of the oldest stored episode
-        self._scalars: deque[dict[str, Any]] = deque()  # of the stored episodes, oldest first
-        self.sampled_age = 0.0
-        """decisions added since those that the newest batch begins at, mean"""
+        self.num_episodes = 0
+        """episodes stored"""
 
         # The last row of each ring is never written: it is what windows read behind an episode's end.
         self._capacity, self._rows = config.capacity, config.capacity + config.capacity // 4 + 1
@@ -79,24 +75,6 @@ class Replay:
     def decisions(self) -> int:
         """Decisions stored, at most `capacity`."""
         return len(self._stored)
-
-    @property
-    def num_episodes(self) -> int:
-        """Episodes stored."""
-        return len(self._scalars)
-
-    @property
-    def inserted(self) -> int:
-        """Decisions ever added, evicted ones included."""
-        return self._stored.stop
-
-    @property
-    def fill(self) -> float:
-        """Stored decisions as a fraction of capacity."""
-        return self.decisions / self._capacity
-
-    def __len__(self) -> int:
-        return self.decisions
 
     def check(self, episode: Episode) -> None:
         """ValueError, naming got and wanted, unless this episode can be stored and learned from."""
@@ -142,7 +120,7 @@ class Replay:
         self._episode_of[places] = number
 
         self._stored = range(self._stored.start, span.stop)
-        self._scalars.append(scalars(episode))
+        self.num_episodes += 1
         self._sampler.add(span)
 
     def sample(self, batch_size: int) -> Batch:
@@ -152,7 +130,6 @@ class Replay:
                 f"sample: got batch_size {batch_size} of {self.decisions} decisions, want 1 or more of both"
             )
         starts = self._sampler.draw(self._stored, batch_size, self._rng)  # [B]
-        self.sampled_age = self._stored.stop - float(starts.mean())
         first = starts % self._capacity  # [B]
         left = (self._end_of[first] - starts)[:, None]  # [B, 1] decisions from the start to the episode's end
         first_row = (starts + self._episode_of[first]) % self._rows  # [B]
@@ -174,53 +151,39 @@ class Replay:
         """Log of the sampling weight of all that is stored, for comparison with other shards' (samplers.shares)."""
         return self._sampler.mass(self._stored)
 
-    def episodes(self) -> Iterator[Episode]:
-        """The stored episodes, oldest first, as copies. Do not add while iterating."""
-        first = self._stored.start
-        for number, values in enumerate(self._scalars, start=self._first_episode):
-            span = range(first, int(self._end_of[first % self._capacity]))
-            places, rows = self._places(span, number)
-            extra = {name: ring[rows] for name, ring in self._observed.items()}
-            observations = extra.pop("observations")
-            yield Episode(observations, self._actions[places], self._rewards[places], extra=extra, **values)
-            first = span.stop
+    def state(self) -> dict[str, Any]:
+        """All that the stored episodes do not say: settings, numbering, random state, the sampler's counts."""
+        return {
+            "settings": self._settings(),
+            "decisions": [self._stored.start, self._stored.stop],
+            "episodes": [self._first_episode, self._first_episode + self.num_episodes],
+            "rng": json.dumps(self._rng.bit_generator.state),  # 128-bit integers, too large for msgpack's own
+            "sampler": self._sampler.state(),
+        }
 
-    def state(self) -> bytes:
-        """All that `episodes()` does not tell: settings, numbering, random state, what the sampler has counted."""
-        return seal(
-            {
-                "settings": self._settings(),
-                "decisions": [self._stored.start, self._stored.stop],
-                "episodes": [self._first_episode, self._first_episode + self.num_episodes],
-                "rng": json.dumps(self._rng.bit_generator.state),  # 128-bit integers, too large for msgpack's own
-                "sampler": self._sampler.state(),
-            }
-        )
+    def check_settings(self, state: dict[str, Any]) -> None:
+        """ValueError unless the state is of a Replay with these settings."""
+        if (got := state.get("settings")) != (want := self._settings()):
+            raise ValueError(f"replay state: got settings {got}, want {want}")
 
-    def load(self, state: bytes, episodes: Iterable[Episode]) -> None:
-        """Go on where another Replay's `state()` and `episodes()` were taken: the next batches are identical.
+    def load(self, state: dict[str, Any], episodes: Iterable[Episode]) -> None:
+        """Go on where another Replay's state was taken, which held these episodes: the next batches are identical.
 
         For a new Replay with the same settings; its own seed is forgotten. ValueError if state and episodes do not
         belong together or do not fit here; this Replay is then half loaded and of no use.
         """
-        content = unseal(state)
-        settings = content.get("settings")
-        if settings != self._settings() or self.inserted:
-            here = f"{self._settings()} and nothing added yet" if self.inserted else self._settings()
-            raise ValueError(f"replay state: got settings {settings}, want {here}")
-        start, stop = content["decisions"]
+        assert not self._stored.stop, self._stored
+        self.check_settings(state)
+        start, stop = state["decisions"]
         self._stored = range(start, start)
-        self._first_episode, next_episode = content["episodes"]
+        self._first_episode, next_episode = state["episodes"]
         for episode in episodes:
             self.add(episode)
-        got = (self._stored, self._first_episode + self.num_episodes)
-        if got != (range(start, stop), next_episode):
-            want = f"decisions {start} to {stop} in episodes up to {next_episode}"
-            raise ValueError(
-                f"replay state: got decisions {got[0].start} to {got[0].stop}, up to {got[1]}, want {want}"
-            )
-        self._sampler.load(content["sampler"])
-        self._rng.bit_generator.state = json.loads(content["rng"])
+        got = [self._stored.start, self._stored.stop, self._first_episode + self.num_episodes]
+        if got != (want := [start, stop, next_episode]):
+            raise ValueError(f"replay state: got first and next decision, next episode {got}, want {want}")
+        self._sampler.load(state["sampler"])
+        self._rng.bit_generator.state = json.loads(state["rng"])
 
     def _fits(self, steps: int) -> bool:
         decisions = self.decisions + steps
@@ -231,7 +194,7 @@ class Replay:
         start = self._stored.start
         span = range(start, int(self._end_of[start % self._capacity]))
         self._sampler.evict(span)
-        self._scalars.popleft()
+        self.num_episodes -= 1
         self._first_episode += 1
         self._stored = range(span.stop, self._stored.stop)
 
@@ -241,7 +204,7 @@ class Replay:
         return (span.start + steps[:-1]) % self._capacity, (span.start + number + steps) % self._rows
 
     def _settings(self) -> dict[str, Any]:
-        return {"version": VERSION, **self.config.model_dump(), "data": str(self.data)}
+        return {**self.config.model_dump(), "data": str(self.data)}
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
@@ -266,9 +229,3 @@ def _gather(ring: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 def _zeros(rows: int, spec: ArraySpec) -> np.ndarray:
     return np.zeros((rows, *spec.shape), spec.dtype)
-
-
-def _make_sampler(config: ReplayConfig) -> Sampler:
-    if config.sampler == "uniform":
-        return Uniform()
-    return Balanced(config.capacity, config.balanced_temperature)

@@ -1,4 +1,4 @@
-"""The learner's and the actors' side of a sharded replay, with no word about how the shards are reached.
+"""Which shard an episode goes to, and how a batch is put together from several shards.
 
 actor:    shard_of(actor, number) -> which shard an episode goes to, also when it is sent again
 learner:  counts(masses, ..) -> how many windows of each batch from each shard;  merge(batches) -> one batch

@@ -19,7 +19,7 @@ VERSION = 2
 """Format of the episode map; raised whenever its keys or their meaning change."""
 
 DTYPES = {np.dtype(dtype): dtype for dtype in ("<f4", "<i8", "|u1", "<f8")}
-"""Those that arrays may have, and how a record says so; float64 for the state of a simulator."""
+"""Dtypes of arrays, and their names in a record; float64 for the state of a simulator."""
 SCALARS: dict[str, type] = {
     "terminated": bool,
     "truncated": bool,
@@ -30,24 +30,26 @@ SCALARS: dict[str, type] = {
     "oldest_weights": int,
     "newest_weights": int,
 }
-"""All that an episode is besides its arrays."""
+"""An episode's fields besides its arrays."""
 
 _CRC_BYTES = 4
 
 
 def encode(episode: Episode) -> bytes:
-    """The episode as one record. ValueError if one of its arrays has a dtype that no record has."""
+    """Encode an episode as one record. ValueError if an array has a dtype that is not in DTYPES."""
     arrays = {}
     for name, array in episode.arrays.items():
         if array.dtype not in DTYPES or array.ndim == 0:
             raise ValueError(f"{name}: got {array.dtype} of {array.ndim} dimensions, want rows of {_wanted()}")
         dtype = DTYPES[array.dtype]
         arrays[name] = {"dtype": dtype, "shape": list(array.shape), "data": array.astype(dtype, order="C").tobytes()}
-    return seal({"version": VERSION, **scalars(episode), "arrays": arrays})
+    values = {name: getattr(episode, name) for name in SCALARS}  # environments like to return numpy's
+    plain = {name: None if value is None else SCALARS[name](value) for name, value in values.items()}
+    return seal({"version": VERSION, **plain, "arrays": arrays})
 
 
 def decode(record: bytes) -> Episode:
-    """The episode of a record; its arrays are read-only. ValueError, one line, for anything `encode` did not write."""
+    """Decode a record; the arrays are read-only. ValueError, one line, for anything `encode` did not write."""
     content = unseal(record)
     if (version := content.get("version")) != VERSION:
         raise ValueError(f"episode record: got version {version!r}, want {VERSION}")
@@ -70,21 +72,20 @@ def decode(record: bytes) -> Episode:
     return Episode(observations, actions, rewards, extra=extra, **{name: content[name] for name in SCALARS})
 
 
-def scalars(episode: Episode) -> dict[str, Any]:
-    """What an episode is besides its arrays, as plain Python values (environments like to return numpy's)."""
-    values = {name: getattr(episode, name) for name in SCALARS}
-    return {name: None if value is None else SCALARS[name](value) for name, value in values.items()}
-
-
 def seal(content: dict[str, Any]) -> bytes:
-    """A map of plain values and bytes as one record that knows when it has been damaged."""
+    """Pack a map of plain values and bytes as a record with a checksum."""
     payload: bytes = msgpack.packb(content)
     return zlib.crc32(payload).to_bytes(_CRC_BYTES, "little") + payload
 
 
+def checksum_of(record: bytes) -> int:
+    """The CRC32 that a record begins with."""
+    return int.from_bytes(record[:_CRC_BYTES], "little")
+
+
 def unseal(record: bytes) -> dict[str, Any]:
-    """The map inside a record. ValueError if the record was cut short or changed, or holds something else."""
-    expected, payload = int.from_bytes(record[:_CRC_BYTES], "little"), record[_CRC_BYTES:]
+    """Unpack a record. ValueError if it was cut short or changed, or holds no map."""
+    expected, payload = checksum_of(record), record[_CRC_BYTES:]
     if len(record) <= _CRC_BYTES or (got := zlib.crc32(payload)) != expected:
         found = f"{len(record)} bytes" if len(record) <= _CRC_BYTES else f"CRC32 {got:08x}"
         raise ValueError(f"damaged record: got {found}, want CRC32 {expected:08x} and what it was computed from")
@@ -98,7 +99,7 @@ def unseal(record: bytes) -> dict[str, Any]:
 
 
 def _array(name: Any, stored: Any) -> np.ndarray:
-    """One array of a record, a view of its bytes."""
+    """Read one array of a record, as a view of its bytes."""
     if not isinstance(name, str) or not isinstance(stored, dict) or stored.keys() != {"dtype", "shape", "data"}:
         raise ValueError(f"episode record: {name}: got {stored!r:.60}, want a map of dtype, shape and data")
     dtype, shape, data = stored["dtype"], stored["shape"], stored["data"]

@@ -26,9 +26,9 @@ from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
-from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS, watch
-from qttdm.replay.news import News, StoredEpisode, Totals
-from qttdm.replay.shard import ReplayShard, ShardConfig, ShardStats
+from qttdm.replay.feed import EpisodePage
+from qttdm.replay.metrics import INSERT_SECONDS, SAMPLE_SECONDS, report_sizes
+from qttdm.replay.shard import ReplayShard, ShardConfig
 
 CPU_ONLY = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 """Ray lets actors without a GPU share see all GPUs; a shard must not open a context on any."""
@@ -47,13 +47,13 @@ class ReplaySettings:
 
 
 class ShardActor(ReplayShard):
-    """A ReplayShard whose answers are maps and lists of arrays and numbers."""
+    """A ReplayShard that reports its metrics, and draws its part of several batches at once."""
 
     def __init__(self, directory: Path, settings: ReplaySettings, seed: int, index: int) -> None:
         """Shard number `index`, in the directory."""
         self.telemetry = settings.telemetry("replay", index)
         super().__init__(directory, settings.config, settings.data, seed)
-        watch(self, directory, self.telemetry)
+        report_sizes(self, directory, self.telemetry)
 
     def insert(self, record: bytes) -> bool:
         """As ReplayShard."""
@@ -66,18 +66,12 @@ class ShardActor(ReplayShard):
             parts = [self.sample(count) if count else {} for count in counts]
         return parts, self.mass()
 
-    def tell(self, since: int) -> list[Any]:
-        """`news` as nested lists of numbers."""
-        news = self.news(since)
-        return [
-            [list(vars(e).values()) for e in news.episodes],
-            news.cursor,
-            list(vars(news.totals).values()),
-            news.lost,
-        ]
+    def fill(self) -> float:
+        """Stored decisions as a fraction of the capacity; never waits."""
+        return self.decisions / self.config.replay.capacity
 
     def flush(self) -> None:
-        """Report what was measured; asked when the run ends."""
+        """Send the last report, at the end of a run."""
         self.telemetry.flush()
 
 
@@ -86,9 +80,9 @@ def start_shards(
 ) -> list[Any]:
     """Run S plain shards as Ray actors named `<name>/replay-<i>`; each opens `<directory>/shard-<i>` where it runs.
 
-    Inserts, draws and questions have threads of their own, so that none queues behind another; some inserts at once
-    share a flush (`fsync: always`). options: Ray's, for
-    every shard, such as scheduling_strategy, namespace, num_cpus. Returns their handles.
+    Inserts, draws and questions have threads of their own, so that none queues behind another; concurrent inserts
+    share a flush (`fsync: always`). options: Ray's, for every shard, such as scheduling_strategy, namespace, num_cpus.
+    Returns their handles.
     """
     defaults: dict[str, Any] = {
         "concurrency_groups": {"insert": 4, "sample": 1, "control": 1},
@@ -162,34 +156,27 @@ class RemoteReplay:
         return self.per_request * len(self._under_way)
 
     def close(self) -> None:
-        """Let go of the batches under way, and of the memory they have in the object store."""
+        """Drop the batches under way, and free their memory in the object store."""
         self._under_way.clear()
         self._arrived.clear()
         self._masses = [-math.inf] * len(self.shards)
 
-    def news(self, cursors: Sequence[int]) -> list[News]:
-        """What each shard has stored since its cursor (0, or that of its answer before); see ReplayShard.news."""
+    def episodes_since(self, cursors: Sequence[int]) -> list[EpisodePage]:
+        """Of each shard, the page from its cursor on (0, or that of the page before)."""
         answers = [
-            shard.tell.options(concurrency_group="control").remote(cursor)
+            shard.episodes_since.options(concurrency_group="control").remote(cursor)
             for shard, cursor in zip(self.shards, cursors, strict=True)
         ]
-        return [
-            News([StoredEpisode(*e) for e in episodes], cursor, Totals(*totals), lost)
-            for episodes, cursor, totals, lost in self._get(answers, "the replay shards' news")
-        ]
+        return self._get(answers, "the replay shards' new episodes")
 
     def save(self) -> dict[str, bytes]:
-        """As ReplaySource: for a run that goes on on one machine."""
+        """As ReplaySource; a run that is resumed on one machine goes back to it."""
         answers = [shard.save_state.options(concurrency_group="insert").remote() for shard in self.shards]
         states = self._get(answers, "the replay shards to save their states")
         return {f"replay-{i}": state for i, state in enumerate(states)}
 
     def load(self, blobs: Mapping[str, bytes]) -> None:
-        """Keep the episodes stored since: their actors go on."""
-
-    def stats(self) -> list[ShardStats]:
-        """Where each shard stands."""
-        return self._get([s.stats.options(concurrency_group="control").remote() for s in self.shards], "shards' stats")
+        """Keep the episodes stored since the checkpoint: their actors go on."""
 
     def _request(self) -> list[Any]:
         """Ask every shard for its part of some batches."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -33,54 +33,35 @@ def shares(masses: Sequence[float]) -> np.ndarray:
     return weights / weights.sum()
 
 
-class Sampler(Protocol):
-    """What Replay needs from a sampler; `stored` and `span` are ranges of decision numbers."""
+class Uniform:
+    """Every stored decision is as likely as any other. The interface of samplers, and one that need not count.
+
+    `stored` and `span` are ranges of decision numbers.
+    """
 
     def add(self, span: range) -> None:
-        """An episode with these decisions has joined."""
+        """Take in the decisions of an episode that joins."""
 
     def evict(self, span: range) -> None:
-        """The oldest episode, which has these decisions, leaves."""
+        """Forget the decisions of the oldest episode, which leaves."""
 
     def draw(self, stored: range, batch_size: int, rng: np.random.Generator) -> np.ndarray:
         """int64 [batch_size] decision numbers, drawn with replacement from the non-empty range `stored`."""
+        return rng.integers(stored.start, stored.stop, batch_size)
 
     def mass(self, stored: range) -> float:
         """Log of the weight of the range `stored`, all that was added and not evicted; -inf if it is empty."""
+        return _log(len(stored))
 
     def state(self) -> dict[str, Any]:
         """What cannot be rebuilt by adding the stored episodes again: plain values and bytes."""
+        return {}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over `state()` of an equal sampler, after the same episodes were added."""
 
 
-class Uniform:
-    """Every stored decision is as likely as any other."""
-
-    def add(self, span: range) -> None:
-        """Nothing to keep."""
-
-    def evict(self, span: range) -> None:
-        """Nothing to forget."""
-
-    def draw(self, stored: range, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-        """O(batch_size)."""
-        return rng.integers(stored.start, stored.stop, batch_size)
-
-    def mass(self, stored: range) -> float:
-        """Every decision weighs 1."""
-        return _log(len(stored))
-
-    def state(self) -> dict[str, Any]:
-        """Empty."""
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Nothing to take over."""
-
-
-class Balanced:
+class Balanced(Uniform):
     """p = softmax(-visits / temperature) (transformer-world-model paper, Eq. 6): oversamples what is new.
 
     visits counts how often a decision was drawn as the start of a window. A batch is drawn with the visits at its

@@ -1,6 +1,6 @@
-"""What a learner needs of a replay, and the one in its own process; replay/remote.py has it over Ray.
+"""The replay as the learner sees it, and shards in the learner's own process; replay/remote.py has them over Ray.
 
-LearningLoop --next, news, save, load--> LocalShards --> ReplayShard 0 .. S-1 in this process
+LearningLoop --next, episodes_since, save, load--> LocalShards --> ReplayShard 0 .. S-1 in this process
 collector ----insert------------------->
 """
 
@@ -17,8 +17,8 @@ from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
-from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS
-from qttdm.replay.news import News
+from qttdm.replay.feed import EpisodePage
+from qttdm.replay.metrics import INSERT_SECONDS, SAMPLE_SECONDS
 from qttdm.replay.shard import ReplayShard
 
 
@@ -28,23 +28,23 @@ class ReplaySource(Protocol):
     def next(self) -> Batch:
         """The next batch."""
 
-    def news(self, cursors: Sequence[int]) -> list[News]:
-        """Of each shard, the episodes since its cursor."""
+    def episodes_since(self, cursors: Sequence[int]) -> list[EpisodePage]:
+        """Of each shard, the next page of stored episodes from its cursor on."""
 
     def save(self) -> dict[str, bytes]:
-        """Blobs for a checkpoint. When this returns, all episodes told of are on the disk itself."""
+        """Blobs for a checkpoint. When this returns, all episodes of earlier pages are on the disk itself."""
 
     def load(self, blobs: Mapping[str, bytes]) -> None:
-        """Go back to a `save`, where nobody has collected since; else keep the later episodes."""
+        """Go back to a `save` on one machine; on a cluster keep the later episodes, whose actors go on."""
 
 
 class LocalShards:
-    """A ReplaySource in one process, and the way in for its collector. It repeats: the same draws after a `load`."""
+    """A ReplaySource in one process, into which its collector inserts. Draws repeat exactly after a `load`."""
 
     def __init__(
         self, shards: Sequence[ReplayShard], telemetry: Sequence[Telemetry], batch_size: int, seed: int
     ) -> None:
-        """telemetry: one for each shard. seed: for how many windows of each shard."""
+        """telemetry: one for each shard. seed: of the draw of how many windows each shard gives to a batch."""
         self.shards, self.telemetry, self.batch_size = shards, telemetry, batch_size
         self._rng = np.random.default_rng(seed)
 
@@ -62,9 +62,9 @@ class LocalShards:
             drawn = counts([shard.mass() for shard in self.shards], self.batch_size, 1, self._rng)
             return merge([shard.sample(count) for shard, (count,) in zip(self.shards, drawn, strict=True) if count])
 
-    def news(self, cursors: Sequence[int]) -> list[News]:
+    def episodes_since(self, cursors: Sequence[int]) -> list[EpisodePage]:
         """As ReplaySource."""
-        return [shard.news(cursor) for shard, cursor in zip(self.shards, cursors, strict=True)]
+        return [shard.episodes_since(cursor) for shard, cursor in zip(self.shards, cursors, strict=True)]
 
     def next_number(self, actor: int) -> int:
         """The number from which on this actor's episodes are new in every shard."""

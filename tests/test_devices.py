@@ -1,22 +1,33 @@
-"""Nothing computes on two devices at once: planning and both losses on torch's meta device, no GPU needed.
+"""The path of a GPU without one: planning and both losses on torch's meta device, and CUDA's streams and events faked.
 
-Some operations take a stray CPU tensor there without a word (matrix products, indexing), so a watch on every
-operation's arguments looks for it.
+Twins of tests/gpu. On the meta device whatever waits for a result fails, for there is none. Some operations take a
+stray CPU tensor there without a word (matrix products, indexing, copies), so a watch on every operation's arguments and
+results looks for it.
 """
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qttdm.common.contracts import TaskSpec
+from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.deploy.bench.models import random_batch
-from qttdm.deploy.runs.build import make_learner
+from qttdm.deploy.cluster.seed_run import evaluating_policy
+from qttdm.deploy.runs.build import make_learner, make_policy
+from qttdm.learner.learner import Learner, LearnerConfig
+from qttdm.learner.stopwatch import Stopwatch
 from qttdm.planner_service.planners.mppi import MPPI, MPPIConfig
+from qttdm.planner_service.policies.planning import PlanningPolicy
 from tests.fakes import tiny_config, tiny_qt, tiny_tdm
 
+CUDA = torch.device("cuda")
 META = torch.device("meta")
 PLANNER = {"samples": 8, "elites": 4, "qt_samples": 3, "iterations": 2, "horizon": 3}
 
@@ -25,9 +36,18 @@ class OneDevice(TorchDispatchMode):
     """Refuses an operation whose tensors live on several devices; numbers (no dimensions) may live anywhere."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        leaves = tree_leaves((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs, result))
         devices = {x.device.type for x in leaves if isinstance(x, torch.Tensor) and x.dim() > 0}
         assert len(devices) < 2, f"{func}: {sorted(devices)}"
+        return result
+
+
+class NoUploads(TorchFunctionMode):
+    """Refuses tensors made of Python's numbers: a GPU would be waited for until they are copied there."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.tensor, torch.as_tensor), func
         return func(*args, **(kwargs or {}))
 
 
@@ -38,10 +58,28 @@ def no_autocast(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
 
 
-@pytest.mark.parametrize("broken", [lambda m, c: m @ c, lambda m, c: m[c.long()], lambda m, c: m + c])
-def test_the_watch_sees_a_cpu_tensor(broken):
+@pytest.mark.parametrize("mixed", [lambda m, c: m @ c, lambda m, c: m[c.long()], lambda m, c: m + c])
+def test_the_watch_sees_a_cpu_tensor(mixed):
     with OneDevice(), pytest.raises((AssertionError, RuntimeError)):
-        broken(torch.zeros(2, 2, device=META), torch.zeros(2, 2))
+        mixed(torch.zeros(2, 2, device=META), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda m: m.sum().item(),
+        lambda m: bool(m.any()),
+        lambda m: m.nonzero(),
+        lambda m: m[m > 0],
+        lambda m: m.cpu(),
+        lambda m: m.tolist(),
+        lambda m: m + torch.ones(2).to(m.device),
+        lambda m: torch.tensor([1.0, 2.0], device=m.device),
+    ],
+)
+def test_the_watch_sees_what_waits_for_the_device(waits):
+    with OneDevice(), NoUploads(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+        waits(torch.zeros(2, 2, device=META))
 
 
 @pytest.mark.parametrize("explore", [False, True])
@@ -55,11 +93,10 @@ def test_planning(explore, economy, action_dim):
     tdm, qt = tiny_tdm(0, action_dim=action_dim).to(META), tiny_qt(0, action_dim=action_dim, **values).to(META)
     planner, environments = MPPI(config, 0.9, action_dim, tdm, qt), 2
     noise = {name: part.to(META) for name, part in planner.draw([torch.Generator()] * environments).items()}
-    carry = planner.begin(environments, META)
-    with OneDevice():
-        for _ in range(2):
-            plan = planner.plan({"observations": torch.empty(environments, 3, device=META)}, carry, noise, explore)
-            carry = plan.carry
+    context = {"observations": torch.empty(environments, 3, device=META)}
+    carry = planner.plan(context, planner.begin(environments, META), noise, explore).carry  # makes its constants
+    with OneDevice(), NoUploads():
+        plan = planner.plan(context, carry, noise, explore)
     assert plan.actions.shape == (environments, action_dim)
     assert plan.actions.device == META
 
@@ -85,3 +122,135 @@ def test_both_losses_and_their_gradients(action_dim, states_per_window):
         learner.parts[0].loss(batch).total.backward()
         learner.parts[1].loss(batch)[0].backward()
     assert all(p.grad.device == META for p in learner.networks.parameters() if p.grad is not None)
+
+
+class Part:
+    """Training of a network, as far as Learner asks for it."""
+
+    name = "part"
+
+    def __init__(self, calls: list) -> None:
+        self.network, self.calls = nn.Linear(1, 1), calls
+
+    def update(self, batch, progress):
+        self.calls.append(("update", sorted(batch)))
+        return {}
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list:
+    """What is asked of CUDA, in order, by a process that has none."""
+    calls: list = []
+
+    class Stream:
+        def __init__(self, device="compute") -> None:
+            self.name = "compute" if device == "compute" else "copies"
+
+        def wait_stream(self, other) -> None:
+            calls.append(("wait", self.name, other.name))
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            self.at: float | None = None
+            self.reached = False
+
+        def record(self, stream=None) -> None:
+            self.at = 10.0 * len(calls)  # milliseconds
+            calls.append(("record", "compute" if stream is None else stream.name, self))
+
+        def query(self) -> bool:
+            return self.reached
+
+        def elapsed_time(self, end) -> float:
+            assert self.reached
+            assert end.reached
+            return end.at - self.at
+
+    @contextlib.contextmanager
+    def on(stream):
+        calls.append(("enter", stream.name))
+        yield
+        calls.append(("leave", stream.name))
+
+    def to(tensor, device, non_blocking):
+        calls.append(("copy", non_blocking))
+        return tensor
+
+    def noted(name):
+        return lambda tensor, *streams: calls.append((name, *(stream.name for stream in streams))) or tensor
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", noted("pin"))
+    monkeypatch.setattr(torch.Tensor, "record_stream", noted("keep for"))
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: module)
+    return calls
+
+
+def test_a_batch_is_copied_beside_the_updates_under_way(calls):
+    learner = Learner(LearnerConfig(), [Part(calls)], CUDA, 1, bfloat16=False)
+    learner.update({"rewards": np.ones(2, np.float32), "returns_to_go": np.ones(2, np.float32)})
+    assert [call[:2] for call in calls] == [
+        *[("pin",)] * 2,
+        ("enter", "copies"),
+        ("record", "copies"),
+        *[("copy", True)] * 2,
+        ("record", "copies"),
+        ("leave", "copies"),
+        ("wait", "compute"),
+        *[("keep for", "compute")] * 2,
+        ("record", "compute"),
+        ("update", ["returns_to_go", "rewards"]),
+        ("record", "compute"),
+    ]
+
+
+def test_laps_of_a_gpu_are_reported_once_they_have_ended(calls):
+    seconds: list[float] = []
+    watch = Stopwatch(CUDA, seconds.append)
+    for reached in (2, 2, 0, 0):  # events that the device has come to, when the next lap is queued
+        with watch.lap():
+            pass
+        events = [call[2] for call in calls]
+        for event in events[:reached]:
+            event.reached = True
+    assert seconds == [0.01]
+    for event in events:
+        event.reached = True
+    with watch.lap():
+        pass
+    assert seconds == [0.01] * 4
+
+
+@pytest.mark.parametrize(("device", "reported"), [("cuda", [2.0, 8.0, 0.5]), ("cpu", [])])
+def test_a_gpus_memory_and_use_are_reported(monkeypatch, device, reported):
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 8))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 50)
+    telemetry = Telemetry.silent("learner")
+    watch_gpu(telemetry, torch.device(device))
+    assert [value for (name, _), value in telemetry.snapshot().items() if "gpu" in name] == reported
+
+
+def test_an_evaluator_with_a_gpu_plans_on_it(calls, monkeypatch):
+    warmed: list[int] = []
+    monkeypatch.setattr(PlanningPolicy, "warm_up", lambda policy, environments: warmed.append(environments))
+    spec = TaskSpec(3, 1, 8, 80, terminates=True, has_success=False)
+    chosen = []
+    for overrides in ([], ["precision=float32"], ["device=cpu"]):
+        policy = evaluating_policy(tiny_config("device=auto", "precision=auto", *overrides), spec, lambda: None)
+        chosen.append((policy.device.type, policy.bfloat16))
+    assert chosen == [("cuda", True), ("cuda", False), ("cpu", False)]
+    assert warmed == [tiny_config().training.eval_episodes] * 3
+
+
+def test_a_compiled_decision_is_one_cuda_graph(calls, monkeypatch):
+    compiled: list[dict] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compiled.append(how))
+    make_policy(tiny_config("qt-tdm.planner.compile=true"), TaskSpec(3, 1, 8, 80, True, False), CUDA)
+    assert compiled == [{"mode": "reduce-overhead", "fullgraph": True}]

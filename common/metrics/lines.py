@@ -4,7 +4,7 @@
 
 Each line starts with `kind` and the counters. `train` is one collected episode, `update` the averages over the updates
 since the last such line, `eval` one evaluation. What a learner's parts compute stands in `update` lines and is passed
-on to Prometheus as qttdm_learner{name="loss_q"} (learner/measure.py).
+on to Prometheus as qttdm_learner{name="loss_q"} (learner/metrics.py).
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from qttdm.common.environments.make import make_env
 from qttdm.common.weights import Weights
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.build import make_policy, task_spec
+from qttdm.learner.permits import Permit
 from qttdm.learner.remote import Broadcast
-from qttdm.learner.tickets import Ticket
 from qttdm.planner_service.policies.random_actions import RandomPolicy
 from qttdm.replay.buffer import Replay
 from qttdm.replay.codec import encode
@@ -62,9 +62,9 @@ class Receiver:
         Weights(values, version, checksum).copy_into(self.networks)
         return time.time()
 
-    def answer(self) -> Ticket:
+    def answer(self) -> Permit:
         """As a learner answers an actor that would like to collect."""
-        return Ticket("collect")
+        return Permit("collect")
 
 
 def receiver(name: str) -> Any:
@@ -173,7 +173,7 @@ def run(words: list[str]) -> None:
 def while_collecting(run_dir: Path) -> list[dict[str, Any]]:
     """The `update` lines from the first one until all environment steps of the run are there.
 
-    What comes after, when the learner makes the updates that are still owed, would be a tenth of so short a run.
+    What comes after, when the learner makes the updates that are left, would be a tenth of so short a run.
     """
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     updates = [line for line in lines if line["kind"] == "update"]

@@ -189,7 +189,7 @@ class SeedRun:
                 if name == "learner":
                     self.status |= reply
                 elif name.startswith("replay-"):
-                    self._fill[name] = reply.fill
+                    self._fill[name] = reply
                     self.status["replay_fill"] = sum(self._fill.values()) / self.config.cluster.shards
             elif now - asked > self.config.cluster.heartbeat_seconds:
                 del self._pings[name]
@@ -204,7 +204,7 @@ class SeedRun:
         if self.state == "stopping" and "learner" not in self._pings:  # again: it may have been killed since
             self._control("learner", "stop").remote()
         for name in self._actors.keys() - self._pings.keys():
-            method = "status" if name == "learner" else "stats" if name.startswith("replay-") else "alive"
+            method = "status" if name == "learner" else "fill" if name.startswith("replay-") else "alive"
             self._pings[name] = (self._control(name, method).remote(), now)
 
     def _wait_for_starts(self, now: float) -> None:
@@ -282,7 +282,7 @@ class SeedRun:
         c = self.config
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // c.cluster.shards)})
         return ReplaySettings(
-            ShardConfig(replay=share, disk=c.cluster.disk, keep_states=c.training.keep_checkpoints),
+            ShardConfig(replay=share, fsync=c.cluster.fsync, keep_states=c.training.keep_checkpoints),
             self.agent.data,
             self._make_telemetry,
         )

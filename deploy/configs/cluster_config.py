@@ -11,7 +11,7 @@ from qttdm.common.config import Config
 from qttdm.common.metrics.instruments import gauge
 from qttdm.planner_service.serving.service import AskingConfig, ServiceConfig
 from qttdm.replay.limiter import PaceConfig
-from qttdm.replay.log import DiskConfig
+from qttdm.replay.log import Fsync
 
 NAMESPACE = "qttdm"
 """Ray's namespace of all our actors' names."""
@@ -51,8 +51,8 @@ class ClusterConfig(Config):
     pace: PaceConfig = PaceConfig()
     prefetch: int = Field(default=2, ge=0)
     """batches under way ahead of the one being learned from"""
-    disk: DiskConfig = DiskConfig()
-    """how the shards put episodes on disk"""
+    fsync: Fsync = "interval"
+    """when shards flush episodes to the disk itself: before each is acknowledged, or all of them once a second"""
     hang_seconds: float = Field(default=120.0, gt=0)
     """a decision (planning and simulating together) or an update that takes longer has hung: its process is replaced"""
     heartbeat_seconds: float = Field(default=120.0, gt=0)

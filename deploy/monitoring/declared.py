@@ -8,9 +8,9 @@ import qttdm.common.metrics.lines
 import qttdm.common.metrics.process
 import qttdm.deploy.configs.cluster_config
 import qttdm.learner.learner
-import qttdm.learner.measure
+import qttdm.learner.metrics
 import qttdm.learner.parts.qt
 import qttdm.learner.parts.tdm
 import qttdm.planner_service.policies.measure
 import qttdm.planner_service.serving.service
-import qttdm.replay.measure  # noqa: F401
+import qttdm.replay.metrics  # noqa: F401

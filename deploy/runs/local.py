@@ -40,10 +40,10 @@ from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
 from qttdm.deploy.screens.video import VideoError, write_video
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.measure import watch
-from qttdm.learner.tickets import Ticket
+from qttdm.learner.metrics import report_run
+from qttdm.learner.permits import Permit
 from qttdm.replay.limiter import Pace
-from qttdm.replay.measure import watch as watch_replay
+from qttdm.replay.metrics import report_sizes
 from qttdm.replay.shard import ReplayShard, ShardConfig
 from qttdm.replay.source import LocalShards
 
@@ -124,7 +124,7 @@ class LocalRun:
 
         def on_step() -> None:
             self.watchdog.rearm()
-            progress.doing(f"learning: update {self.learner.updates}, {self.loop.pace.owed:.0f} to go")
+            progress.doing(f"learning: update {self.learner.updates}, {self.loop.pace.backlog:.0f} to go")
             if should_stop() or time_is_up():
                 self.loop.stop()
 
@@ -167,7 +167,7 @@ class LocalRun:
         with self.collector.time_spent.on("fetching"):
             self.collector.policy.load(weights)
 
-    def _collect(self, ticket: Ticket) -> None:
+    def _collect(self, permit: Permit) -> None:
         """Put one episode into replay; of an environment that fails, none."""
         counters, pace = self.loop.counters, self.loop.pace
         number = max(counters.episodes + counters.environment_failures, self.replay.next_number(ACTOR))
@@ -175,7 +175,7 @@ class LocalRun:
         seed = derive_seed(self.config.seed, "episode", number, *again)
         stop = self._asking(f"collecting episode {counters.episodes}")
         try:
-            (episode,) = self.collector.collect([seed], ticket.random, ticket.exploration, stop)
+            (episode,) = self.collector.collect([seed], permit.random, permit.exploration, stop)
         except Stopped:
             if self._progress:
                 self._progress.note("the episode in flight is dropped; a resumed run collects it again")
@@ -188,7 +188,7 @@ class LocalRun:
             self.collector.replace_environments()
             return
         self._failures = 0
-        if ticket.random:
+        if permit.random:
             pace.extend_seed(episode.decisions)
         with self.collector.time_spent.on("storing"):
             self.replay.insert(episode.named(ACTOR, number))
@@ -236,14 +236,14 @@ class LocalRun:
             shutil.rmtree(folder)  # the run begins again, with the same episodes; a cluster's are kept
         number = max(1, len(list(folder.glob("shard-*"))))
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // number)})
-        config = ShardConfig(replay=share, disk=c.cluster.disk, keep_states=c.training.keep_checkpoints)
+        config = ShardConfig(replay=share, fsync=c.cluster.fsync, keep_states=c.training.keep_checkpoints)
         shards: list[ReplayShard] = []
         telemetry = [self.telemetry("replay", i) for i in range(number)]
         seed = derive_seed(c.seed, "replay")
         try:
             for i, directory in enumerate(folder / f"shard-{i}" for i in range(number)):
                 shards.append(ReplayShard(directory, config, self.agent.data, seed + i))
-                watch_replay(shards[-1], directory, telemetry[i])
+                report_sizes(shards[-1], directory, telemetry[i])
         except MemoryError as error:
             raise ConfigError(f"replay.capacity={c.replay.capacity} does not fit into memory ({error})") from None
         except ValueError as error:
@@ -285,7 +285,7 @@ class LocalRun:
 
     def _measure(self) -> None:
         """Report to Prometheus as the parts that the run would have on a cluster."""
-        watch(self.loop)
+        report_run(self.loop)
         driver = self.telemetry("driver", 0)
         driver.set(SEED_STATE, 1.0, state="running")
 

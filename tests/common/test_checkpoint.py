@@ -187,7 +187,7 @@ def count_or_kill(monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> list[
         def step(*arguments: Any, **keywords: Any) -> Any:
             steps.append(name)
             if len(steps) - 1 == kill_at:
-                if name == "_write":
+                if name == "write_file":
                     original(arguments[0], arguments[1][: len(arguments[1]) // 2])
                 if name == "rmtree":
                     (Path(arguments[0]) / "SHA256SUMS").unlink(missing_ok=True)
@@ -196,7 +196,7 @@ def count_or_kill(monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> list[
 
         monkeypatch.setattr(owner, name, step)
 
-    for owner, name in ((checkpoint, "_write"), (os, "fsync"), (os, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
+    for owner, name in ((checkpoint, "write_file"), (os, "fsync"), (os, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
         wrap(owner, name)
     return steps
 
@@ -213,7 +213,7 @@ def test_a_kill_at_any_point_of_save_leaves_something_to_load(tmp_path: Path, mo
     with monkeypatch.context() as patch:
         steps = count_or_kill(patch, None)
         save(store, 3)
-    assert {"_write", "fsync", "rename", "mkdir", "rmtree"} <= set(steps)
+    assert {"write_file", "fsync", "rename", "mkdir", "rmtree"} <= set(steps)
     outcomes = set()
     for kill_at in range(len(steps)):
         store = prepare(f"killed-{kill_at}")

@@ -49,21 +49,21 @@ def test_a_disk_that_refuses_does_not_stop_anyone(tmp_path, capsys):
 def test_a_long_wait_is_told_of_now_and_then(tmp_path):
     log = EventLog(tmp_path / "events.log", "actor 0")
     waiting, began = Waiting(log, 0.2), time.monotonic()
-    waiting.still("a ticket")
+    waiting.still("a permit")
     assert not log.path.exists()
     while not log.path.exists() or len(log.path.read_text().splitlines()) < 3:
         assert time.monotonic() - began < 60
-        waiting.still("a ticket")
+        waiting.still("a permit")
     lines = log.path.read_text().splitlines()
     assert len(lines) <= (time.monotonic() - began) / 0.2
-    assert all(re.fullmatch(r"\S+ actor 0: has waited \d+ s for a ticket", line) for line in lines)
+    assert all(re.fullmatch(r"\S+ actor 0: has waited \d+ s for a permit", line) for line in lines)
 
 
 def test_waits_one_after_the_other_are_not_one_long_wait(tmp_path):
     log = EventLog(tmp_path / "events.log", "actor 0")
     waiting = Waiting(log, 0.05)
     for _ in range(3):
-        waiting.still("a ticket")
+        waiting.still("a permit")
         waiting.over()
         time.sleep(0.06)
     assert not log.path.exists()

@@ -1,4 +1,7 @@
-"""The same results on a CUDA device, and bfloat16 close to them (`make test-gpu`)."""
+"""The same results on a CUDA device, and bfloat16 close to them (`make test-gpu`).
+
+Twins for a machine without a GPU: tests/test_devices.py; of compiled decisions tests/planner_service/policies.
+"""
 
 from __future__ import annotations
 

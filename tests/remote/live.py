@@ -34,7 +34,7 @@ from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.trained import newest_checkpoint
-from qttdm.replay.news import StoredEpisode, Totals
+from qttdm.replay.feed import StoredEpisode, Totals
 from qttdm.replay.shard import ReplayShard
 
 PATIENCE = 900.0  # seconds for anything to happen: a busy machine is slow, and nothing here asserts a speed
@@ -144,11 +144,11 @@ class Live:
         """Of the first seed, all that its shards hold now."""
         episodes = []
         for shard in range(self.seeds[0].config.cluster.shards):
-            since, more = 0, True
+            cursor, more = 0, True
             while more:
-                told, cursor, _, _ = self.ask(f"replay-{shard}", "tell", since)
-                episodes += [StoredEpisode(*e) for e in told]
-                more, since = cursor > since, cursor
+                page = self.ask(f"replay-{shard}", "episodes_since", cursor)
+                episodes += page.episodes
+                more, cursor = page.cursor > cursor, page.cursor
         return episodes
 
     def replaced(self, name: str, pid: int) -> int:
@@ -263,15 +263,15 @@ class Books:
             shard = ReplayShard(folder, s.config, s.data, seed=0)
             since, end = 0, False
             while not end:
-                news = shard.news(since)
-                for episode in news.episodes:
+                page = shard.episodes_since(since)
+                for episode in page.episodes:
                     (stored if episode.sequence < meta["cursors"][i] else later).append(episode)
-                end, since = news.cursor == since, news.cursor
-            t = news.totals
+                end, since = page.cursor == since, page.cursor
+            t = page.totals
             totals = Totals(
                 totals.episodes + t.episodes, totals.decisions + t.decisions, totals.env_steps + t.env_steps
             )
-            assert shard.stats().dropped_records == 0
+            assert page.lost == []
             shard.close()
         lines = read_metrics(seed.run_dir.metrics_path)
         train, evals = ([line for line in lines if line["kind"] == kind] for kind in ("train", "eval"))
@@ -340,7 +340,7 @@ def behind(config: RunConfig, books: Books) -> float:
 def tolerance(config: RunConfig, decisions: int = 20) -> float:
     """What `behind` may be: the lead, and an episode of so many decisions in flight in every environment."""
     c = config.cluster
-    return math.ceil(c.pace.lead + config.training.update_ratio * c.actors * c.envs_per_actor * decisions)
+    return math.ceil(c.pace.max_backlog + config.training.update_ratio * c.actors * c.envs_per_actor * decisions)
 
 
 def cumulated(values: Any) -> list[int]:

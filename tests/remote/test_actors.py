@@ -21,7 +21,7 @@ from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import GENERATION, Weights
 from qttdm.deploy.configs.cluster_config import NAMESPACE
-from qttdm.learner.tickets import Ticket
+from qttdm.learner.permits import Permit
 from qttdm.planner_service.policies.greedy import GreedyPolicy
 from qttdm.replay.codec import decode
 from tests.fakes import point_env, tiny_data, tiny_qt
@@ -64,20 +64,20 @@ def settings(directory: Path, **changes: Any) -> ActorSettings:
 
 
 class ScriptedLearner:
-    """Gives tickets by a list, and publishes with each that tells of newer weights; nobody is sent any."""
+    """Gives permits by a list, and publishes with each that tells of newer weights; nobody is sent any."""
 
-    def __init__(self, tickets: list[Ticket], held_back: int = 0, slow: float = 0.0) -> None:
-        """held_back: how often the newest weights are asked for in vain. slow: seconds that the first ticket takes."""
-        self.tickets, self.held_back, self.slow = tickets, held_back, slow
+    def __init__(self, permits: list[Permit], held_back: int = 0, slow: float = 0.0) -> None:
+        """held_back: how often the newest weights are asked for in vain. slow: seconds that the first permit takes."""
+        self.permits, self.held_back, self.slow = permits, held_back, slow
         self.version_now = VERSION
         self.asked = 0
 
-    def request_collect(self, actor: int, boot: str, stored: int) -> Ticket:
+    def request_collect(self, actor: int, boot: str, stored: int) -> Permit:
         time.sleep(self.slow)
         self.slow = 0.0
-        ticket = self.tickets.pop(0)
-        self.version_now = max(self.version_now, ticket.version)
-        return ticket
+        permit = self.permits.pop(0)
+        self.version_now = max(self.version_now, permit.version)
+        return permit
 
     def newest(self) -> tuple[list[ray.ObjectRef], int, int] | None:
         self.asked += 1
@@ -142,8 +142,8 @@ def collect(start, directory: Path, learner: tuple[Any, ...], shard_seconds: flo
 class TestStaleness:
     def test_with_weights_older_than_configured_it_waits_for_newer_ones(self, start, tmp_path):
         versions = [VERSION, VERSION + 100, VERSION + 101]
-        tickets = [*(Ticket("collect", version=version) for version in versions), Ticket("done")]
-        learner, episodes = collect(start, tmp_path, (tickets, 3))
+        permits = [*(Permit("collect", version=version) for version in versions), Permit("done")]
+        learner, episodes = collect(start, tmp_path, (permits, 3))
         assert [e.oldest_weights for e in episodes] == [VERSION, VERSION, VERSION + 101]
         assert [e.newest_weights for e in episodes] == [VERSION, VERSION, VERSION + 101]
         assert ray.get(learner.times_asked.remote()) == 1 + 3 + 1
@@ -168,15 +168,15 @@ class TestStaleness:
 
 
 def test_waiting_for_whatever_takes_long_is_in_the_event_log(start, tmp_path):
-    tickets = [
-        *[Ticket("wait", 0.25)] * 10,
-        *[Ticket("wait", 0.25, reason="the learner to start")] * 8,
-        Ticket("collect", version=VERSION + 101),
-        Ticket("done"),
+    permits = [
+        *[Permit("wait", 0.25)] * 10,
+        *[Permit("wait", 0.25, reason="the learner to start")] * 8,
+        Permit("collect", version=VERSION + 101),
+        Permit("done"),
     ]
-    collect(start, tmp_path, (tickets, 25, 1.8), shard_seconds=1.8, timeout_seconds=1.0)
+    collect(start, tmp_path, (permits, 25, 1.8), shard_seconds=1.8, timeout_seconds=1.0)
     expected = [
-        "actor 0: has waited N s for a ticket from the learner",
+        "actor 0: has waited N s for a permit from the learner",
         "actor 0: has waited N s for the learner to make its updates",
         "actor 0: has waited N s for the learner to start",
         "actor 0: has waited N s for the learner to publish weights",

@@ -59,7 +59,7 @@ def test_killed_collector(live):
 
 def test_killed_shard(live):
     def inserted():
-        return live.ask("replay-0", "stats").inserted_episodes
+        return live.ask("replay-0", "episodes_since", 0).totals.episodes
 
     # Stopped first, so that inserts, batches and news are surely under way when it is killed.
     pid = live.kill("replay-1", signal.SIGSTOP)
@@ -67,7 +67,7 @@ def test_killed_shard(live):
     live.until(lambda: live.ask("learner", "status")["seconds_since_progress"] > 4, "the learner waits for it")
     # Nothing piles up meanwhile, in the other shard or on the way: what the pace allows, and one for each collector.
     cluster = live.seeds[0].config.cluster
-    assert inserted() - there <= math.ceil(cluster.pace.lead / 20) + cluster.actors
+    assert inserted() - there <= math.ceil(cluster.pace.max_backlog / 20) + cluster.actors
 
     def in_flight():
         served = scrape(cluster.metrics_port)

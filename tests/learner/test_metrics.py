@@ -14,7 +14,7 @@ from qttdm.common.metrics.lines import MetricsWriter
 from qttdm.common.metrics.telemetry import Boot, Identity, Telemetry
 from qttdm.deploy.monitoring.exporter import Exporter
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.measure import TimeSpent, open_metrics, watch
+from qttdm.learner.metrics import TimeSpent, open_metrics, report_run
 from tests.deploy.monitoring.test_exporter import scrape
 from tests.learner.test_loop import Killed, Seed
 
@@ -36,7 +36,7 @@ def fail(error: Exception) -> None:
 def measured(seed: Seed, restarted: bool = False) -> LearningLoop:
     """A learner's process starts, and is looked at."""
     loop = seed.loop(telemetry=Telemetry(IDENTITY, Boot.now(restarted)))
-    watch(loop)
+    report_run(loop)
     return loop
 
 
@@ -108,7 +108,7 @@ def test_gauges_are_the_newest_lines(seed):
     assert not [name for name in values if name in COUNTERS or "_per_second" in name or "share" in name]
     assert snapshot["qttdm_evaluation_return", ""] == evaluation["episode_return"]
     assert snapshot["qttdm_pace_ratio", ""] == 1.0
-    assert snapshot["qttdm_updates_owed", ""] == 0
+    assert snapshot["qttdm_update_backlog", ""] == 0
     assert snapshot["qttdm_target_env_steps", ""] == 100
     assert snapshot["qttdm_disk_free_bytes", ""] > 0
 
@@ -127,7 +127,7 @@ def test_each_update_is_timed_and_so_is_each_publication(seed):
 
 
 def test_who_does_not_answer_in_time_is_counted(seed):
-    seed.replay.refusals = ["waited 1 s for the replay shards' news"] * 3
+    seed.replay.refusals = ["waited 1 s for the replay shards' new episodes"] * 3
     loop = measured(seed)
     seed.run(loop)
     assert loop.telemetry.snapshot()["qttdm_failures_total", "timeout"] == 3

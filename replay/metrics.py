@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from qttdm.common.metrics.instruments import QUICK, gauge, histogram
 from qttdm.common.metrics.process import measure_disk
 from qttdm.common.metrics.telemetry import Telemetry
-from qttdm.replay.shard import ShardStats
+from qttdm.replay.shard import ReplayShard
 
 INSERT_SECONDS = histogram(
     "qttdm_replay_insert_seconds", ("replay",), "s", "storing an episode, on disk at the end", QUICK
@@ -21,22 +20,13 @@ CAPACITY = gauge("qttdm_replay_capacity_decisions", ("replay",), "decisions", "t
 DISK = gauge("qttdm_replay_disk_bytes", ("replay",), "bytes", "size of its log")
 
 
-class Stored(Protocol):
-    """A shard, or a replay in memory."""
+def report_sizes(shard: ReplayShard, directory: Path, telemetry: Telemetry) -> None:
+    """Report the shard's sizes, and the disk of its directory, with each report from now on."""
 
-    def stats(self) -> ShardStats:
-        """Where it stands; never waits."""
+    def report() -> None:
+        telemetry.set(DECISIONS, shard.decisions)
+        telemetry.set(CAPACITY, shard.config.replay.capacity)
+        telemetry.set(DISK, shard.bytes_on_disk)
+        measure_disk(telemetry, directory)
 
-
-def watch(replay: Stored, directory: Path | None, telemetry: Telemetry) -> None:
-    """Report its sizes. directory: where its log is; None: it has none."""
-
-    def look() -> None:
-        stats = replay.stats()
-        telemetry.set(DECISIONS, stats.decisions)
-        telemetry.set(CAPACITY, stats.capacity)
-        if directory is not None:
-            telemetry.set(DISK, stats.bytes_on_disk)
-            measure_disk(telemetry, directory)
-
-    telemetry.before_report(look)
+    telemetry.before_report(report)

@@ -1,9 +1,9 @@
-"""What a shard tells the learner about the episodes that it has stored: numbers only, each episode once.
+"""The feed of stored episodes: their numbers without their arrays, read page by page, each episode once.
 
-    learner --since: its cursor-->  shard.news  --News: episodes, next cursor, totals-->  learner
+    learner --cursor--> shard.episodes_since --EpisodePage: episodes, next cursor, totals--> learner
 
-A cursor is a sequence number. The learner keeps one per shard in its checkpoint, so that what it has counted is
-what is durable: whoever dies, it asks again from there.
+A cursor is a sequence number. The learner keeps one per shard in its checkpoint, so that it has counted what is
+durable: after a kill of either, it reads on from there.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qttdm.common.episode import Episode
+from qttdm.replay.codec import checksum_of
 
-MOST_EPISODES = 1000
-"""Episodes told of in one answer; for the others one asks again."""
+PAGE_EPISODES = 1000
+"""most episodes of a page"""
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ class StoredEpisode:
     success: float | None
     oldest_weights: int
     newest_weights: int
+    checksum: int
+    """of its record: two of the same name are told apart by it"""
 
     @staticmethod
-    def of(sequence: int, episode: Episode) -> StoredEpisode:
-        """The numbers of an episode (plain Python's: as read from a record)."""
+    def of(sequence: int, record: bytes, episode: Episode) -> StoredEpisode:
+        """The numbers of an episode as read from its record (replay/codec.py)."""
         return StoredEpisode(
             sequence=sequence,
             actor=episode.actor,
@@ -44,6 +47,7 @@ class StoredEpisode:
             success=episode.success,
             oldest_weights=episode.oldest_weights,
             newest_weights=episode.newest_weights,
+            checksum=checksum_of(record),
         )
 
 
@@ -56,7 +60,7 @@ class Totals:
     env_steps: int = 0
 
     def plus(self, *episodes: StoredEpisode) -> Totals:
-        """With some more."""
+        """Add some more episodes."""
         return Totals(
             self.episodes + len(episodes),
             self.decisions + sum(episode.decisions for episode in episodes),
@@ -65,14 +69,14 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class News:
-    """An answer to `ReplayShard.news`; all of one moment."""
+class EpisodePage:
+    """An answer of `ReplayShard.episodes_since`; all of one moment."""
 
     episodes: list[StoredEpisode]
-    """oldest first, at most MOST_EPISODES"""
+    """oldest first, at most PAGE_EPISODES"""
     cursor: int
-    """what to ask with next"""
+    """where the next page begins"""
     totals: Totals
-    """of everything inserted, also of episodes that this answer had no room for or that were evicted before it"""
+    """of everything inserted, also of episodes on later pages or evicted before they could be read"""
     lost: list[tuple[int, str]] = field(default_factory=list)
     """sequence numbers of episodes that were stored and are not whole on disk any more, and what is missing"""

@@ -1,4 +1,4 @@
-"""learner.tickets: which actor may begin a round, by what is stored, heard of and under way."""
+"""learner.permits: which actor may begin a round, by what is stored, heard of and under way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qttdm.learner.tickets import Rounds
+from qttdm.learner.permits import Rounds
 from qttdm.replay.limiter import Pace, PaceConfig
 
 LENGTH = 5  # decisions of a round
@@ -23,7 +23,7 @@ def rounds() -> Rounds:
 
 
 def fresh(length: int, lead: float) -> Rounds:
-    pace = Pace(PaceConfig(lead=lead), update_ratio=1.0, seed_decisions=length)
+    pace = Pace(PaceConfig(max_backlog=lead), update_ratio=1.0, seed_decisions=length)
     pace.inserted(length)
     return Rounds(pace)
 
@@ -31,7 +31,7 @@ def fresh(length: int, lead: float) -> Rounds:
 def ask(rounds: Rounds, actor: int, now: float, stored: int = 0) -> str:
     """As the loop answers an actor."""
     rounds.ended(actor, stored, now)
-    if rounds.excess(actor, UPDATE) >= 0:
+    if rounds.updates_before_insert(actor, UPDATE) >= 0:
         return "wait"
     rounds.began(actor, now)
     return "collect"
@@ -41,25 +41,25 @@ def test_actors_that_are_faster_than_the_learner_take_turns(rounds: Rounds) -> N
     """Not all begin when the lead allows one, only to wait together when they have collected."""
     assert [ask(rounds, actor, now=0.0) for actor in range(3)] == ["collect"] * 3  # the learner waits
     verdicts = [ask(rounds, actor, now=0.1, stored=LENGTH) for actor in range(3)]
-    assert verdicts == ["collect", "wait", "wait"]  # 5 owed; 10, and 5 to come; LEAD is 12
-    assert rounds.pace.owed == 0  # not heard of yet
+    assert verdicts == ["collect", "wait", "wait"]  # a backlog of 5; 10, and 5 to come; LEAD is 12
+    assert rounds.pace.backlog == 0  # not heard of yet
     rounds.pace.inserted(3 * LENGTH)
-    rounds.heard(math.inf)
+    rounds.counted(math.inf)
     rounds.pace.sampled(7)
-    assert ask(rounds, 1, now=7.0) == "wait"  # 8 owed, 5 to come
+    assert ask(rounds, 1, now=7.0) == "wait"  # a backlog of 8, 5 to come
     rounds.pace.sampled(2)
     assert [ask(rounds, actor, now=9.0) for actor in (1, 2)] == ["collect", "wait"]
 
 
-def test_slow_actors_begin_before_what_is_owed_is_made(rounds: Rounds) -> None:
+def test_slow_actors_begin_before_the_backlog_is_made(rounds: Rounds) -> None:
     """By when they have collected it will be: a learner of as many updates as one round of all others asks for."""
     for actor in range(4):
         ask(rounds, actor, now=0.0)
     for actor in range(4):
         rounds.ended(actor, LENGTH, now=100.0)
-    rounds.heard(math.inf)
+    rounds.counted(math.inf)
     rounds.pace.inserted(4 * LENGTH)
-    assert rounds.pace.owed == 20 > LEAD
+    assert rounds.pace.backlog == 20 > LEAD
     assert [ask(rounds, actor, now=100.0) for actor in range(4)] == [
         "collect",
         "collect",
@@ -72,9 +72,9 @@ def test_slow_actors_begin_before_what_is_owed_is_made(rounds: Rounds) -> None:
 
 def test_what_was_stored_after_the_shards_were_asked_still_counts(rounds: Rounds) -> None:
     rounds.ended(0, LEAD, now=5.0)
-    rounds.heard(5.0)
+    rounds.counted(5.0)
     assert ask(rounds, 1, now=6.0) == "wait"
-    rounds.heard(5.1)  # the pace would count it now, had it been in the news
+    rounds.counted(5.1)  # the pace would count it now, had it been read
     assert ask(rounds, 1, now=6.0) == "collect"
 
 
@@ -82,11 +82,11 @@ def test_an_actor_that_died_while_it_collected_counts_once(rounds: Rounds) -> No
     """It asks again without having stored anything, and its round before is what is expected of the next."""
     ask(rounds, 0, now=0.0)
     rounds.ended(0, LENGTH, now=0.0)
-    rounds.heard(math.inf)
+    rounds.counted(math.inf)
     for _ in range(4):  # begun, and killed
         assert ask(rounds, 0, now=1.0) == "collect"
     rounds.pace.inserted(LENGTH)
-    assert rounds.excess(1, UPDATE) == LENGTH + LENGTH - LEAD  # owed, and to come
+    assert rounds.updates_before_insert(1, UPDATE) == LENGTH + LENGTH - LEAD  # the backlog, and what is to come
 
 
 @pytest.mark.parametrize("actors", [1, 2, 4, 8])
@@ -109,10 +109,10 @@ def test_the_learner_is_kept_as_busy_as_the_actors_can(actors: int, speed: float
             if left[actor] <= 0:
                 rounds.ended(actor, length, now)
                 pace.inserted(length)
-                rounds.heard(math.inf)
-        if pace.want_sample:  # an update takes one second, as a step does
+                rounds.counted(math.inf)
+        if pace.can_sample:  # an update takes one second, as a step does
             pace.sampled()
-        assert pace.owed <= lead + actors * length
+        assert pace.backlog <= lead + actors * length
         for actor in range(actors):
             if left[actor] <= 0 and ask(rounds, actor, now) == "collect":
                 left[actor] = length
@@ -131,16 +131,16 @@ def test_when_the_learner_stops_no_more_than_the_bound_piles_up(actors: int) -> 
             if left[actor] == 1:
                 rounds.ended(actor, length[actor], now)
                 pace.inserted(length[actor])
-                rounds.heard(math.inf)
+                rounds.counted(math.inf)
                 last[actor] = length[actor]
             left[actor] = max(0, left[actor] - 1)
-        assert pace.owed < lead + sum(map(max, last, length))
-        if now < 2000 and pace.want_sample:
+        assert pace.backlog < lead + sum(map(max, last, length))
+        if now < 2000 and pace.can_sample:
             pace.sampled()
         for actor in range(actors):
             if left[actor] == 0 and ask(rounds, actor, now) == "collect":
                 left[actor] = length[actor] = rng.randint(10, 200)
-    assert pace.owed >= lead, "it has stopped while there was nothing to do"
+    assert pace.backlog >= lead, "it has stopped while there was nothing to do"
     assert left == [0] * actors
 
 
@@ -158,9 +158,9 @@ def turns(
                 done[actor] += 1
                 rounds.ended(actor, length, now)
                 pace.inserted(length)
-                rounds.heard(math.inf)
+                rounds.counted(math.inf)
             left[actor] = max(0, left[actor] - 1)
-        if pace.want_sample:
+        if pace.can_sample:
             pace.sampled()
         for actor in rng.sample(range(actors), actors):
             if now >= come(actor) and left[actor] == 0 and ask(rounds, actor, now) == "collect":
@@ -180,7 +180,7 @@ def test_an_actor_that_comes_late_has_its_turns(seconds: int) -> None:
 @pytest.mark.parametrize("seconds", [50, 150])
 def test_short_rounds_at_first_are_not_held_against_an_actor(actors: int, seconds: int) -> None:
     """Seed episodes are random and take no time to plan: who waits after one would wait for ever."""
-    rounds = Rounds(Pace(PaceConfig(lead=500.0), update_ratio=1.0, seed_decisions=1250))
+    rounds = Rounds(Pace(PaceConfig(max_backlog=500.0), update_ratio=1.0, seed_decisions=1250))
 
     def lasts(pace: Pace) -> int:
         return 3 if pace.decisions < pace.seed_decisions else seconds

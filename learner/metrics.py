@@ -1,7 +1,7 @@
-"""Metrics of a run and its learner: read off metrics.jsonl, and looked up before each report.
+"""Metrics of a run and its learner, from the lines of metrics.jsonl and from its status at each report.
 
     MetricsWriter --each line--> report_line: episodes, evaluations, what the learner's parts compute
-    reporter ------watch-------> counters, pace, checkpoints, disk     (in the reporter's thread)
+    reporter ---report_run-----> counters, pace, checkpoints, disk     (in the reporter's thread)
     LearningLoop --TimeSpent---> where its time goes
 
 Counts of what is in metrics.jsonl are its lines': after a kill they go back with the file to the checkpoint, and on.
@@ -65,7 +65,7 @@ RUN_SECONDS = gauge(
     "qttdm_run_seconds", LEARNER, "s", "time spent on the run, earlier parts of a resumed one included", lasting=True
 )
 PROGRESS_AGE = gauge("qttdm_progress_age_seconds", LEARNER, "s", "since the last update was made or episode arrived")
-OWED = gauge("qttdm_updates_owed", LEARNER, "updates", "that the decisions so far ask for and that have not been made")
+BACKLOG = gauge("qttdm_update_backlog", LEARNER, "updates", "still to be made for the decisions so far")
 PACE = gauge(
     "qttdm_pace_ratio",
     LEARNER,
@@ -138,7 +138,7 @@ EACH_TIME: dict[str, tuple[str, dict[str, str]]] = {
 
 
 class TimeSpent:
-    """Counts where the learner's seconds went since its start."""
+    """Counts the learner's seconds by activity, since its start."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self.telemetry = telemetry
@@ -146,7 +146,7 @@ class TimeSpent:
 
     @contextmanager
     def on(self, activity: str) -> Iterator[None]:
-        """What is done inside; one thing at a time."""
+        """Count the time spent inside under that activity; activities are not nested."""
         started = time.monotonic()
         try:
             yield
@@ -159,20 +159,20 @@ class TimeSpent:
                 self.telemetry.observe(name, passed, **label)
 
     def per_update(self, updates: int) -> float:
-        """Seconds of an update, on average, if so many were made; > 0."""
+        """Mean seconds of an update, of so many since the start; > 0."""
         spent = self.seconds
         return max(1e-6, (spent["waiting_for_batches"] + spent["updating"]) / max(1, updates))
 
 
 class Rates:
-    """How fast a run is, and what its learner does, between two calls."""
+    """Speed of a run, and how its learner spends the time, between two calls."""
 
     def __init__(self, spent: TimeSpent, updates: int, decisions: int) -> None:
         self.spent = spent
         self._last = time.monotonic(), updates, decisions, dict(spent.seconds)
 
     def __call__(self, updates: int, decisions: int) -> dict[str, float]:
-        """Per second, and shares of the time, since the last call, with so many of them now."""
+        """Rates and shares of the time since the last call, given the counts of now; by the names in RATES."""
         then, updates_then, decisions_then, spent_then = self._last
         self._last = now, _, _, spent = time.monotonic(), updates, decisions, dict(self.spent.seconds)
         passed = max(1e-9, now - then)
@@ -184,7 +184,7 @@ class Rates:
 
 
 def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> MetricsWriter:
-    """A MetricsWriter whose lines are reported, those that it keeps first."""
+    """Open a MetricsWriter whose lines are reported to Prometheus too, first those already in the file."""
     writer = MetricsWriter(path, keep_bytes, sinks=[partial(report_line, telemetry)])
     for line in read_metrics(path):
         report_line(telemetry, line)
@@ -192,7 +192,7 @@ def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> Me
 
 
 def report_line(telemetry: Telemetry, line: dict[str, Any]) -> None:
-    """Report one line of metrics.jsonl, but for what is null."""
+    """Report one line of metrics.jsonl, without its null values."""
     values = {name: value for name, value in line.items() if value is not None}
     if line["kind"] == "train":
         if "episode_return" in values:
@@ -210,18 +210,18 @@ def report_line(telemetry: Telemetry, line: dict[str, Any]) -> None:
 
 
 class Run(Protocol):
-    """What makes the updates: LearningLoop, or a run on one machine."""
+    """What report_run needs of a LearningLoop."""
 
     learner: Learner
     training: TrainingConfig
     store: CheckpointStore
 
     def status(self) -> dict[str, Any]:
-        """Plain numbers of where it is."""
+        """Its progress, as plain numbers."""
 
 
-def watch(run: Run) -> None:
-    """Look up where the run is before each report of its learner's telemetry."""
+def report_run(run: Run) -> None:
+    """Report the run's progress, checkpoints and GPU with its learner's telemetry from now on."""
     telemetry, started = run.learner.telemetry, time.time()
     telemetry.set(TARGET, run.training.env_steps)
     telemetry.before_report(lambda: _report_status(telemetry, run.training, run.status()))
@@ -236,18 +236,18 @@ def _report_status(telemetry: Telemetry, training: TrainingConfig, status: dict[
     telemetry.count_to(UPDATES, status["updates"])
     telemetry.set(RUN_SECONDS, status["wall_seconds"])
     telemetry.set(PROGRESS_AGE, status["seconds_since_progress"])
-    telemetry.set(OWED, status["owed"])
+    telemetry.set(BACKLOG, status["backlog"])
     asked = (status["decisions"] - training.seed_decisions) * training.update_ratio
     if asked > 0:
         telemetry.set(PACE, status["updates"] / asked)
 
 
 def _report_checkpoint(telemetry: Telemetry, store: CheckpointStore, started: float) -> None:
-    """The newest checkpoint's age, and the disk that it is on."""
+    """Report the newest checkpoint's age, and the disk that it is on."""
     newest = store.newest()
     try:
         saved = started if newest is None else newest.stat().st_mtime
-    except FileNotFoundError:  # it has just been replaced by one that the next look finds
+    except FileNotFoundError:  # it has just been replaced by one that the next report finds
         return
     telemetry.set(CHECKPOINT_AGE, max(0.0, time.time() - saved))
     measure_disk(telemetry, store.directory.parent)  # the run's, which is there before a checkpoint is

@@ -7,21 +7,17 @@ import importlib.metadata
 import logging
 import os
 import platform
-import socket
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray._private.state import available_resources_per_node
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError, RayError
+from grpc import StatusCode
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qttdm.common.config import ConfigError
+from qttdm.deploy.cluster import ray_private
 from qttdm.deploy.cluster.auth import WANT_TOKEN
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 
@@ -31,7 +27,6 @@ HOW_TO_START = (
     "start one with `ray start --head` (on a machine with GPUs it finds them; --num-cpus=N sets how many CPUs)"
 )
 WANT_ADDRESS = "want <host>:<port> of the cluster's head, as `ray start --head` prints it (the port is 6379 by default)"
-GREETING_SECONDS = 10.0
 NODE_SECONDS = 120.0  # for a node to answer: the first process there has to import torch
 
 
@@ -44,70 +39,34 @@ def connect() -> None:
         return
     given = os.environ.get("RAY_ADDRESS") or "auto"
     where = "on this machine" if given == "auto" else f"at RAY_ADDRESS={given}"
-    address = find_address(given, where)
-    answer = greeting(address)
-    if not answer:
-        raise ConfigError(f"no Ray cluster {where}: nothing answers at {address}; {HOW_TO_START}")
-    if not looks_like_grpc(answer):
-        raise ConfigError(f"no Ray cluster {where}: something else answers there; {WANT_ADDRESS}")
-    try:
-        with quiet_stderr():
-            GcsClient(address=address)  # is refused at once, where ray.init would ask twenty times and say so each time
-    except AuthenticationError:
+    address = find_address(given)
+    status, reason = ray_private.ask_head(address)
+    if status is StatusCode.UNAUTHENTICATED:
         raise ConfigError(
             f"the Ray cluster {where} refuses: its token is missing or wrong here "
             f"(RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}); {WANT_TOKEN}"
-        ) from None
-    except RayError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"no Ray cluster {where}: something else answers there ({reason}); {WANT_ADDRESS}") from None
+        )
+    if status in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED):
+        raise ConfigError(f"no Ray cluster {where}: none answers ({reason[-200:]}); {WANT_ADDRESS}; {HOW_TO_START}")
+    if status is not StatusCode.OK:
+        raise ConfigError(f"no Ray cluster {where}: something else answers there ({reason[-200:]}); {WANT_ADDRESS}")
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the Ray cluster {where} refuses: {' '.join(str(error).split())[:300]}") from None
 
 
-def find_address(given: str, where: str) -> str:
-    """host:port of a cluster's head, where `given` is that already or `auto`. ConfigError if it cannot be."""
+def find_address(given: str) -> str:
+    """Return host:port of a cluster's head, where `given` is that already or `auto`. ConfigError if it cannot be."""
     if given == "auto":
         try:
-            return str(canonicalize_bootstrap_address_or_die("auto"))
+            return ray_private.find_head()
         except ConnectionError:
-            raise ConfigError(f"no Ray cluster {where}; {HOW_TO_START}") from None
+            raise ConfigError(f"no Ray cluster on this machine; {HOW_TO_START}") from None
     host, _, port = given.rpartition(":")
     if "://" in given or not host or not port.isdigit():
         raise ConfigError(f"RAY_ADDRESS={given}: {WANT_ADDRESS}")
     return given
-
-
-def greeting(address: str) -> bytes:
-    """The first bytes that whoever listens at host:port says to a client of gRPC; none if nobody does."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=GREETING_SECONDS) as connection:
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
-            return connection.recv(9)
-    except OSError:
-        return b""
-
-
-def looks_like_grpc(answer: bytes) -> bool:
-    """An HTTP/2 connection begins with a frame of settings, which has type 4."""
-    return answer[3:4] == b"\x04"
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Nothing is written to stderr meanwhile, by C++ neither: Ray's own lines would stand before the one that helps."""
-    sys.stderr.flush()
-    user, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(user, 2)
-        os.close(user)
-        os.close(nowhere)
 
 
 def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
@@ -116,7 +75,7 @@ def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
     bundles: what one seed reserves, each on one node.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    free = available_resources_per_node()
+    free = ray_private.free_resources()
     return places(
         bundles, [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes], seeds
     )

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, get_args
 
 import ray
-import ray._private.state
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -34,6 +33,7 @@ from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.deploy.agents.agent import choose_device, data_of, exploration, greedy_beside, make_learner, make_policy
+from qttdm.deploy.cluster import ray_private
 from qttdm.deploy.cluster.reporting import reported, tell_end
 from qttdm.deploy.configs.cluster_config import NAMESPACE, SEED_STATE, SeedState
 from qttdm.deploy.configs.run_config import RunConfig
@@ -214,7 +214,7 @@ class SeedRun:
         for name in self._starting.keys() - self._pings.keys():
             del self._starting[name]
         for name, (answer, _) in self._pings.items():
-            if ray._private.state.actors(self._actors[name]._actor_id.hex())["State"] == "ALIVE":
+            if ray_private.is_alive(self._actors[name]):
                 self._starting.pop(name, None)
             else:
                 self._pings[name] = answer, now
@@ -350,7 +350,7 @@ def room(bundles: Sequence[dict[str, float]]) -> str:
         "; ".join(
             ", ".join(f"{node[name]:g} {name}" for name in ("CPU", "GPU") if name in node) or "none" for node in nodes
         )
-        for nodes in (bundles, ray._private.state.available_resources_per_node().values())
+        for nodes in (bundles, ray_private.free_resources().values())
     )
     return f"a seed reserves {wanted}; the nodes have free {free}"
 

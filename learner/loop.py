@@ -28,7 +28,7 @@ from qttdm.common.weights import Weights, updates_of
 from qttdm.learner.counters import Counters
 from qttdm.learner.evaluations import EvaluationDesk, Evaluations
 from qttdm.learner.learner import Learner, NonFiniteLossError
-from qttdm.learner.measure import Rates, TimeSpent, open_metrics
+from qttdm.learner.measure import Rates, open_metrics, seconds_per_update, time_spent
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.learner.tickets import Rounds, Ticket
 from qttdm.replay.limiter import Pace
@@ -74,7 +74,7 @@ class LearningLoop:
         self.counters, self.cursors = Counters(), [0] * shards
         self._accepted: list[set[int]] = [set() for _ in range(shards)]  # lost episodes gone on without, by shard
         self.telemetry = learner.telemetry
-        self.spent = TimeSpent(self.telemetry)
+        self.spent = time_spent(self.telemetry)
         self.version, self.finished = -1, False
         self.newest: dict[str, Any] = {}
         """the newest value of everything reported"""
@@ -149,7 +149,7 @@ class LearningLoop:
             return Ticket("done")
         if not self._has_read:  # what was stored since the checkpoint, which may be owed already
             return Ticket("wait", retry_seconds=WAIT_SECONDS, reason="the learner to read what was stored")
-        update_seconds = self.spent.per_update(self.learner.updates - self._first_updates)
+        update_seconds = seconds_per_update(self.spent, self.learner.updates - self._first_updates)
         excess = self.rounds.excess(actor, update_seconds)
         if excess >= 0:  # ask again when they may be made, but not too often: a question costs this process its time
             return Ticket("wait", retry_seconds=min(1.0, max(0.05, (excess + 1) * update_seconds)))

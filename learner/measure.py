@@ -10,8 +10,6 @@ Counts of what is in metrics.jsonl are its lines': after a kill they go back wit
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +19,7 @@ from qttdm.common.metrics.gpu import watch_gpu
 from qttdm.common.metrics.instruments import QUICK, Components, counter, gauge, histogram
 from qttdm.common.metrics.lines import COUNTERS, MetricsWriter, declare, read_metrics
 from qttdm.common.metrics.process import measure_disk
-from qttdm.common.metrics.telemetry import Telemetry
+from qttdm.common.metrics.telemetry import Telemetry, TimeSpent
 from qttdm.learner.learner import UPDATE_SECONDS, Learner
 from qttdm.learner.schedule import TrainingConfig
 
@@ -137,31 +135,15 @@ EACH_TIME: dict[str, tuple[str, dict[str, str]]] = {
 """histograms of activities; the device's part of an update is measured by the learner"""
 
 
-class TimeSpent:
-    """Counts where the learner's seconds went since its start."""
+def time_spent(telemetry: Telemetry) -> TimeSpent:
+    """Count where the learner's seconds go, from now on."""
+    return TimeSpent(telemetry, LEARNER_SECONDS, histograms=EACH_TIME)
 
-    def __init__(self, telemetry: Telemetry) -> None:
-        self.telemetry = telemetry
-        self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
 
-    @contextmanager
-    def on(self, activity: str) -> Iterator[None]:
-        """What is done inside; one thing at a time."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            passed = time.monotonic() - started
-            self.seconds[activity] += passed
-            self.telemetry.inc(LEARNER_SECONDS, passed, activity=activity)
-            if activity in EACH_TIME:
-                name, label = EACH_TIME[activity]
-                self.telemetry.observe(name, passed, **label)
-
-    def per_update(self, updates: int) -> float:
-        """Seconds of an update, on average, if so many were made; > 0."""
-        spent = self.seconds
-        return max(1e-6, (spent["waiting_for_batches"] + spent["copying"] + spent["updating"]) / max(1, updates))
+def seconds_per_update(spent: TimeSpent, updates: int) -> float:
+    """Average over so many updates, with waiting for batches and copying them; > 0."""
+    seconds = sum(spent.seconds[activity] for activity in ("waiting_for_batches", "copying", "updating"))
+    return max(1e-6, seconds / max(1, updates))
 
 
 class Rates:

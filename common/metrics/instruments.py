@@ -81,6 +81,10 @@ class Instrument:
             each = len(self.buckets) + (2 if self.buckets[0] < 0 else 3)
         return each * max(1, len(self.values), self.most)
 
+    def zero(self) -> float | list[float]:
+        """Return where a counter begins, or a histogram: its sum, then the count of each bucket."""
+        return [0.0] * (len(self.buckets) + 2) if self.kind == "histogram" else 0.0
+
     def takes(self, value: str) -> bool:
         """Check a value of its own label; "" where it has none."""
         return bool(re.fullmatch(r"\w{1,64}", value)) if self.most else value in (self.values or ("",))

@@ -65,12 +65,12 @@ def train(
     from qttdm.deploy.screens.plot import plot_runs
     from qttdm.deploy.screens.progress import Progress
 
-    began, alone = time.monotonic(), metrics.serve()
+    began, exporter = time.monotonic(), metrics.serve()
 
     def measure(config: RunConfig) -> MakeTelemetry:
         """Report to the metrics served here, if they are."""
         state = directory.path / "metrics-state"
-        return alone.of_run(directory.path.name, config.seed, config.task, state) if alone else silent(config)
+        return exporter.of_run(directory.path.name, config.seed, config.task, state) if exporter else silent(config)
 
     if resume:
         given = [n for n, v in {**vars(settings), "seed": seed, "run_dir": run_dir}.items() if v not in (None, ())]

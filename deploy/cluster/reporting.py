@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from qttdm.common.metrics.instruments import Component
 from qttdm.common.metrics.process import measure_process
 from qttdm.common.metrics.reporter import Reporter
-from qttdm.common.metrics.telemetry import Boot, Identity, Report, Telemetry
+from qttdm.common.metrics.telemetry import Identity, Report, Telemetry
 from qttdm.deploy.cluster.exporter_actor import NAME
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 
@@ -76,7 +76,7 @@ def find_exporter() -> Any:
 def reported(run: str, seed: int, task: str, component: Component, index: int = 0) -> Telemetry:
     """The telemetry of this process, an actor's or the driver's; it is reported from now on."""
     restarted = component != "driver" and ray.get_runtime_context().was_current_actor_reconstructed
-    telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)), Boot.now(restarted))
+    telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)), restarted)
     measure_process(telemetry)
     telemetry.reporter = Reporter(telemetry, RaySender())
     return telemetry

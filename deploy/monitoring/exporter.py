@@ -1,15 +1,15 @@
-"""Serve the metrics of every process at one address, across restarts of processes: the plain part, without Ray.
+"""Serve the metrics of every process at one address, across restarts of processes. Plain: without Ray.
 
-    processes --Report, absolute--> Exporter.report --> the newest of each process, added up over an identity's boots
+    processes --Report, absolute--> Exporter.report --> the newest of each process, added up by identity
     driver ---------the run's end-> Exporter.end
     Prometheus --GET /metrics-----> collect: first to disk, then out
 
 A process that is replaced begins at zero; what its predecessors had counted is kept and added, so that counters and
 histograms go on. A repeated or overtaken report changes nothing; a late one of an old process still adds its counts.
 
-Choice: the exporter keeps the counts of earlier boots, on disk, not the components. Why: a process that was killed has
-had no time to write, one file is simpler than one for each process, and whatever a scrape has shown was written before,
-so that not even a kill of the exporter itself makes a counter fall. What would change it: several exporters.
+Choice: the exporter, not the components, keeps the counts of earlier processes on disk. Why: a killed process has had
+no time to write, one file is simpler than one for each process, and whatever a scrape has shown was written before, so
+that not even a kill of the exporter itself makes a counter fall. What would change it: several exporters.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SILENCE = gauge(
     observed=True,
 )
 
-VERSION = 2
+VERSION = 3
 """Format of the state on disk."""
 STALE = 30.0  # seconds of silence after which a process is taken for dead
 GRACE = 5.0  # seconds after a run's end in which reports of its processes may still be on their way
@@ -58,73 +58,61 @@ SAVE_EVERY = 2.0  # seconds, if nobody looks
 KEEP_ENDED = 3600.0  # seconds for which metrics of processes that ended in good order are served
 KEEP_SILENT = 86400.0  # seconds, of others
 MOST_PROCESSES = 2000  # that are kept
-MOST_BOOTS = 4  # of an identity, whose counts are kept apart, in case a late report adds to them
-MOST_NAMES = 100  # of older boots: their reports are too late
-
-
-@dataclass
-class _Boot:
-    """The newest report of one process."""
-
-    name: str
-    number: int
-    snapshot: Snapshot
+MOST_KEPT = 4  # processes of an identity whose counts are kept apart, in case a late report adds to them
+MOST_IDS = 100  # of older ones: their reports are too late
 
 
 @dataclass
 class _Process:
-    """What is known of one identity."""
+    """What is known of one identity: of the process that has it now, and of those before."""
 
     seen: float
     """when it was last heard of, Unix time of this machine"""
-    boots: list[_Boot] = field(default_factory=list)
-    """the one heard of last comes last"""
+    reports: dict[str, tuple[int, Snapshot]] = field(default_factory=dict)
+    """number and content of the newest report by process id; the process heard of last comes last"""
     folded: Snapshot = field(default_factory=dict)
-    """of older boots together"""
-    folded_names: list[str] = field(default_factory=list)
+    """of older processes together"""
+    folded_ids: tuple[str, ...] = ()
     restarts: int = 0
     ended: bool = False
     """in good order, with its run"""
 
     def take(self, report: Report) -> bool:
         """Take over a report; False if it says nothing new."""
-        name = report.boot.number
-        boot = next((boot for boot in self.boots if boot.name == name), None)
-        if name in self.folded_names or (boot is not None and report.number <= boot.number):
+        number, _ = self.reports.get(report.process_id, (0, {}))
+        if report.process_id in self.folded_ids or report.number <= number:
             return False
-        if boot is None:
-            boot = _Boot(name, 0, {})
-            self.restarts += report.boot.restarted
-        else:
-            self.boots.remove(boot)
-        boot.number, boot.snapshot = report.number, understood(report.snapshot)
-        self.boots.append(boot)  # whoever reports is the process there is now: no clocks need to agree
-        if len(self.boots) > MOST_BOOTS:
-            self._fold(self.boots.pop(0))
+        self.restarts += report.restarted and not number
+        self.reports.pop(
+            report.process_id, None
+        )  # whoever reports is the process there is now: no clocks need to agree
+        self.reports[report.process_id] = report.number, understood(report.snapshot)
+        if len(self.reports) > MOST_KEPT:
+            oldest = next(iter(self.reports))
+            self.folded = self._together([self.folded, self.reports.pop(oldest)[1]])
+            self.folded_ids = (*self.folded_ids, oldest)[-MOST_IDS:]
         return True
 
-    def counts(self) -> Snapshot:
-        """Counters and histograms, of all boots together."""
-        parts = [self.folded, *(boot.snapshot for boot in self.boots)]
-        counted = {series for part in parts for series in part if INSTRUMENTS[series[0]].kind != "gauge"}
-        return {
-            series: combine([part[series] for part in parts if series in part], INSTRUMENTS[series[0]].durable)
-            for series in counted
-        }
+    def values(self, now: float) -> Snapshot:
+        """Counts and lasting gauges of all processes together; other gauges only of one that still reports."""
+        snapshots = [snapshot for _, snapshot in self.reports.values()]
+        values = self._together([self.folded, *snapshots])
+        if not self.ended and now - self.seen <= STALE:
+            values |= {series: v for series, v in snapshots[-1].items() if INSTRUMENTS[series[0]].kind == "gauge"}
+        return values
 
-    def gauges(self, now: float) -> Snapshot:
-        """Lasting ones as last reported; the others only of a process that still reports."""
-        newest = self.boots[-1].snapshot
-        parts = [self.folded, *(boot.snapshot for boot in self.boots)]
-        lasting = {s: v for part in parts for s, v in part.items() if INSTRUMENTS[s[0]].lasting}
-        if self.ended or now - self.seen > STALE:
-            return lasting
-        return lasting | {s: v for s, v in newest.items() if INSTRUMENTS[s[0]].kind == "gauge"}
-
-    def _fold(self, boot: _Boot) -> None:
-        older = _Process(self.seen, [_Boot("", 0, self.folded), boot])
-        self.folded = older.counts() | older.gauges(now=float("inf"))
-        self.folded_names = [*self.folded_names, boot.name][-MOST_NAMES:]
+    @staticmethod
+    def _together(snapshots: list[Snapshot]) -> Snapshot:
+        """Combine the counts of processes that followed each other; of a lasting gauge the newest value counts."""
+        values: Snapshot = {}
+        for snapshot in snapshots:
+            for series, value in snapshot.items():
+                instrument = INSTRUMENTS[series[0]]
+                if instrument.kind == "gauge":
+                    values |= {series: value} if instrument.lasting else {}
+                else:
+                    values[series] = combine(values[series], value, instrument.durable) if series in values else value
+        return values
 
 
 class Exporter(Collector):
@@ -175,7 +163,7 @@ class Exporter(Collector):
             self._forget()
             self._save()
             rows = [
-                (identity, process.counts() | process.gauges(self._clock()) | self._observed(process))
+                (identity, process.values(self._clock()) | self._observed(process))
                 for identity, process in self._processes.items()
             ]
         by_name: dict[str, list[tuple[list[str], Value]]] = {}
@@ -230,18 +218,7 @@ class Exporter(Collector):
         """Write everything to disk; what a disk answers that refuses it is printed once."""
         if self._state is None:
             return
-        processes = [
-            [
-                list(astuple(identity)),
-                p.seen,
-                p.restarts,
-                p.ended,
-                _plain(p.folded),
-                p.folded_names,
-                [[boot.name, boot.number, _plain(boot.snapshot)] for boot in p.boots],
-            ]
-            for identity, p in self._processes.items()
-        ]
+        processes = [(astuple(identity), [*vars(process).values()]) for identity, process in self._processes.items()]
         self._saved = self._clock()
         temporary = self._state.with_name(self._state.name + ".tmp")
         try:
@@ -253,12 +230,12 @@ class Exporter(Collector):
             self._complained = True
 
     def _load(self, data: bytes) -> None:
-        content = msgpack.unpackb(data)
+        content = msgpack.unpackb(data, use_list=False, strict_map_key=False)
         if content["version"] != VERSION:
             raise ValueError(f"got version {content['version']}, want {VERSION}")
-        for identity, seen, restarts, ended, folded, names, boots in content["processes"]:
-            kept = [_Boot(name, number, _snapshot(values)) for name, number, values in boots]
-            self._processes[Identity(*identity)] = _Process(seen, kept, _snapshot(folded), names, restarts, ended)
+        for identity, (seen, reports, folded, *others) in content["processes"]:
+            reports = {process_id: (number, understood(values)) for process_id, (number, values) in reports.items()}
+            self._processes[Identity(*identity)] = _Process(seen, reports, understood(folded), *others)
 
 
 def understood(snapshot: Snapshot) -> Snapshot:
@@ -279,7 +256,7 @@ def _is_understood(series: tuple[str, str], value: Any) -> bool:
     if instrument is None or instrument.observed or not instrument.takes(series[1]):
         return False
     if instrument.kind == "histogram":
-        return isinstance(value, list) and len(value) == len(instrument.buckets) + 2
+        return isinstance(value, tuple) and len(value) == len(instrument.buckets) + 2
     return isinstance(value, int | float)
 
 
@@ -291,7 +268,7 @@ def family(instrument: Instrument, rows: list[tuple[list[str], Value]]) -> Metri
         metric = HistogramMetricFamily(instrument.name, instrument.meaning, labels=labels)
         bounds = [*(str(float(bound)) for bound in instrument.buckets), "+Inf"]
         for row, value in rows:
-            assert isinstance(value, list)
+            assert isinstance(value, tuple)
             cumulated, buckets = 0.0, []
             for bound, count in zip(bounds, value[1:], strict=True):
                 cumulated += count
@@ -315,11 +292,3 @@ def serve(exporter: Exporter, host: str, port: int) -> tuple[Any, threading.Thre
         return start_http_server(port, host, registry)
     except OSError as error:  # `strerror` would not say which address
         raise ConfigError(f"metrics cannot be served at {host}:{port} ({error.strerror or error})") from None
-
-
-def _plain(snapshot: Snapshot) -> list[Any]:
-    return [[name, label, value] for (name, label), value in snapshot.items()]
-
-
-def _snapshot(values: list[Any]) -> Snapshot:
-    return understood({(name, label): value for name, label, value in values})

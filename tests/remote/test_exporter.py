@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qttdm.common.metrics.instruments import Component
-from qttdm.common.metrics.telemetry import Boot, Identity, Telemetry
+from qttdm.common.metrics.telemetry import Identity, Telemetry
 from qttdm.deploy.cluster.exporter_actor import ensure_exporter, remove_exporter
 from qttdm.deploy.cluster.reporting import RaySender, find_exporter
 from tests.remote.live import until
@@ -31,7 +31,7 @@ def port(cluster) -> Any:
 
 
 def process(component: Component = "actor") -> Telemetry:
-    return Telemetry(Identity("run", "0", "task", component), Boot.now())
+    return Telemetry(Identity("run", "0", "task", component))
 
 
 def send(t: Telemetry, sender: RaySender) -> bool:

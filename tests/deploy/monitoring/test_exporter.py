@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import qttdm.deploy.monitoring.exporter as module
 from qttdm.common.config import ConfigError
 from qttdm.common.metrics.instruments import COMMON, series_of
-from qttdm.common.metrics.telemetry import Boot, Identity, Report, Telemetry
+from qttdm.common.metrics.telemetry import Identity, Report, Telemetry
 from qttdm.deploy.monitoring.exporter import GRACE, KEEP_ENDED, KEEP_SILENT, STALE, Exporter, serve
 
 ACTOR = Identity("run", "0", "dmc/walker-walk", "actor", "1")
@@ -46,7 +46,7 @@ def scrape(exporter: Exporter) -> dict[tuple[str, ...], float]:
 
 
 def process(identity: Identity = ACTOR, restarted: bool = False) -> Telemetry:
-    return Telemetry(identity, Boot.now(restarted))
+    return Telemetry(identity, restarted)
 
 
 def report(t: Telemetry) -> bytes:
@@ -259,7 +259,7 @@ def test_a_thousand_episodes_and_fifty_restarts_add_no_series():
     assert after["qttdm_acted_total", "actor", "1"] == 101
     assert after["qttdm_process_restarts_total", "actor", "1"] == 50
     assert len(exporter._processes) == 2
-    assert all(len(p.boots) <= module.MOST_BOOTS for p in exporter._processes.values())
+    assert all(len(p.reports) <= module.MOST_KEPT for p in exporter._processes.values())
 
 
 def up(exporter: Exporter) -> list[str]:
@@ -298,7 +298,7 @@ def test_metrics_of_another_version_are_left_out():
         ("qttdm_process_restarts_total", ""): 9.0,  # not for a process to say
         ("qttdm_staleness_updates", ""): [1.0],
     }
-    exporter.report(Report(ACTOR, Boot.now(), 1, snapshot).packed())
+    exporter.report(Report(ACTOR, "id", False, 1, snapshot).packed())
     samples = scrape(exporter)
     own = {key: value for key, value in samples.items() if key[1] == "actor" and "process" not in key[0]}
     assert own == {("qttdm_acted_total", "actor", "1"): 3.0}
@@ -308,7 +308,7 @@ def test_names_of_a_learners_values_are_taken_up_to_their_bound():
     """An agent of one's own has losses that the exporter's program has never heard of."""
     exporter = Exporter()
     values = {("qttdm_learner", f"loss_{k}"): float(k) for k in range(1000)}
-    exporter.report(Report(LEARNER, Boot.now(), 1, values | {("qttdm_learner", "a b"): 1.0}).packed())
+    exporter.report(Report(LEARNER, "id", False, 1, values | {("qttdm_learner", "a b"): 1.0}).packed())
     names = {key[3] for key in scrape(exporter) if key[0] == "qttdm_learner"}
     assert names == {f"loss_{k}" for k in range(64)}
 

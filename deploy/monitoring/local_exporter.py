@@ -1,6 +1,6 @@
 """Metrics of a process without a cluster: it reports to an exporter of its own.
 
-    LocalRun, PlannerService --Telemetry--> Alone: Exporter --/metrics--> Prometheus
+    LocalRun, PlannerService --Telemetry--> LocalExporter --/metrics--> Prometheus
 
 What was counted is kept in the run's directory, so that a resumed run counts on.
 """
@@ -13,16 +13,16 @@ from pathlib import Path
 from qttdm.common.metrics.instruments import Component
 from qttdm.common.metrics.process import measure_process
 from qttdm.common.metrics.reporter import Reporter
-from qttdm.common.metrics.telemetry import Boot, Identity, MakeTelemetry, Report, Telemetry
+from qttdm.common.metrics.telemetry import Identity, MakeTelemetry, Report, Telemetry
 from qttdm.deploy.monitoring.exporter import Exporter, serve
 
 
-class Alone:
+class LocalExporter:
     """An exporter in this process; a Sender to it."""
 
     def __init__(self, host: str, port: int) -> None:
         """Serve from now on. ConfigError, one line, if the port is taken."""
-        self.exporter, self.boot = Exporter(), Boot.now()
+        self.exporter = Exporter()
         self._reporters: list[Reporter] = []
         self._server, _ = serve(self.exporter, host, port)
 
@@ -33,7 +33,7 @@ class Alone:
         return partial(self._make, run, seed, task)
 
     def _make(self, run: str, seed: int, task: str, component: Component, index: int = 0) -> Telemetry:
-        telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)), self.boot)
+        telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)))
         if component in ("driver", "planner"):  # one of them is in every process: its memory counts once
             measure_process(telemetry)
         telemetry.reporter = Reporter(telemetry, self)

@@ -26,7 +26,6 @@ class SinksConfig(Config):
     """event files in the run's directory: tensorboard --logdir runs"""
     wandb: bool = False
     """Weights & Biases, as its own environment variables say (WANDB_API_KEY, WANDB_MODE)"""
-    wandb_project: str = "qttdm"
 
 
 def check_sinks(config: SinksConfig) -> None:
@@ -43,7 +42,7 @@ def make_sinks(config: SinksConfig, directory: Path, settings: Mapping[str, Any]
     if config.tensorboard:
         sinks.append(surviving("tensorboard", TensorBoard(directory / "tensorboard")))
     if config.wandb:
-        sinks.append(surviving("wandb", WeightsAndBiases(config.wandb_project, directory, settings)))
+        sinks.append(surviving("wandb", WeightsAndBiases(directory, settings)))
     return sinks
 
 
@@ -95,8 +94,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of W&B named after the directory, taken up again when that run is resumed."""
 
-    def __init__(self, project: str, directory: Path, settings: Mapping[str, Any]) -> None:
-        self.project, self.directory, self.settings = project, directory, settings
+    def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
+        self.directory, self.settings = directory, settings
         self._run: Any = None
 
     def __call__(self, line: dict[str, Any]) -> None:
@@ -106,7 +105,7 @@ class WeightsAndBiases:
 
             name = "-".join(self.directory.absolute().parts[-2:])
             self._run = wandb.init(
-                project=self.project,
+                project="qttdm",
                 name=name,
                 id=name,
                 resume="allow",

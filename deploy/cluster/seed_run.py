@@ -47,6 +47,7 @@ from qttdm.replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_sh
 from qttdm.replay.shard import ShardConfig
 
 RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
+DRAIN_SECONDS = 10.0  # at a stop, for episodes in flight to end
 FLUSH_SECONDS = 15.0  # at most, for the processes to tell their last counts, before they are ended
 ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
 
@@ -170,7 +171,7 @@ class SeedRun:
         ended, _ = ray.wait(list(self._answers.values()), num_returns=len(self._answers), timeout=0)
         ray.get(ended)  # raises what ended one of them, if anything did
         if learner in ended:
-            self._deadline = min(self._deadline, time.monotonic() + self.config.cluster.drain_seconds)
+            self._deadline = min(self._deadline, time.monotonic() + DRAIN_SECONDS)
         if len(ended) == len(self._answers) or (learner in ended and time.monotonic() > self._deadline):
             last = self._control("learner", "status").remote()
             if ray.wait([last], timeout=FLUSH_SECONDS)[0]:

@@ -35,20 +35,25 @@ class ClusterConfig(Config):
     gpus_per_seed: float = Field(default=0.0, ge=0)
     """a whole number or 1/n, for the learner, the evaluator and the planner service if there is one; 0: all on CPUs"""
     learner_cpus: float = Field(default=1.0, ge=0)
+    """that Ray reserves for the learner; also torch's threads there (at least 1), unless `threads` says"""
     actor_cpus: float = Field(default=1.0, ge=0)
-    """each; also torch's threads there (at least 1), unless `threads` says"""
+    """of each actor; also torch's threads there (at least 1), unless `threads` says"""
     planner_cpus: float = Field(default=1.0, ge=0)
-    """each process of the planner service; without a GPU also torch's threads there"""
+    """of each process of the planner service; without a GPU also torch's threads there"""
     shard_cpus: float = Field(default=1.0, ge=0)
+    """of each replay process"""
     evaluator_cpus: float = Field(default=1.0, ge=0)
+    """of the evaluator; also torch's threads there (at least 1), unless `threads` says"""
     publish_every: int = Field(default=50, gt=0)
     """updates between two broadcasts of weights"""
     max_staleness: int = Field(default=1000, gt=0)
     """updates that the published weights may be ahead of those an actor acts with; beyond it waits for newer ones"""
     service: ServiceConfig = ServiceConfig()
+    """how the planner service makes batches of requests"""
     asking: AskingConfig = AskingConfig()
     """what actors do when the planner service is gone or busy"""
     pace: PaceConfig = PaceConfig()
+    """how far decisions and updates may be apart"""
     prefetch: int = Field(default=2, ge=0)
     """batches under way ahead of the one being learned from"""
     disk: DiskConfig = DiskConfig()
@@ -59,8 +64,6 @@ class ClusterConfig(Config):
     """a process that does not answer for so long is killed and started again"""
     timeout_seconds: float = Field(default=60.0, gt=0)
     """how long a process waits for another before it says so in events.log"""
-    drain_seconds: float = Field(default=10.0, ge=0)
-    """how long `stop` waits for episodes in flight"""
     metrics_port: int | None = Field(default=9108, ge=1, le=65535)
     """where the cluster's exporter serves metrics to Prometheus, on the head node; null: nothing is measured"""
     metrics_host: str = "127.0.0.1"

@@ -30,6 +30,7 @@ class RunConfig(Config):
     agent: Literal["qt-tdm", "tdm", "qt"] = "qt-tdm"
     """the paper's method, or one of its two modules alone"""
     seed: int = Field(default=0, ge=0)
+    """every random stream derives from it"""
     device: str = "auto"
     """a torch device; auto: cuda where there is one, else cpu"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

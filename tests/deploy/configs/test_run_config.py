@@ -2,9 +2,10 @@
 
 import pytest
 
-from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.config import Config, ConfigError, dump_config, load_config
 from qttdm.common.environments.task_env import TaskSpec
 from qttdm.deploy.configs.run_config import RunConfig, check_fits, preset_path
+from qttdm.deploy.runs.serve import ServeConfig
 from tests.fakes import tiny_config
 
 TASKS = {
@@ -82,7 +83,7 @@ class TestPaper:
         assert (learner.tdm.learning_rate, learner.tdm.weight_decay, learner.tdm.max_grad_norm) == (1e-4, 1e-6, 30)
         assert (learner.tdm.state_weight, learner.tdm.reward_weight, learner.tdm.schedule) == (1.0, 2.0, "constant")
         assert (learner.qt.learning_rate, learner.qt.weight_decay, learner.qt.max_grad_norm) == (3e-4, 1e-6, 20)
-        assert (learner.qt.ema_coefficient, learner.qt.n_step, learner.qt.conservative_weight) == (0.005, 3, 0.0)
+        assert (learner.qt.ema_coefficient, learner.qt.n_step) == (0.005, 3)
         assert config.replay.capacity >= config.training.env_steps // config.env.action_repeat  # nothing is forgotten
 
     @pytest.mark.parametrize(
@@ -171,3 +172,19 @@ class TestFits:
             tiny_config(override)
         for name in names:
             assert name in str(error.value)
+
+
+def undocumented(config: type[Config], path: str = "") -> list[str]:
+    """Fields without a docstring, by their dotted names; a section may have its class's."""
+    found = []
+    for name, field in config.model_fields.items():
+        if isinstance(field.default, Config):
+            found += undocumented(type(field.default), f"{path}{name}.")
+        elif not field.description:
+            found.append(path + name)
+    return found
+
+
+@pytest.mark.parametrize("config", [RunConfig, ServeConfig])
+def test_every_field_has_the_docstring_that_qttdm_config_prints(config):
+    assert undocumented(config) == []

@@ -1,7 +1,7 @@
 """Metrics of a run and its learner: read off metrics.jsonl, and looked up before each report.
 
     MetricsWriter --each line--> report_line: episodes, evaluations, what the learner's parts compute
-    reporter ------watch-------> counters, pace, checkpoints, disk     (in the reporter's thread)
+    reporter ----report_run----> counters, pace, checkpoints, disk     (in the reporter's thread)
     LearningLoop --TimeSpent---> where its time goes
 
 Counts of what is in metrics.jsonl are its lines': after a kill they go back with the file to the checkpoint, and on.
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qttdm.common.checkpoint import CheckpointStore
-from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.gpu import report_gpu
 from qttdm.common.metrics.instruments import QUICK, Components, counter, gauge, histogram
 from qttdm.common.metrics.lines import COUNTERS, MetricsWriter, declare, read_metrics
-from qttdm.common.metrics.process import measure_disk
+from qttdm.common.metrics.process import report_disk
 from qttdm.common.metrics.telemetry import Telemetry, TimeSpent
 from qttdm.learner.learner import UPDATE_SECONDS, Learner
 from qttdm.learner.schedule import TrainingConfig
@@ -202,13 +202,13 @@ class Run(Protocol):
         """Plain numbers of where it is."""
 
 
-def watch(run: Run) -> None:
+def report_run(run: Run) -> None:
     """Look up where the run is before each report of its learner's telemetry."""
     telemetry, started = run.learner.telemetry, time.time()
     telemetry.set(TARGET, run.training.env_steps)
     telemetry.before_report(lambda: _report_status(telemetry, run.training, run.status()))
     telemetry.before_report(lambda: _report_checkpoint(telemetry, run.store, started))
-    telemetry.before_report(partial(watch_gpu, telemetry, run.learner.device))
+    telemetry.before_report(partial(report_gpu, telemetry, run.learner.device))
 
 
 def _report_status(telemetry: Telemetry, training: TrainingConfig, status: dict[str, Any]) -> None:
@@ -232,4 +232,4 @@ def _report_checkpoint(telemetry: Telemetry, store: CheckpointStore, started: fl
     except FileNotFoundError:  # it has just been replaced by one that the next look finds
         return
     telemetry.set(CHECKPOINT_AGE, max(0.0, time.time() - saved))
-    measure_disk(telemetry, store.directory.parent)  # the run's, which is there before a checkpoint is
+    report_disk(telemetry, store.directory.parent)  # the run's, which is there before a checkpoint is

@@ -26,7 +26,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, read_generation
 from qttdm.learner.learner import Learner
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.measure import watch
+from qttdm.learner.measure import report_run
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.learner.tickets import Ticket
 from qttdm.replay.limiter import Pace
@@ -78,7 +78,7 @@ class LearnerActor:
         """`LearningLoop.run`: "finished" or "stopped"."""
         s = self.settings
         watchdog = Watchdog(s.run_dir, "learner", s.hang_seconds)
-        watchdog.tell(self.telemetry)
+        watchdog.report_hang(self.telemetry)
         learner = s.make_learner()
         learner.generation, learner.telemetry = next_generation(s.run_dir), self.telemetry
         replay = s.make_replay(self.shards)
@@ -98,7 +98,7 @@ class LearnerActor:
             accept_losses=s.accept_losses,
         )
         self.loop.metrics.sinks += s.make_sinks()
-        watch(self.loop)
+        report_run(self.loop)
         self.telemetry.before_report(lambda: self._measure(replay))
         if self.stopped:
             self.loop.stop()

@@ -14,10 +14,10 @@ class Stopwatch:
     """Tells the seconds of each lap; those of a GPU later, when the next ones are begun."""
 
     def __init__(
-        self, device: torch.device, tell: Callable[[float], object], stream: torch.cuda.Stream | None = None
+        self, device: torch.device, report: Callable[[float], object], stream: torch.cuda.Stream | None = None
     ) -> None:
         """stream: where the work is queued, if not on the device's current one."""
-        self.device, self.tell, self.stream = device, tell, stream
+        self.device, self.report, self.stream = device, report, stream
         self._queued: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
@@ -26,7 +26,7 @@ class Stopwatch:
         if self.device.type != "cuda":
             started = time.perf_counter()
             yield
-            self.tell(time.perf_counter() - started)
+            self.report(time.perf_counter() - started)
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record(self.stream)
@@ -35,4 +35,4 @@ class Stopwatch:
         self._queued.append((begin, end))
         while self._queued and self._queued[0][1].query():
             begin, end = self._queued.popleft()
-            self.tell(1e-3 * begin.elapsed_time(end))
+            self.report(1e-3 * begin.elapsed_time(end))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qttdm.common.metrics.instruments import QUICK, gauge, histogram
-from qttdm.common.metrics.process import measure_disk
+from qttdm.common.metrics.process import report_disk
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.replay.shard import ShardStats
 
@@ -28,15 +28,15 @@ class Stored(Protocol):
         """Where it stands; never waits."""
 
 
-def watch(replay: Stored, directory: Path | None, telemetry: Telemetry) -> None:
+def report_shard(replay: Stored, directory: Path | None, telemetry: Telemetry) -> None:
     """Report its sizes. directory: where its log is; None: it has none."""
 
-    def look() -> None:
+    def report_sizes() -> None:
         stats = replay.stats()
         telemetry.set(DECISIONS, stats.decisions)
         telemetry.set(CAPACITY, stats.capacity)
         if directory is not None:
             telemetry.set(DISK, stats.bytes_on_disk)
-            measure_disk(telemetry, directory)
+            report_disk(telemetry, directory)
 
-    telemetry.before_report(look)
+    telemetry.before_report(report_sizes)

@@ -26,7 +26,7 @@ from qttdm.common.episode import Episode
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.replay.client import counts, merge, shard_of
 from qttdm.replay.codec import encode
-from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS, watch
+from qttdm.replay.measure import INSERT_SECONDS, SAMPLE_SECONDS, report_shard
 from qttdm.replay.news import News, StoredEpisode, Totals
 from qttdm.replay.shard import ReplayShard, ShardConfig, ShardStats
 
@@ -53,7 +53,7 @@ class ShardActor(ReplayShard):
         """Shard number `index`, in the directory."""
         self.telemetry = settings.telemetry("replay", index)
         super().__init__(directory, settings.config, settings.data, seed)
-        watch(self, directory, self.telemetry)
+        report_shard(self, directory, self.telemetry)
 
     def insert(self, record: bytes) -> bool:
         """As ReplayShard."""

@@ -50,7 +50,7 @@ def surviving(name: str, sink: Sink) -> Sink:
     """Wrap a sink: after its first error it is left out."""
     failed = False
 
-    def tell(line: dict[str, Any]) -> None:
+    def write(line: dict[str, Any]) -> None:
         nonlocal failed
         if failed:
             return
@@ -64,7 +64,7 @@ def surviving(name: str, sink: Sink) -> Sink:
                 flush=True,
             )
 
-    return tell
+    return write
 
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:

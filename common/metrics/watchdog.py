@@ -35,7 +35,7 @@ class Watchdog:
             self.found = path.rename(folder / f"{who}.{number}.txt")
         self._file = path.open("w")
 
-    def tell(self, telemetry: Telemetry) -> None:
+    def report_hang(self, telemetry: Telemetry) -> None:
         """If the last process hung: count it, and say so in events.log."""
         if self.found:
             telemetry.inc(FAILURES, kind="hung")

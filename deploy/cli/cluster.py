@@ -140,20 +140,20 @@ def status(name: Name | None = None, /) -> None:
     if not names:
         print("no run is on this cluster")
     for one in names:
-        notice = ask(one, "read")
-        print_views([cluster_view(notice, f"{one}: {notice['task']}, {notice['directory']}")])
+        run = ask(one, "status")
+        print_views([cluster_view(run, f"{one}: {run['task']}, {run['directory']}")])
 
 
 @cluster.command
 def stop(name: Name, /) -> None:
     """Save a run's seeds and take them off the cluster."""
     running()
-    ask(name, "ask_stop")
+    ask(name, "request_stop")
     print(f"stopping {name}", flush=True)
     while name in running():
         time.sleep(0.5)
-        with suppress(ConfigError):  # a board that was killed meanwhile has forgotten, and is perhaps not back yet
-            ask(name, "ask_stop")
+        with suppress(ConfigError):  # the actor may have been killed, has forgotten, and is not back yet
+            ask(name, "request_stop")
     print(f"stopped; go on with: qttdm cluster resume {name}")
 
 
@@ -207,7 +207,7 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
         print(ensure_exporter(c.metrics_host, c.metrics_port))
     with RunDir(directory).lock(), stopping() as stopped:
         with Display() as display:
-            run.run(lambda notice: display.show(cluster_view(notice)), stopped)
+            run.run(lambda status: display.show(cluster_view(status)), stopped)
         finished = [seed for seed in seeds if seed.state == "finished"]
         for seed in finished:
             curve_and_video(seed.run_dir)
@@ -275,14 +275,14 @@ def running() -> list[str]:
 
 
 def ask(name: str, method: str) -> Any:
-    """A question to a run's board. ConfigError if there is no such run on the cluster."""
+    """Call a method of a run's RunControl. ConfigError if there is no such run on the cluster."""
     import ray
 
     from qttdm.deploy.configs.cluster_config import NAMESPACE
 
     try:
-        board = ray.get_actor(f"{name}/board", namespace=NAMESPACE)
-        return ray.get(getattr(board, method).remote(), timeout=ANSWER_SECONDS)
+        control = ray.get_actor(f"{name}/control", namespace=NAMESPACE)
+        return ray.get(getattr(control, method).remote(), timeout=ANSWER_SECONDS)
     except ray.exceptions.GetTimeoutError:
         raise ConfigError(f"{name}: does not answer within {ANSWER_SECONDS:g} s; look at `ray status`") from None
     except (ValueError, ray.exceptions.RayError):

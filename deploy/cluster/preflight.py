@@ -1,4 +1,4 @@
-"""What must be so before a run starts on a cluster: reach it, fit into it, and find the same program on every node."""
+"""Check, before a run starts on a cluster, that it answers, has room, and runs the same program on every node."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ def find_address(given: str) -> str:
 
 
 def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
-    """What to tell about the places for the seeds. ConfigError if not even one will ever fit into the cluster.
+    """Say how many of the seeds have room now. ConfigError if not even one will ever fit into the cluster.
 
     bundles: what one seed reserves, each on one node.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     free = ray_private.free_resources()
-    return places(
+    return check_room(
         bundles, [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes], seeds
     )
 
 
-def places(bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int) -> str:
+def check_room(bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int) -> str:
     """`check_resources` for nodes with these resources, of which so much is free now."""
     for name in sorted({name for bundle in bundles for name in bundle}):
         wanted = sum(bundle.get(name, 0) for bundle in bundles)
@@ -91,20 +91,20 @@ def places(bundles: Sequence[Resources], nodes: Sequence[Resources], free: Seque
                 f"a seed needs {wanted:g} {name}, the whole cluster has {there:g}; {_LESS.get(name, 'ask for less')}, "
                 f"or start Ray with more (`ray start --num-{name.lower()}s=N`, more nodes)"
             )
-    if fitting(bundles, nodes, 1) == 0:
+    if count_fitting(bundles, nodes, 1) == 0:
         largest = max(bundles, key=_size)
         raise ConfigError(
             f"a seed's largest part needs {_text(largest)} on one node, and its parts together do not fit on the "
             f"cluster's nodes: {'; '.join(_text(node) for node in nodes)}; ask for less, or start larger nodes"
         )
-    now = fitting(bundles, free, seeds)
+    now = count_fitting(bundles, free, seeds)
     if now < seeds:
         return f"the cluster has room for {now} of {seeds} seeds now; the others are queued"
     return "the cluster has room for all seeds now"
 
 
-def fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], seeds: int) -> int:
-    """How many of the seeds find a place at the same time on nodes with these resources."""
+def count_fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], seeds: int) -> int:
+    """Count the seeds that find a place at the same time on nodes with these resources."""
     left = [dict(node) for node in nodes]
     placed = 0
     while placed < seeds and all(_take(left, bundle) for bundle in sorted(bundles, key=_size, reverse=True)):
@@ -137,10 +137,16 @@ def _text(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "neither CPU nor GPU"
 
 
+def describe_room(bundles: Sequence[Resources]) -> str:
+    """Say what a seed reserves, and what is free on the cluster's nodes now."""
+    reserved, free = ("; ".join(map(_text, nodes)) for nodes in (bundles, ray_private.free_resources().values()))
+    return f"a seed reserves {reserved}; the nodes have free {free}"
+
+
 def check_nodes(directory: Path) -> None:
     """ConfigError unless every node runs this program, this torch and this Python, and sees the run's directory."""
     here = fingerprint()
-    probe = ray.remote(num_cpus=0)(look)
+    probe = ray.remote(num_cpus=0)(inspect_node)
     asked = [  # a host's name is not enough to tell nodes apart
         (
             node["NodeManagerHostname"],
@@ -170,13 +176,13 @@ def check_nodes(directory: Path) -> None:
             )
 
 
-def look(directory: str) -> tuple[dict[str, str], bool]:
-    """Runs on each node: what is installed there, and whether the directory is there and may be written."""
+def inspect_node(directory: str) -> tuple[dict[str, str], bool]:
+    """Say, on each node, what is installed there, and whether the directory is there and may be written."""
     return fingerprint(), os.access(directory, os.W_OK)
 
 
 def fingerprint() -> dict[str, str]:
-    """Versions that must agree between nodes: what is sent between processes depends on them."""
+    """Collect the versions that must agree between nodes: what is sent between processes depends on them."""
     return {
         "qttdm": f"{importlib.metadata.version('qttdm')} (sources {source_digest()})",
         "torch": importlib.metadata.version("torch").partition("+")[0],  # CPU and CUDA builds go together
@@ -185,7 +191,7 @@ def fingerprint() -> dict[str, str]:
 
 
 def source_digest() -> str:
-    """Eight hexadecimal digits of all of this package's Python files: an edited checkout keeps its version number."""
+    """Hash this package's Python files, eight hexadecimal digits: an edited checkout keeps its version number."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for folder in ("common", "replay", "planner_service", "actors", "learner", "deploy"):
@@ -195,7 +201,7 @@ def source_digest() -> str:
 
 
 def named_runs() -> list[str]:
-    """Names of the runs that are on the cluster now."""
+    """List the runs that are on the cluster now."""
     actors: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
-    boards = [a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].endswith("/board")]
-    return sorted(name.removesuffix("/board") for name in boards)
+    names = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
+    return sorted(name.removesuffix("/control") for name in names if name.endswith("/control"))

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from qttdm.common.metrics.instruments import Component
-from qttdm.common.metrics.process import measure_process
+from qttdm.common.metrics.process import report_process_use
 from qttdm.common.metrics.reporter import Reporter
 from qttdm.common.metrics.telemetry import Identity, Report, Telemetry
 from qttdm.deploy.cluster.exporter_actor import NAME
@@ -77,12 +77,12 @@ def reported(run: str, seed: int, task: str, component: Component, index: int = 
     """The telemetry of this process, an actor's or the driver's; it is reported from now on."""
     restarted = component != "driver" and ray.get_runtime_context().was_current_actor_reconstructed
     telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)), restarted)
-    measure_process(telemetry)
+    report_process_use(telemetry)
     telemetry.reporter = Reporter(telemetry, RaySender())
     return telemetry
 
 
-def tell_end(run: str, seed: int, seconds: float = 2.0) -> None:
+def report_end(run: str, seed: int, seconds: float = 2.0) -> None:
     """Tell the exporter, if there is one, that this seed's processes have ended in good order."""
     exporter = find_exporter()
     if exporter is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
@@ -34,7 +34,8 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.deploy.agents.agent import choose_device, data_of, exploration, greedy_beside, make_learner, make_policy
 from qttdm.deploy.cluster import ray_private
-from qttdm.deploy.cluster.reporting import reported, tell_end
+from qttdm.deploy.cluster.preflight import describe_room
+from qttdm.deploy.cluster.reporting import report_end, reported
 from qttdm.deploy.configs.cluster_config import NAMESPACE, SEED_STATE, SeedState
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.learner.learner import Learner, NonFiniteLossError
@@ -80,7 +81,7 @@ class SeedRun:
     def reserve(self) -> None:
         """Queue for a place in the cluster; Ray gives it when there is one, all of it at once."""
         self.telemetry = self._make_telemetry("driver", 0)
-        self.telemetry.before_report(self._measure)
+        self.telemetry.before_report(self._report_state)
         self._group = placement_group(self.config.cluster.bundles(), strategy="PACK", name=self.name)
         self._queued_at = self._said_at = time.monotonic()
 
@@ -92,7 +93,7 @@ class SeedRun:
         if now - self._said_at >= self.config.cluster.timeout_seconds:
             self._said_at = now
             waited = f"has been queued for {now - self._queued_at:.0f} s"
-            self.events.write(f"{waited}: {room(self.config.cluster.bundles())}")
+            self.events.write(f"{waited}: {describe_room(self.config.cluster.bundles())}")
         return False
 
     def start(self) -> None:
@@ -142,7 +143,7 @@ class SeedRun:
         if self.state not in ("running", "stopping"):
             return
         try:
-            self._look()
+            self._check_processes()
         except Exception as error:
             self.fail(error)
 
@@ -165,7 +166,7 @@ class SeedRun:
         self.events.write(f"failed: {self.error}")
         self._leave("failed")
 
-    def _look(self) -> None:
+    def _check_processes(self) -> None:
         """What ended, what hangs, how far it is."""
         learner = self._answers["learner"]
         ended, _ = ray.wait(list(self._answers.values()), num_returns=len(self._answers), timeout=0)
@@ -222,7 +223,9 @@ class SeedRun:
                 self._starting.setdefault(name, now)
         if self._starting and now - min(self._starting.values()) > self.config.cluster.timeout_seconds:
             self._starting = dict.fromkeys(sorted(self._starting), now)
-            self.events.write(f"waits for {', '.join(self._starting)} to start; {room(self.config.cluster.bundles())}")
+            self.events.write(
+                f"waits for {', '.join(self._starting)} to start; {describe_room(self.config.cluster.bundles())}"
+            )
 
     def _leave(self, state: SeedState) -> None:
         """Remove every actor and the placement group, when all have reported what they counted."""
@@ -238,10 +241,10 @@ class SeedRun:
         self.events.write(state)
         if self.telemetry.reporter is not None:
             self.telemetry.reporter.close()
-            tell_end(self.run_name, self.config.seed)
+            report_end(self.run_name, self.config.seed)
 
-    def _measure(self) -> None:
-        """Before each report."""
+    def _report_state(self) -> None:
+        """Set the gauges before each report."""
         for state in get_args(SeedState):
             self.telemetry.set(SEED_STATE, float(state == self.state), state=state)
         self.telemetry.set(CALLS, len(self._pings), call="heartbeats")
@@ -343,17 +346,6 @@ class SeedRun:
             make_sinks=partial(make_sinks, c.sinks, self.run_dir.path, c.model_dump()),
             accept_losses=self.accept_losses,
         )
-
-
-def room(bundles: Sequence[dict[str, float]]) -> str:
-    """What a seed reserves, and what is free on the cluster's nodes now, in words."""
-    wanted, free = (
-        "; ".join(
-            ", ".join(f"{node[name]:g} {name}" for name in ("CPU", "GPU") if name in node) or "none" for node in nodes
-        )
-        for nodes in (bundles, ray_private.free_resources().values())
-    )
-    return f"a seed reserves {wanted}; the nodes have free {free}"
 
 
 def fresh_learner(config: RunConfig, spec: TaskSpec) -> Learner:

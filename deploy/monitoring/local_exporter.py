@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from qttdm.common.metrics.instruments import Component
-from qttdm.common.metrics.process import measure_process
+from qttdm.common.metrics.process import report_process_use
 from qttdm.common.metrics.reporter import Reporter
 from qttdm.common.metrics.telemetry import Identity, MakeTelemetry, Report, Telemetry
 from qttdm.deploy.monitoring.exporter import Exporter, serve
@@ -35,7 +35,7 @@ class LocalExporter:
     def _make(self, run: str, seed: int, task: str, component: Component, index: int = 0) -> Telemetry:
         telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)))
         if component in ("driver", "planner"):  # one of them is in every process: its memory counts once
-            measure_process(telemetry)
+            report_process_use(telemetry)
         telemetry.reporter = Reporter(telemetry, self)
         self._reporters.append(telemetry.reporter)
         return telemetry

@@ -40,10 +40,10 @@ from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
 from qttdm.deploy.screens.video import VideoError, write_video
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.measure import watch
+from qttdm.learner.measure import report_run
 from qttdm.learner.tickets import Ticket
 from qttdm.replay.limiter import Pace
-from qttdm.replay.measure import watch as watch_replay
+from qttdm.replay.measure import report_shard
 from qttdm.replay.shard import ReplayShard, ShardConfig
 from qttdm.replay.source import LocalShards
 
@@ -79,7 +79,7 @@ class LocalRun:
         self.learner.telemetry = telemetry("learner", 0)
         self.learner.generation = read_generation(run_dir.path)
         self.watchdog = Watchdog(run_dir.path, "learner", config.cluster.hang_seconds)
-        self.watchdog.tell(self.learner.telemetry)
+        self.watchdog.report_hang(self.learner.telemetry)
         settings = ActorSettings(
             run_dir=run_dir.path,
             seed=config.seed,
@@ -243,7 +243,7 @@ class LocalRun:
         try:
             for i, directory in enumerate(folder / f"shard-{i}" for i in range(number)):
                 shards.append(ReplayShard(directory, config, self.agent.data, seed + i))
-                watch_replay(shards[-1], directory, telemetry[i])
+                report_shard(shards[-1], directory, telemetry[i])
         except MemoryError as error:
             raise ConfigError(f"replay.capacity={c.replay.capacity} does not fit into memory ({error})") from None
         except ValueError as error:
@@ -285,7 +285,7 @@ class LocalRun:
 
     def _measure(self) -> None:
         """Report to Prometheus as the parts that the run would have on a cluster."""
-        watch(self.loop)
+        report_run(self.loop)
         driver = self.telemetry("driver", 0)
         driver.set(SEED_STATE, 1.0, state="running")
 

@@ -1,6 +1,6 @@
 """The one table of `train`, `cluster train`, `cluster status` and `top`: a row for each seed.
 
-progress.py (a run in this process), cluster_rows.py (a cluster's notice), top.py (metrics) --View--> table, line
+progress.py (a run in this process), cluster_rows.py (a cluster run's status), top.py (metrics) --View--> table, line
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 
 from qttdm.common.config import load_config
 from qttdm.common.environments.task_env import TaskSpec
-from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.gpu import report_gpu
 from qttdm.deploy.agents.agent import make_learner, make_policy
 from qttdm.deploy.bench.models import random_batch
 from qttdm.deploy.cluster.seed_run import evaluating_policy
@@ -67,7 +67,7 @@ def test_updates_are_timed_on_the_gpu_without_waiting_for_it_and_its_use_is_told
         learner.update(random_batch(c, SPEC.obs_dim, SPEC.action_dim, 8))
     torch.cuda.synchronize()
     learner.update(random_batch(c, SPEC.obs_dim, SPEC.action_dim, 8))  # the laps before have ended: they are told
-    watch_gpu(learner.telemetry, learner.device)
+    report_gpu(learner.telemetry, learner.device)
     told = learner.telemetry.snapshot()
     for part in ("copy", "compute"):
         total, *counts = told["qttdm_update_seconds", part]

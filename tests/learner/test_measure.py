@@ -14,7 +14,7 @@ from qttdm.common.metrics.lines import MetricsWriter
 from qttdm.common.metrics.telemetry import Identity, Telemetry
 from qttdm.deploy.monitoring.exporter import Exporter
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.measure import open_metrics, time_spent, watch
+from qttdm.learner.measure import open_metrics, report_run, time_spent
 from tests.deploy.monitoring.test_exporter import scrape
 from tests.learner.test_loop import Killed, Seed
 
@@ -36,7 +36,7 @@ def fail(error: Exception) -> None:
 def measured(seed: Seed, restarted: bool = False) -> LearningLoop:
     """A learner's process starts, and is looked at."""
     loop = seed.loop(telemetry=Telemetry(IDENTITY, restarted))
-    watch(loop)
+    report_run(loop)
     return loop
 
 

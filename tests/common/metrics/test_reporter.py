@@ -7,7 +7,7 @@ import time
 
 import qttdm.actors.measured
 import qttdm.common.metrics.reporter
-from qttdm.common.metrics.process import measure_process
+from qttdm.common.metrics.process import report_process_use
 from qttdm.common.metrics.reporter import Reporter
 from qttdm.common.metrics.telemetry import Identity, Report, Telemetry
 
@@ -45,7 +45,7 @@ def until(condition) -> None:
 
 def test_reports_come_by_themselves_and_with_the_newest_values():
     t, desk = actor(), Desk()
-    measure_process(t)
+    report_process_use(t)
     reporter = Reporter(t, desk, every=0.01)
     t.inc("qttdm_acted_total", 7)
     until(lambda: desk.reports and desk.reports[-1].snapshot["qttdm_acted_total", ""] == 7)

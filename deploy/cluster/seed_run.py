@@ -35,7 +35,7 @@ from qttdm.common.seeding import derive_seed
 from qttdm.deploy.agents.agent import choose_device, data_of, exploration, greedy_beside, make_learner, make_policy
 from qttdm.deploy.cluster import ray_private
 from qttdm.deploy.cluster.preflight import describe_room
-from qttdm.deploy.cluster.reporting import report_end, reported
+from qttdm.deploy.cluster.reporting import report_end, start_reporting
 from qttdm.deploy.configs.cluster_config import NAMESPACE, SEED_STATE, SeedState
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.learner.learner import Learner, NonFiniteLossError
@@ -254,7 +254,7 @@ class SeedRun:
         """For this seed's processes."""
         if self.config.cluster.metrics_port is None:
             return Telemetry.silent
-        return partial(reported, self.run_name, self.config.seed, self.config.task)
+        return partial(start_reporting, self.run_name, self.config.seed, self.config.task)
 
     def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> Any:
         """An actor, found by its name, in one of the seed's bundles."""

@@ -1,4 +1,4 @@
-"""Metrics of a process without a cluster: it reports to an exporter of its own.
+"""Serve the metrics of a process without a cluster: its parts report to an exporter of its own.
 
     LocalRun, PlannerService --Telemetry--> LocalExporter --/metrics--> Prometheus
 
@@ -18,7 +18,7 @@ from qttdm.deploy.monitoring.exporter import Exporter, serve
 
 
 class LocalExporter:
-    """An exporter in this process; a Sender to it."""
+    """An exporter in this process, of the parts of one run or of a planner service."""
 
     def __init__(self, host: str, port: int) -> None:
         """Serve from now on. ConfigError, one line, if the port is taken."""
@@ -36,9 +36,13 @@ class LocalExporter:
         telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)))
         if component in ("driver", "planner"):  # one of them is in every process: its memory counts once
             report_process_use(telemetry)
-        telemetry.reporter = Reporter(telemetry, self)
+        telemetry.reporter = Reporter(telemetry, self._take)
         self._reporters.append(telemetry.reporter)
         return telemetry
+
+    def _take(self, report: Report, seconds: float) -> bool:
+        self.exporter.report(report.packed())
+        return True
 
     def close(self) -> None:
         """Send the last reports and stop serving."""
@@ -46,11 +50,3 @@ class LocalExporter:
             reporter.close()
         self._server.shutdown()
         self._server.server_close()
-
-    def send(self, report: Report) -> bool:
-        """As Sender."""
-        self.exporter.report(report.packed())
-        return True
-
-    def wait(self, seconds: float) -> None:
-        """As Sender: nothing is ever under way."""

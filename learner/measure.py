@@ -1,8 +1,8 @@
-"""Metrics of a run and its learner: read off metrics.jsonl, and looked up before each report.
+"""Report the metrics of a run and its learner: from the lines of metrics.jsonl, and looked up before each report.
 
     MetricsWriter --each line--> report_line: episodes, evaluations, what the learner's parts compute
     reporter ----report_run----> counters, pace, checkpoints, disk     (in the reporter's thread)
-    LearningLoop --TimeSpent---> where its time goes
+    LearningLoop --TimeSpent---> seconds by activity
 
 Counts of what is in metrics.jsonl are its lines': after a kill they go back with the file to the checkpoint, and on.
 """
@@ -147,14 +147,14 @@ def seconds_per_update(spent: TimeSpent, updates: int) -> float:
 
 
 class Rates:
-    """How fast a run is, and what its learner does, between two calls."""
+    """Compute a run's speeds, and shares of its learner's time, between two calls."""
 
     def __init__(self, spent: TimeSpent, updates: int, decisions: int) -> None:
         self.spent = spent
         self._last = time.monotonic(), updates, decisions, dict(spent.seconds)
 
     def __call__(self, updates: int, decisions: int) -> dict[str, float]:
-        """Per second, and shares of the time, since the last call, with so many of them now."""
+        """Compute speeds and shares since the last call, from the totals as of now."""
         then, updates_then, decisions_then, spent_then = self._last
         self._last = now, _, _, spent = time.monotonic(), updates, decisions, dict(self.spent.seconds)
         passed = max(1e-9, now - then)
@@ -166,7 +166,7 @@ class Rates:
 
 
 def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> MetricsWriter:
-    """A MetricsWriter whose lines are reported, those that it keeps first."""
+    """Open a MetricsWriter whose lines are reported, those that it keeps first."""
     writer = MetricsWriter(path, keep_bytes, sinks=[partial(report_line, telemetry)])
     for line in read_metrics(path):
         report_line(telemetry, line)
@@ -174,7 +174,7 @@ def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> Me
 
 
 def report_line(telemetry: Telemetry, line: dict[str, Any]) -> None:
-    """Report one line of metrics.jsonl, but for what is null."""
+    """Report one line of metrics.jsonl; nulls are left out."""
     values = {name: value for name, value in line.items() if value is not None}
     if line["kind"] == "train":
         if "episode_return" in values:
@@ -192,7 +192,7 @@ def report_line(telemetry: Telemetry, line: dict[str, Any]) -> None:
 
 
 class Run(Protocol):
-    """What makes the updates: LearningLoop, or a run on one machine."""
+    """What makes the updates: LearningLoop."""
 
     learner: Learner
     training: TrainingConfig
@@ -203,7 +203,7 @@ class Run(Protocol):
 
 
 def report_run(run: Run) -> None:
-    """Look up where the run is before each report of its learner's telemetry."""
+    """Set the run's counters, pace and checkpoint age before each report of its learner's telemetry."""
     telemetry, started = run.learner.telemetry, time.time()
     telemetry.set(TARGET, run.training.env_steps)
     telemetry.before_report(lambda: _report_status(telemetry, run.training, run.status()))
@@ -225,7 +225,7 @@ def _report_status(telemetry: Telemetry, training: TrainingConfig, status: dict[
 
 
 def _report_checkpoint(telemetry: Telemetry, store: CheckpointStore, started: float) -> None:
-    """The newest checkpoint's age, and the disk that it is on."""
+    """Set the newest checkpoint's age, and the size of the disk that it is on."""
     newest = store.newest()
     try:
         saved = started if newest is None else newest.stat().st_mtime

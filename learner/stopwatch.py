@@ -1,4 +1,4 @@
-"""How long work takes on the device that does it, without ever waiting for that device."""
+"""Time work on the device that does it, without ever waiting for that device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Stopwatch:
-    """Tells the seconds of each lap; those of a GPU later, when the next ones are begun."""
+    """Report the seconds of each lap; GPU laps once their CUDA events have completed."""
 
     def __init__(
         self, device: torch.device, report: Callable[[float], object], stream: torch.cuda.Stream | None = None
@@ -22,7 +22,7 @@ class Stopwatch:
 
     @contextmanager
     def lap(self) -> Iterator[None]:
-        """What is done, or queued on a GPU, inside."""
+        """Time what is done, or queued on a GPU, inside."""
         if self.device.type != "cuda":
             started = time.perf_counter()
             yield

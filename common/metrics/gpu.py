@@ -1,4 +1,4 @@
-"""A process's GPU."""
+"""Report how a process uses its GPU."""
 
 from __future__ import annotations
 

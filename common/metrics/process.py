@@ -1,4 +1,4 @@
-"""What every process reports of itself: processors, memory, disk, what failed, which calls it waits for."""
+"""Report what a process uses: processors, memory, disk; declare what any process counts: failures, open calls."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Telemetry:
 
     @staticmethod
     def silent(component: Component, index: int = 0) -> Telemetry:
-        """Measure without reporting."""
+        """Make telemetry that nobody reports."""
         return Telemetry(Identity("", "", "", component, str(index)))
 
     def flush(self) -> None:
@@ -159,7 +159,7 @@ class Telemetry:
         return self.identity.component in instrument.components and not instrument.observed
 
     def _series(self, kind: Kind, name: str, label: dict[str, str]) -> Series:
-        """Return the series that a call means; a counter's or histogram's begins at zero."""
+        """Find the series of a call; counters and histograms begin at zero. ValueError as `_check`."""
         key = (kind, name, *label.items())
         series = self._checked.get(key)
         if series is None:
@@ -171,7 +171,7 @@ class Telemetry:
         return series
 
     def _check(self, kind: Kind, name: str, label: dict[str, str]) -> tuple[Instrument, Series]:
-        """ValueError unless this component has that metric, of that kind, with that label."""
+        """Check a call. ValueError unless this component has that metric, of that kind, with that label."""
         instrument = INSTRUMENTS.get(name)
         if instrument is None:
             raise ValueError(f"{name}: not declared; see common/metrics/instruments.py")

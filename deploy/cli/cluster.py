@@ -50,7 +50,7 @@ class SeedSettings(Settings):
     """such as 1, 0.5 or 0.25; default: none"""
 
     def configs(self) -> list[RunConfig]:
-        """One resolved configuration for each seed. ConfigError if they do not fit together or to the task."""
+        """Resolve one configuration for each seed. ConfigError if they do not fit together or to the task."""
         parts = self.seeds.split(",")
         if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
             raise ConfigError(f"--seeds: got {self.seeds!r}, want different whole numbers from 0, such as 0,1,2")
@@ -158,7 +158,7 @@ def stop(name: Name, /) -> None:
 
 
 def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
-    """Where a new run will be. ConfigError if it cannot be made there; nothing is made yet."""
+    """Choose a new run's directory, without making it. ConfigError if it cannot be made."""
     name = f"{task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}" if name is None else name
     if not name.strip() or "/" in name or name.startswith("."):
         raise ConfigError(f"--name {name}: want a plain name, such as walker-1; it becomes a directory")
@@ -174,7 +174,7 @@ def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
 
 
 def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
-    """ConfigError if the settings do not fit the task, each other, or being spread over shards."""
+    """Check that the settings fit the task, each other and the number of shards. ConfigError if not."""
     from qttdm.common.metrics.sinks import check_sinks
     from qttdm.deploy.configs.run_config import check_fits
 
@@ -194,7 +194,7 @@ def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
 
 
 def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
-    """Stay with a run to its end, then its summary. RunFailed if some of its seeds did."""
+    """Run all seeds to their end and print the summary. RunFailed if some of them failed."""
     from qttdm.deploy.cluster.cluster_run import ClusterRun
     from qttdm.deploy.cluster.exporter_actor import ensure_exporter
     from qttdm.deploy.screens.cluster_rows import cluster_view
@@ -223,7 +223,7 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
 
 
 def curve_and_video(run_dir: RunDir) -> None:
-    """Leave a seed's directory as a run on one machine leaves it."""
+    """Write a seed's curve and video, as a run on one machine does."""
     from qttdm.common.environments.rendering import RenderError
     from qttdm.deploy.runs.trained import TrainedAgent
     from qttdm.deploy.screens.plot import plot_runs
@@ -239,7 +239,7 @@ def curve_and_video(run_dir: RunDir) -> None:
 
 
 def submit(directory: Path, *flags: str) -> None:
-    """Have the cluster go on with a run as a job of its own. flags: of `resume`. ConfigError: it has no job service."""
+    """Submit `cluster resume` as a Ray job. flags: of `resume`. ConfigError if the cluster has no job service."""
     import ray
     from ray.job_submission import JobSubmissionClient
 
@@ -291,6 +291,6 @@ def ask(name: str, method: str) -> Any:
 
 
 def refuse_running(name: str) -> None:
-    """ConfigError if the run is on the cluster already."""
+    """Check that the run is not on the cluster already. ConfigError if it is."""
     if name in running():
         raise ConfigError(f"{name}: is running on the cluster; look at it with: qttdm cluster status {name}")

@@ -15,7 +15,7 @@ WANT_TOKEN = "want the cluster's in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TO
 
 
 def choose_mode() -> None:
-    """RAY_AUTH_MODE if given, else `token` where a token is to be found, else `disabled`. Before Ray is imported.
+    """Set RAY_AUTH_MODE, unless it is given: `token` where there is one, else `disabled`. Call before importing Ray.
 
     ConfigError for token mode without a token, which ends Ray's own code with a stack trace.
     """

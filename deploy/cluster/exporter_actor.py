@@ -1,4 +1,4 @@
-"""The exporter as a Ray actor: one in a cluster, on its head node, whatever runs come and go.
+"""Run the exporter as a Ray actor: one in a cluster, on its head node, while runs come and go.
 
     qttdm cluster train --ensure_exporter--> ExporterActor  named, detached, restarted for ever
     every process of every run ------report-----^           (deploy/cluster/reporting.py)
@@ -30,10 +30,10 @@ START_SECONDS = 60.0  # for its process to answer
 
 
 class ExporterActor:
-    """An Exporter and its port."""
+    """Run an Exporter and serve it."""
 
     def __init__(self, host: str, port: int) -> None:
-        """What it had counted is in Ray's folder of this session: it ends with the cluster."""
+        """Start from the counts in Ray's folder of this session, which ends with the cluster."""
         self.host, self.port, self.problem = host, port, ""
         context = ray.get_runtime_context()
         self.exporter = Exporter(Path(context.get_temp_dir()) / context.get_session_name() / "qttdm-metrics")
@@ -49,7 +49,7 @@ class ExporterActor:
         self.exporter.end(run, seed)
 
     def about(self) -> dict[str, Any]:
-        """Where it serves, what keeps it from that ("" if nothing does), and of which version it is."""
+        """Say where it serves, the error that keeps it from serving ("" if none does), and its version."""
         return {"host": self.host, "port": self.port, "problem": self.problem, "version": version()}
 
     def _serve(self) -> bool:
@@ -66,14 +66,14 @@ class ExporterActor:
 
 
 def version() -> str:
-    """Tells exporters apart that would understand reports differently."""
+    """Hash everything on which the meaning of a report depends."""
     return hashlib.sha256(repr((VERSION, sorted(INSTRUMENTS.items()))).encode()).hexdigest()[:8]
 
 
 def ensure_exporter(host: str, port: int) -> str:
-    """Start it, unless it is there. Returns where the metrics are, or why they are not: one line, whatever happens.
+    """Start the exporter, unless it runs. Returns one line: where the metrics are, or why there are none.
 
-    One of another version, or one that cannot serve where it was told to, is replaced; what it had counted stays.
+    An exporter of another version, or one that cannot serve at its address, is replaced; its counts stay.
     """
     try:
         exporter = _start(host, port)
@@ -98,7 +98,7 @@ def ensure_exporter(host: str, port: int) -> str:
 
 
 def remove_exporter() -> None:
-    """End it, if it is there; returns when its name is free."""
+    """End the exporter, if it runs; return when its name is free."""
     try:
         ray.kill(ray.get_actor(NAME, namespace=NAMESPACE))
     except ValueError:

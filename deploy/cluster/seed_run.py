@@ -54,7 +54,7 @@ ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
 
 
 class SeedRun:
-    """One seed: `start`, then `poll` until `state` is one of ENDED, then it has left nothing behind but its files."""
+    """Run one seed: `start`, then `poll` until `state` is one of ENDED; only its files are left then."""
 
     def __init__(self, name: str, config: RunConfig, run_dir: RunDir, spec: TaskSpec) -> None:
         self.name, self.config, self.run_dir, self.spec = f"{name}/seed-{config.seed}", config, run_dir, spec
@@ -79,14 +79,14 @@ class SeedRun:
         self._queued_at = self._said_at = 0.0
 
     def reserve(self) -> None:
-        """Queue for a place in the cluster; Ray gives it when there is one, all of it at once."""
+        """Queue for a placement group; Ray grants all of it at once."""
         self.telemetry = self._make_telemetry("driver", 0)
         self.telemetry.before_report(self._report_state)
         self._group = placement_group(self.config.cluster.bundles(), strategy="PACK", name=self.name)
         self._queued_at = self._said_at = time.monotonic()
 
     def has_place(self) -> bool:
-        """Has Ray given it? As long as it has not, events.log says now and then what the seed waits for."""
+        """Has Ray granted the placement group? Until then events.log says now and then what the seed waits for."""
         if self._group.wait(timeout_seconds=0.01):
             return True
         now = time.monotonic()
@@ -139,7 +139,7 @@ class SeedRun:
         self.state = "running"
 
     def poll(self) -> None:
-        """Look at how it goes; never raises. A seed that fails takes nothing with it but its own actors."""
+        """Check all processes; never raises. A seed that fails ends only its own actors."""
         if self.state not in ("running", "stopping"):
             return
         try:
@@ -148,7 +148,7 @@ class SeedRun:
             self.fail(error)
 
     def stop(self) -> None:
-        """Save, let the episodes in flight end for a while, and leave."""
+        """Save, let the episodes in flight end for a while, and remove everything."""
         if self.state == "running":
             self.state = "stopping"
             self._control("learner", "stop").remote()
@@ -157,7 +157,7 @@ class SeedRun:
             self._leave("stopped")
 
     def fail(self, error: BaseException) -> None:
-        """Give up this seed: why is in its directory, the run's other seeds go on."""
+        """Give up this seed and write the reason to failure.txt; the run's other seeds go on."""
         cause = error.as_instanceof_cause() if isinstance(error, ray.exceptions.RayTaskError) else error
         self.telemetry.inc(FAILURES, kind="non_finite" if isinstance(cause, NonFiniteLossError) else "seed")
         self.error = " ".join(str(cause).split())[-500:]
@@ -167,7 +167,7 @@ class SeedRun:
         self._leave("failed")
 
     def _check_processes(self) -> None:
-        """What ended, what hangs, how far it is."""
+        """Take what ended; remove everything when all has, else check that the others answer."""
         learner = self._answers["learner"]
         ended, _ = ray.wait(list(self._answers.values()), num_returns=len(self._answers), timeout=0)
         ray.get(ended)  # raises what ended one of them, if anything did
@@ -212,7 +212,7 @@ class SeedRun:
             self._pings[name] = (self._control(name, method).remote(), now)
 
     def _wait_for_starts(self, now: float) -> None:
-        """Processes that start, or wait for a place since their node died, have no deadline; events.log says so."""
+        """Extend the deadline of processes that start, or wait for a place since their node died; log long waits."""
         for name in self._starting.keys() - self._pings.keys():
             del self._starting[name]
         for name, (answer, _) in self._pings.items():
@@ -251,13 +251,13 @@ class SeedRun:
 
     @property
     def _make_telemetry(self) -> MakeTelemetry:
-        """For this seed's processes."""
+        """Make the telemetry of this seed's processes."""
         if self.config.cluster.metrics_port is None:
             return Telemetry.silent
         return partial(start_reporting, self.run_name, self.config.seed, self.config.task)
 
     def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> Any:
-        """An actor, found by its name, in one of the seed's bundles."""
+        """Create a named actor in one of the seed's bundles."""
         options: dict[str, Any] = {
             **RESTARTED,
             "name": f"{self.name}/{name}",
@@ -279,7 +279,7 @@ class SeedRun:
         }
 
     def _control(self, name: str, method: str) -> Any:
-        """A method of an actor that is answered while it works."""
+        """Get a method of an actor that is answered while the actor works."""
         if name.startswith("planner-"):
             return getattr(self._actors[name], method)
         return getattr(self._actors[name], method).options(concurrency_group="control")
@@ -349,26 +349,26 @@ class SeedRun:
 
 
 def fresh_learner(config: RunConfig, spec: TaskSpec) -> Learner:
-    """The seed's learner with its first weights, on the device that this process was given."""
+    """Make the seed's learner with its first weights, on the device that this process was given."""
     torch.set_num_threads(config.threads or max(1, int(config.cluster.learner_cpus)))
     torch.manual_seed(derive_seed(config.seed, "learner"))
     return make_learner(config, spec, choose_device(config.device))
 
 
 def task_spec(config: RunConfig) -> TaskSpec:
-    """The task's, from one environment made and closed."""
+    """Make and close one environment to learn the task's shapes."""
     env = make_env(config.task, config.env)
     env.close()
     return env.task_spec
 
 
 def policy_here(config: RunConfig, spec: TaskSpec) -> PlanningPolicy | GreedyPolicy:
-    """The agent's policy on the device that this process was given."""
+    """Make the agent's policy on the device that this process was given."""
     return make_policy(config, spec, choose_device(config.device))
 
 
 def evaluating_policy(config: RunConfig, spec: TaskSpec, still_waiting: Callable[[], object]) -> Policy:
-    """The evaluator's, which plans for all its episodes at once; compiled here, where no deadline is."""
+    """Make the evaluator's policy, for all its episodes at once; it compiles here, where no deadline is."""
     policy = policy_here(config, spec)
     policy.warm_up(config.training.eval_episodes)
     return policy
@@ -377,7 +377,7 @@ def evaluating_policy(config: RunConfig, spec: TaskSpec, still_waiting: Callable
 def acting_policy(
     config: RunConfig, spec: TaskSpec, planner: str | None, still_waiting: Callable[[], object]
 ) -> Policy:
-    """An actor's: on its CPUs, or asking the planner service of that name. still_waiting: see ServicePolicy."""
+    """Make an actor's policy: on its CPUs, or asking the named planner service. still_waiting: see ServicePolicy."""
     local = make_policy(config, spec, torch.device("cpu"))
     if planner is None:
         return local

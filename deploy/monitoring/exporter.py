@@ -64,7 +64,7 @@ MOST_IDS = 100  # of older ones: their reports are too late
 
 @dataclass
 class _Process:
-    """What is known of one identity: of the process that has it now, and of those before."""
+    """All processes that have had one identity, one after the other."""
 
     seen: float
     """when it was last heard of, Unix time of this machine"""
@@ -94,7 +94,7 @@ class _Process:
         return True
 
     def values(self, now: float) -> Snapshot:
-        """Counts and lasting gauges of all processes together; other gauges only of one that still reports."""
+        """Add up counts and lasting gauges of all processes; take other gauges only of one that still reports."""
         snapshots = [snapshot for _, snapshot in self.reports.values()]
         values = self._together([self.folded, *snapshots])
         if not self.ended and now - self.seen <= STALE:
@@ -116,10 +116,10 @@ class _Process:
 
 
 class Exporter(Collector):
-    """All processes of all runs. Any thread may use it."""
+    """Collect the reports of all processes of all runs. Any thread may use it."""
 
     def __init__(self, state: Path | None = None, clock: Callable[[], float] = time.time) -> None:
-        """state: as for `keep_in`; None: it forgets all in the end. clock: Unix time."""
+        """state: as for `keep_in`; None: nothing is kept on disk. clock: Unix time."""
         self._state: Path | None = None
         self._clock = clock
         self._lock = threading.Lock()
@@ -131,7 +131,7 @@ class Exporter(Collector):
             self.keep_in(state)
 
     def keep_in(self, state: Path) -> None:
-        """Go on from what is in that file, if it is there, and keep everything there; its folder must exist."""
+        """Continue from the counts in that file, if it is there, and save them to it; its folder must exist."""
         with self._lock:
             self._state = state
             if not state.exists():
@@ -158,7 +158,7 @@ class Exporter(Collector):
             self._save()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is served, after writing it to disk: nothing that was ever shown is forgotten."""
+        """Yield the metrics to serve, after saving them: what was ever shown is never forgotten."""
         with self._lock:
             self._forget()
             self._save()
@@ -198,7 +198,7 @@ class Exporter(Collector):
         process.ended = now - self._ended.get((identity.run, identity.seed), float("-inf")) < GRACE
 
     def _forget(self) -> None:
-        """Drop the processes that have been gone for long."""
+        """Drop processes that ended an hour ago, or have been silent for a day."""
         now = self._clock()
         for identity, process in list(self._processes.items()):
             if now - process.seen > (KEEP_ENDED if process.ended else KEEP_SILENT):
@@ -206,7 +206,7 @@ class Exporter(Collector):
         self._ended = {seed: ended for seed, ended in self._ended.items() if now - ended < GRACE}
 
     def _observed(self, process: _Process) -> Snapshot:
-        """The exporter's own metrics of a process."""
+        """Make the exporter's own metrics of a process: restarts, up, silence."""
         age = self._clock() - process.seen
         values: Snapshot = {(RESTARTS, ""): process.restarts}
         if not process.ended:
@@ -215,7 +215,7 @@ class Exporter(Collector):
         return values
 
     def _save(self) -> None:
-        """Write everything to disk; what a disk answers that refuses it is printed once."""
+        """Write everything to disk; the first error is printed, none is raised."""
         if self._state is None:
             return
         processes = [(astuple(identity), [*vars(process).values()]) for identity, process in self._processes.items()]
@@ -223,7 +223,7 @@ class Exporter(Collector):
         temporary = self._state.with_name(self._state.name + ".tmp")
         try:
             temporary.write_bytes(msgpack.packb({"version": VERSION, "processes": processes}))
-            temporary.replace(self._state)  # whole, whenever this process dies; of a power cut there is nobody to tell
+            temporary.replace(self._state)  # whole, whenever this process dies
         except OSError as error:
             if not self._complained:
                 print(f"{self._state}: {error}", file=sys.stderr, flush=True)
@@ -239,7 +239,7 @@ class Exporter(Collector):
 
 
 def understood(snapshot: Snapshot) -> Snapshot:
-    """The part that this program knows: a process may run another version. No more series than are declared."""
+    """Keep the series that this program declares: a process may run another version."""
     known: Snapshot = {}
     left: dict[str, int] = {}
     for series, value in snapshot.items():
@@ -261,7 +261,7 @@ def _is_understood(series: tuple[str, str], value: Any) -> bool:
 
 
 def family(instrument: Instrument, rows: list[tuple[list[str], Value]]) -> Metric:
-    """One metric with its series, as prometheus_client writes them out."""
+    """Build one metric with its series for prometheus_client."""
     labels = [*COMMON, *([instrument.label] if instrument.label else [])]
     metric: Any
     if instrument.kind == "histogram":

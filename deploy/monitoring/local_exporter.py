@@ -27,7 +27,7 @@ class LocalExporter:
         self._server, _ = serve(self.exporter, host, port)
 
     def of_run(self, run: str, seed: int, task: str, state: Path | None = None) -> MakeTelemetry:
-        """Make telemetry for the parts of a run in this process; `state` as for Exporter."""
+        """Return what makes the telemetry of a run's parts in this process; `state` as for Exporter."""
         if state is not None:
             self.exporter.keep_in(state)
         return partial(self._make, run, seed, task)

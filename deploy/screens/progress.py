@@ -1,4 +1,4 @@
-"""What a person sees while a run trains in this process: its row, its losses and what is under way."""
+"""Show a run that trains in this process: its row, its losses and what is under way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qttdm.deploy.screens.rows import Row, View
 
 
 class Progress:
-    """Shows a run's budget and newest numbers. A context manager, so that the terminal is always given back.
+    """Show a run's budget and newest numbers. A context manager, so that the terminal is always given back.
 
     with Progress(total_env_steps=100_000, max_minutes=30) as progress:
         progress.update(env_steps=500, episode_return=12.0)     # names as in common/metrics/lines.py, any subset
@@ -77,7 +77,7 @@ class Progress:
         self._display.note(text)
 
     def seconds_left(self) -> float | None:
-        """Seconds until the first of the two budgets is spent; None before anything has been collected."""
+        """Estimate the seconds until the first of the two budgets is spent; None before anything is collected."""
         env_steps, elapsed = self.values.get("env_steps", 0), self._clock() - self._started
         collected = env_steps - (self._first_env_steps or 0)
         limits = []
@@ -88,7 +88,7 @@ class Progress:
         return min(limits) if limits else None
 
     def view(self) -> View:
-        """The table of one row, and what is under way."""
+        """Make the table of one row, with what is under way below it."""
         v = self.values
         losses = [
             f"{name.removeprefix('loss_')} {v[name]:.3g}"

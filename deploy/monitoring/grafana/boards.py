@@ -18,10 +18,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 import qttdm.deploy.monitoring.exporter  # noqa: F401 - with it every metric is declared
 from qttdm.common.metrics.instruments import INSTRUMENTS
 
-HERE = Path(__file__).resolve().parent
-DASHBOARDS = HERE / "dashboards"
-CHOSEN = 'run="$run",task=~"$task",seed=~"$seed"'
-"""The dashboard's variables as labels."""
+DASHBOARDS = Path(__file__).resolve().parent / "dashboards"
+CHOSEN = 'run="$run",task=~"$task",seed=~"$seed"'  # the dashboard's variables as labels
 SOURCE = d.DataSourceRef(type_val="prometheus", uid="${datasource}")
 LETTERS = "ABCDEFGHIJKLMNOP"
 KINDS: dict[str, Any] = {"number": stat, "lines": timeseries, "heat": heatmap, "table": table}
@@ -95,14 +93,12 @@ def columns(built: table.Panel, row: dict[str, Any]) -> table.Panel:
     """Show a table with a row for each set of labels."""
     built = built.no_value("-").show_header(True).frame_index(0)
     for name, (_, unit, *limits) in row["queries"].items():
-        properties = [d.DynamicConfigValue("unit", unit)]
+        cell = {"unit": unit}
         if limits:
-            properties.append(d.DynamicConfigValue("thresholds", thresholds(limits[0]).build().to_json()))
-            properties.append(d.DynamicConfigValue("custom.cellOptions", {"type": "color-text"}))
-        built = built.override_by_name(name, properties)
+            cell |= {"thresholds": thresholds(*limits).build().to_json(), "custom.cellOptions": {"type": "color-text"}}
+        built = built.override_by_name(name, [d.DynamicConfigValue(k, v) for k, v in cell.items()])
     renamed = {f"Value #{letter}": name for letter, name in zip(LETTERS, row["queries"], strict=False)}
-    organised = {"excludeByName": {"Time": True}, "renameByName": renamed}
-    steps = {"merge": {}, "organize": organised}
+    steps = {"merge": {}, "organize": {"excludeByName": {"Time": True}, "renameByName": renamed}}
     return built.transformations([d.DataTransformerConfig(id_val=k, options=v) for k, v in steps.items()])
 
 
@@ -110,16 +106,15 @@ def variables(built: dashboard.Dashboard) -> dashboard.Dashboard:
     """Add the choice of a run, and of some or all of its tasks and seeds."""
     source = dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus")
     built = built.with_variable(source.hide(d.VariableHide.HIDE_VARIABLE))
+    everything = d.VariableOption(selected=True, text=["All"], value=["$__all"])
     for name, among in {"run": "", "task": '{run="$run"}', "seed": '{run="$run",task=~"$task"}'}.items():
-        variable = dashboard.QueryVariable(name).label(name).datasource(SOURCE)
-        variable = variable.query(f"label_values(qttdm_env_steps_total{among}, {name})")
-        variable = variable.refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED)
-        if name == "run":
-            built = built.with_variable(variable.sort(d.VariableSort.ALPHABETICAL_DESC))
-            continue
-        everything = d.VariableOption(selected=True, text=["All"], value=["$__all"])
-        variable = variable.sort(d.VariableSort.NUMERICAL_ASC).multi(True).include_all(True).all_value(".*")
-        built = built.with_variable(variable.current(everything))
+        choice = dashboard.QueryVariable(name).label(name).datasource(SOURCE)
+        choice = choice.query(f"label_values(qttdm_env_steps_total{among}, {name})")
+        choice = choice.refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        if name != "run":
+            choice = choice.multi(True).include_all(True).all_value(".*").current(everything)
+        order = d.VariableSort.ALPHABETICAL_DESC if name == "run" else d.VariableSort.NUMERICAL_ASC
+        built = built.with_variable(choice.sort(order))
     return built
 
 
@@ -145,7 +140,7 @@ def files() -> dict[Path, str]:
     """Write the text of each dashboard's file."""
     return {
         DASHBOARDS / f"{name}.json": json.dumps(board(name, row), cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
-        for name, row in yaml.safe_load((HERE / "panels.yaml").read_text()).items()
+        for name, row in yaml.safe_load(DASHBOARDS.with_name("panels.yaml").read_text()).items()
     }
 
 

@@ -5,7 +5,7 @@
     Prometheus --GET /metrics-----> collect: first to disk, then out
 
 A process that is replaced begins at zero; what its predecessors had counted is kept and added, so that counters and
-histograms go on. A repeated or overtaken report changes nothing; a late one of an old process still adds its counts.
+histograms go on. A repeated or overtaken report changes nothing.
 
 Choice: the exporter, not the components, keeps the counts of earlier processes on disk. Why: a killed process has had
 no time to write, one file is simpler than one for each process, and whatever a scrape has shown was written before, so
@@ -18,18 +18,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import msgpack
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 import qttdm.deploy.monitoring.declared  # noqa: F401 - reports name metrics of every part
 from qttdm.common.config import ConfigError
-from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS, PROCESSES, Instrument, counter, gauge
+from qttdm.common.metrics.instruments import INSTRUMENTS, PROCESSES, Instrument, counter, gauge
 from qttdm.common.metrics.telemetry import Identity, Report, Snapshot, Value, combine
 
 RESTARTS = counter(
@@ -53,13 +55,10 @@ SILENCE = gauge(
 VERSION = 3
 """Format of the state on disk."""
 STALE = 30.0  # seconds of silence after which a process is taken for dead
-GRACE = 5.0  # seconds after a run's end in which reports of its processes may still be on their way
 SAVE_EVERY = 2.0  # seconds, if nobody looks
 KEEP_ENDED = 3600.0  # seconds for which metrics of processes that ended in good order are served
 KEEP_SILENT = 86400.0  # seconds, of others
-MOST_PROCESSES = 2000  # that are kept
-MOST_KEPT = 4  # processes of an identity whose counts are kept apart, in case a late report adds to them
-MOST_IDS = 100  # of older ones: their reports are too late
+MOST_IDS = 100  # of an identity's older processes, whose late reports are left out
 
 
 @dataclass
@@ -67,51 +66,48 @@ class _Process:
     """All processes that have had one identity, one after the other."""
 
     seen: float
-    """when it was last heard of, Unix time of this machine"""
-    reports: dict[str, tuple[int, Snapshot]] = field(default_factory=dict)
-    """number and content of the newest report by process id; the process heard of last comes last"""
+    """when one was last heard of, Unix time of this machine"""
+    process_id: str = ""
+    number: int = 0
+    """of its newest report"""
+    newest: Snapshot = field(default_factory=dict)
+    """what that said"""
     folded: Snapshot = field(default_factory=dict)
-    """of older processes together"""
-    folded_ids: tuple[str, ...] = ()
+    """what the processes before it counted together"""
+    older_ids: tuple[str, ...] = ()
+    """of those: their reports are too late"""
     restarts: int = 0
     ended: bool = False
     """in good order, with its run"""
 
     def take(self, report: Report) -> bool:
         """Take over a report; False if it says nothing new."""
-        number, _ = self.reports.get(report.process_id, (0, {}))
-        if report.process_id in self.folded_ids or report.number <= number:
+        same = report.process_id == self.process_id
+        if report.process_id in self.older_ids or (same and report.number <= self.number):
             return False
-        self.restarts += report.restarted and not number
-        self.reports.pop(
-            report.process_id, None
-        )  # whoever reports is the process there is now: no clocks need to agree
-        self.reports[report.process_id] = report.number, understood(report.snapshot)
-        if len(self.reports) > MOST_KEPT:
-            oldest = next(iter(self.reports))
-            self.folded = self._together([self.folded, self.reports.pop(oldest)[1]])
-            self.folded_ids = (*self.folded_ids, oldest)[-MOST_IDS:]
+        if not same:
+            self.folded, self.older_ids = self._counts(), (*self.older_ids, self.process_id)[-MOST_IDS:]
+            self.process_id, self.ended = report.process_id, False
+            self.restarts += report.restarted
+        self.number, self.newest = report.number, understood(report.snapshot)
         return True
 
     def values(self, now: float) -> Snapshot:
         """Add up counts and lasting gauges of all processes; take other gauges only of one that still reports."""
-        snapshots = [snapshot for _, snapshot in self.reports.values()]
-        values = self._together([self.folded, *snapshots])
+        values = self._counts()
         if not self.ended and now - self.seen <= STALE:
-            values |= {series: v for series, v in snapshots[-1].items() if INSTRUMENTS[series[0]].kind == "gauge"}
+            values |= {series: v for series, v in self.newest.items() if INSTRUMENTS[series[0]].kind == "gauge"}
         return values
 
-    @staticmethod
-    def _together(snapshots: list[Snapshot]) -> Snapshot:
-        """Combine the counts of processes that followed each other; of a lasting gauge the newest value counts."""
-        values: Snapshot = {}
-        for snapshot in snapshots:
-            for series, value in snapshot.items():
-                instrument = INSTRUMENTS[series[0]]
-                if instrument.kind == "gauge":
-                    values |= {series: value} if instrument.lasting else {}
-                else:
-                    values[series] = combine(values[series], value, instrument.durable) if series in values else value
+    def _counts(self) -> Snapshot:
+        """Add up counts; of a lasting gauge the newest value counts."""
+        values = dict(self.folded)
+        for series, value in self.newest.items():
+            instrument = INSTRUMENTS[series[0]]
+            if instrument.lasting or (instrument.kind != "gauge" and series not in values):
+                values[series] = value
+            elif instrument.kind != "gauge":
+                values[series] = combine(values[series], value, instrument.durable)
         return values
 
 
@@ -124,7 +120,6 @@ class Exporter(Collector):
         self._clock = clock
         self._lock = threading.Lock()
         self._processes: dict[Identity, _Process] = {}
-        self._ended: dict[tuple[str, str], float] = {}
         self._complained = False
         self._saved = clock()
         if state is not None:
@@ -142,7 +137,7 @@ class Exporter(Collector):
                 print(f"{state}: cannot go on from it, counts begin anew ({error})", file=sys.stderr, flush=True)
 
     def report(self, data: bytes) -> None:
-        """Take a packed Report. One that is late, not understood or of one process too many is left out."""
+        """Take a packed Report. One that is late or not understood is left out."""
         with self._lock:
             self._take(data)
             if self._clock() - self._saved > SAVE_EVERY:
@@ -151,7 +146,6 @@ class Exporter(Collector):
     def end(self, run: str, seed: str) -> None:
         """Note that the processes of this seed have ended in good order: their silence is no fault."""
         with self._lock:
-            self._ended[run, seed] = self._clock()
             for identity, process in self._processes.items():
                 if (identity.run, identity.seed) == (run, seed):
                     process.ended, process.seen = True, self._clock()
@@ -166,11 +160,11 @@ class Exporter(Collector):
                 (identity, process.values(self._clock()) | self._observed(process))
                 for identity, process in self._processes.items()
             ]
-        by_name: dict[str, list[tuple[list[str], Value]]] = {}
+        by_name: dict[str, list[tuple[dict[str, str], Value]]] = {}
         for identity, snapshot in rows:
             for (name, label), value in snapshot.items():
-                labels = [*astuple(identity), *([label] if INSTRUMENTS[name].label else [])]
-                by_name.setdefault(name, []).append((labels, value))
+                own = INSTRUMENTS[name].label
+                by_name.setdefault(name, []).append((asdict(identity) | ({own: label} if own else {}), value))
         for instrument in INSTRUMENTS.values():
             if instrument.name in by_name:
                 yield family(instrument, by_name[instrument.name])
@@ -184,18 +178,9 @@ class Exporter(Collector):
             report = Report.unpacked(data)
         except ValueError:
             return
-        identity, now = report.identity, self._clock()
-        process = self._processes.get(identity)
-        if process is None:
-            self._forget()
-            if len(self._processes) >= MOST_PROCESSES:
-                return
-            process = _Process(seen=now)
-        if not process.take(report):
-            return
-        self._processes[identity] = process
-        process.seen = now
-        process.ended = now - self._ended.get((identity.run, identity.seed), float("-inf")) < GRACE
+        process = self._processes.setdefault(report.identity, _Process(seen=0.0))
+        if process.take(report):
+            process.seen = self._clock()
 
     def _forget(self) -> None:
         """Drop processes that ended an hour ago, or have been silent for a day."""
@@ -203,7 +188,6 @@ class Exporter(Collector):
         for identity, process in list(self._processes.items()):
             if now - process.seen > (KEEP_ENDED if process.ended else KEEP_SILENT):
                 del self._processes[identity]
-        self._ended = {seed: ended for seed, ended in self._ended.items() if now - ended < GRACE}
 
     def _observed(self, process: _Process) -> Snapshot:
         """Make the exporter's own metrics of a process: restarts, up, silence."""
@@ -233,22 +217,14 @@ class Exporter(Collector):
         content = msgpack.unpackb(data, use_list=False, strict_map_key=False)
         if content["version"] != VERSION:
             raise ValueError(f"got version {content['version']}, want {VERSION}")
-        for identity, (seen, reports, folded, *others) in content["processes"]:
-            reports = {process_id: (number, understood(values)) for process_id, (number, values) in reports.items()}
-            self._processes[Identity(*identity)] = _Process(seen, reports, understood(folded), *others)
+        for identity, (seen, process_id, number, newest, folded, *others) in content["processes"]:
+            process = _Process(seen, process_id, number, understood(newest), understood(folded), *others)
+            self._processes[Identity(*identity)] = process
 
 
 def understood(snapshot: Snapshot) -> Snapshot:
     """Keep the series that this program declares: a process may run another version."""
-    known: Snapshot = {}
-    left: dict[str, int] = {}
-    for series, value in snapshot.items():
-        if _is_understood(series, value):
-            instrument = INSTRUMENTS[series[0]]
-            left[series[0]] = left.get(series[0], instrument.most or len(instrument.values) or 1) - 1
-            if left[series[0]] >= 0:
-                known[series] = value
-    return known
+    return {series: value for series, value in snapshot.items() if _is_understood(series, value)}
 
 
 def _is_understood(series: tuple[str, str], value: Any) -> bool:
@@ -260,27 +236,20 @@ def _is_understood(series: tuple[str, str], value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def family(instrument: Instrument, rows: list[tuple[list[str], Value]]) -> Metric:
+def family(instrument: Instrument, rows: list[tuple[dict[str, str], Value]]) -> Metric:
     """Build one metric with its series for prometheus_client."""
-    labels = [*COMMON, *([instrument.label] if instrument.label else [])]
-    metric: Any
-    if instrument.kind == "histogram":
-        metric = HistogramMetricFamily(instrument.name, instrument.meaning, labels=labels)
-        bounds = [*(str(float(bound)) for bound in instrument.buckets), "+Inf"]
-        for row, value in rows:
-            assert isinstance(value, tuple)
-            cumulated, buckets = 0.0, []
-            for bound, count in zip(bounds, value[1:], strict=True):
-                cumulated += count
-                buckets.append((bound, cumulated))
-            metric.add_metric(row, buckets, value[0])
-            if instrument.buckets[0] < 0:  # prometheus_client then leaves out the sum, which could fall, and this
-                metric.add_sample(f"{instrument.name}_count", dict(zip(labels, row, strict=True)), cumulated)
-        return metric
-    kind = CounterMetricFamily if instrument.kind == "counter" else GaugeMetricFamily
-    metric = kind(instrument.name, instrument.meaning, labels=labels)
-    for row, value in rows:
-        metric.add_metric(row, value)
+    name = instrument.name
+    metric = Metric(name.removesuffix("_total"), instrument.meaning, instrument.kind)
+    for labels, value in rows:
+        if not isinstance(value, tuple):
+            metric.add_sample(name, labels, value)
+            continue
+        total, *counts = value
+        for bound, count in zip([*map(floatToGoString, instrument.buckets), "+Inf"], accumulate(counts), strict=True):
+            metric.add_sample(f"{name}_bucket", labels | {"le": bound}, count)
+        metric.add_sample(f"{name}_count", labels, sum(counts))
+        if instrument.buckets[0] >= 0:  # else the sum could fall, which Prometheus takes for a restart
+            metric.add_sample(f"{name}_sum", labels, total)
     return metric
 
 

@@ -76,12 +76,14 @@ def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     free = ray_private.free_resources()
-    return check_room(
+    return check_capacity(
         bundles, [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes], seeds
     )
 
 
-def check_room(bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int) -> str:
+def check_capacity(
+    bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int
+) -> str:
     """`check_resources` for nodes with these resources, of which so much is free now."""
     for name in sorted({name for bundle in bundles for name in bundle}):
         wanted = sum(bundle.get(name, 0) for bundle in bundles)
@@ -137,7 +139,7 @@ def _text(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "neither CPU nor GPU"
 
 
-def describe_room(bundles: Sequence[Resources]) -> str:
+def describe_free_resources(bundles: Sequence[Resources]) -> str:
     """Say what a seed reserves, and what is free on the cluster's nodes now."""
     reserved, free = ("; ".join(map(_text, nodes)) for nodes in (bundles, ray_private.free_resources().values()))
     return f"a seed reserves {reserved}; the nodes have free {free}"

@@ -139,7 +139,7 @@ def _text(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "neither CPU nor GPU"
 
 
-def describe_free_resources(bundles: Sequence[Resources]) -> str:
+def describe_capacity(bundles: Sequence[Resources]) -> str:
     """Say what a seed reserves, and what is free on the cluster's nodes now."""
     reserved, free = ("; ".join(map(_text, nodes)) for nodes in (bundles, ray_private.free_resources().values()))
     return f"a seed reserves {reserved}; the nodes have free {free}"

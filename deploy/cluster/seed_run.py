@@ -34,7 +34,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.deploy.agents.agent import choose_device, data_of, exploration, greedy_beside, make_learner, make_policy
 from qttdm.deploy.cluster import ray_private
-from qttdm.deploy.cluster.preflight import describe_free_resources
+from qttdm.deploy.cluster.preflight import describe_capacity
 from qttdm.deploy.cluster.reporting import report_end, start_reporting
 from qttdm.deploy.configs.cluster_config import NAMESPACE, SEED_STATE, SeedState
 from qttdm.deploy.configs.run_config import RunConfig
@@ -93,7 +93,7 @@ class SeedRun:
         if now - self._said_at >= self.config.cluster.timeout_seconds:
             self._said_at = now
             waited = f"has been queued for {now - self._queued_at:.0f} s"
-            self.events.write(f"{waited}: {describe_free_resources(self.config.cluster.bundles())}")
+            self.events.write(f"{waited}: {describe_capacity(self.config.cluster.bundles())}")
         return False
 
     def start(self) -> None:
@@ -224,7 +224,7 @@ class SeedRun:
         if self._starting and now - min(self._starting.values()) > self.config.cluster.timeout_seconds:
             self._starting = dict.fromkeys(sorted(self._starting), now)
             self.events.write(
-                f"waits for {', '.join(self._starting)} to start; {describe_free_resources(self.config.cluster.bundles())}"
+                f"waits for {', '.join(self._starting)} to start; {describe_capacity(self.config.cluster.bundles())}"
             )
 
     def _leave(self, state: SeedState) -> None:

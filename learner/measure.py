@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qttdm.common.checkpoint import CheckpointStore
 from qttdm.common.metrics.gpu import report_gpu
@@ -20,8 +20,11 @@ from qttdm.common.metrics.instruments import QUICK, Components, counter, gauge, 
 from qttdm.common.metrics.lines import COUNTERS, MetricsWriter, declare, read_metrics
 from qttdm.common.metrics.process import report_disk
 from qttdm.common.metrics.telemetry import Telemetry, TimeSpent
-from qttdm.learner.learner import UPDATE_SECONDS, Learner
+from qttdm.learner.learner import UPDATE_SECONDS
 from qttdm.learner.schedule import TrainingConfig
+
+if TYPE_CHECKING:
+    from qttdm.learner.loop import LearningLoop
 
 ACTIVITIES = ("waiting_for_decisions", "waiting_for_batches", "copying", "updating", "publishing", "saving")
 RATES = declare(
@@ -191,18 +194,7 @@ def report_line(telemetry: Telemetry, line: dict[str, Any]) -> None:
             telemetry.set(VALUE, values[name], name=name)
 
 
-class Run(Protocol):
-    """What makes the updates: LearningLoop."""
-
-    learner: Learner
-    training: TrainingConfig
-    store: CheckpointStore
-
-    def status(self) -> dict[str, Any]:
-        """Plain numbers of where it is."""
-
-
-def report_run(run: Run) -> None:
+def report_run(run: LearningLoop) -> None:
     """Set the run's counters, pace and checkpoint age before each report of its learner's telemetry."""
     telemetry, started = run.learner.telemetry, time.time()
     telemetry.set(TARGET, run.training.env_steps)

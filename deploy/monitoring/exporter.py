@@ -17,8 +17,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -153,18 +154,14 @@ class Exporter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics to serve, after saving them: what was ever shown is never forgotten."""
+        by_name: defaultdict[str, list[tuple[dict[str, str], Value]]] = defaultdict(list)
         with self._lock:
             self._forget()
             self._save()
-            rows = [
-                (identity, process.values(self._clock()) | self._observed(process))
-                for identity, process in self._processes.items()
-            ]
-        by_name: dict[str, list[tuple[dict[str, str], Value]]] = {}
-        for identity, snapshot in rows:
-            for (name, label), value in snapshot.items():
-                own = INSTRUMENTS[name].label
-                by_name.setdefault(name, []).append((asdict(identity) | ({own: label} if own else {}), value))
+            for identity, process in self._processes.items():
+                for (name, label), value in (process.values(self._clock()) | self._observed(process)).items():
+                    own = {INSTRUMENTS[name].label or "": label} if label else {}
+                    by_name[name].append((vars(identity) | own, value))
         for instrument in INSTRUMENTS.values():
             if instrument.name in by_name:
                 yield family(instrument, by_name[instrument.name])

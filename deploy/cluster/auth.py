@@ -19,17 +19,17 @@ def choose_mode() -> None:
 
     ConfigError for token mode without a token, which ends Ray's own code with a stack trace.
     """
-    mode = os.environ.setdefault("RAY_AUTH_MODE", "token" if find_token() else "disabled")
-    if mode == "token" and not find_token():
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token() else "disabled")
+    if mode == "token" and not has_token():
         raise ConfigError(f"RAY_AUTH_MODE=token, but there is no cluster token here: {WANT_TOKEN}")
 
 
-def find_token() -> str:
-    """Return the cluster token from where Ray looks for one; "" if there is none."""
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
+def has_token() -> bool:
+    """Is there a cluster token where Ray looks for one?"""
+    if os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return True
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        return path.read_text().strip()
+        return bool(path.read_text().strip())
     except OSError:
-        return ""
+        return False

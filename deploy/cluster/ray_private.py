@@ -9,14 +9,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import grpc
 import ray._private.state
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import canonicalize_bootstrap_address_or_die
-
-from qttdm.deploy.cluster.auth import find_token
 
 ANSWER_SECONDS = 10.0
 
@@ -27,15 +25,13 @@ def find_head() -> str:
 
 
 def ask_head(address: str) -> tuple[grpc.StatusCode, str]:
-    """Ask the head at host:port for its cluster's id, with this process's token; return gRPC's status and its reason.
+    """Ask the head at host:port for its cluster's id, with this process's token; return gRPC's status and why.
 
     OK: let in. UNAUTHENTICATED: the token is missing or wrong. UNAVAILABLE: nothing there speaks gRPC. Others: not Ray.
     """
-    token = find_token() if os.environ.get("RAY_AUTH_MODE") == "token" else ""
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+    with init_grpc_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            ask(b"", timeout=ANSWER_SECONDS, metadata=[("authorization", f"Bearer {token}")] if token else None)
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=ANSWER_SECONDS)
         except grpc.RpcError as error:
             return error.code(), " ".join(error.details().split())
     return grpc.StatusCode.OK, ""

@@ -38,7 +38,7 @@ cluster = new_app("cluster", "Train seeds on a Ray cluster, look at them, stop t
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SeedSettings(Settings):
-    """What the seeds of a new run are made from."""
+    """Settings of the seeds of a new run."""
 
     seeds: str = "0,1"
     """different whole numbers, such as 0,1,2"""

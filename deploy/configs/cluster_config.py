@@ -1,4 +1,4 @@
-"""How one seed is spread over a cluster: numbers of processes, what each reserves, and the contracts between them."""
+"""Settings of one seed on a cluster: numbers of processes, what each reserves, how long they wait for each other."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ClusterConfig(Config):
     publish_every: int = Field(default=50, gt=0)
     """updates between two broadcasts of weights"""
     max_staleness: int = Field(default=1000, gt=0)
-    """updates that the published weights may be ahead of those an actor acts with; beyond it waits for newer ones"""
+    """updates that the published weights may be ahead of an actor's; beyond it the actor waits for newer ones"""
     service: ServiceConfig = ServiceConfig()
     """how the planner service makes batches of requests"""
     asking: AskingConfig = AskingConfig()
@@ -104,12 +104,12 @@ class ClusterConfig(Config):
 
     @property
     def planning_processes(self) -> int:
-        """Those that plan where the learner is: the evaluator and the planner service's."""
+        """Number of processes that plan on the learner's node: the evaluator and the planner service's."""
         return 1 + (self.planners if self.planning == "service" else 0)
 
     @property
     def learner_gpus(self) -> float:
-        """Its share: half of one GPU's, or a whole GPU where there are several. It cannot use more."""
+        """The learner's share: half of one GPU, or a whole GPU where there are several. It cannot use more."""
         return amount_of(min(units(self.gpus_per_seed) // 2, UNITS))
 
     @property
@@ -120,9 +120,9 @@ class ClusterConfig(Config):
         return amount_of(units(self.gpus_per_seed) // 2 // self.planning_processes)
 
     def bundles(self) -> list[dict[str, float]]:
-        """What Ray reserves for one seed, resources by name: first the learner's node, then one for each actor.
+        """List what Ray reserves for one seed, resources by name: first the learner's node, then one for each actor.
 
-        Shards, evaluator and planner service are where the learner is: it is they that it talks to most.
+        Shards, evaluator and planner service are on the learner's node, because it exchanges most with them.
         """
         here = units(self.learner_cpus) + self.shards * units(self.shard_cpus) + units(self.evaluator_cpus)
         if self.planning == "service":
@@ -136,18 +136,18 @@ class ClusterConfig(Config):
 
 
 def units(amount: float) -> int:
-    """As Ray counts a resource."""
+    """Convert an amount of a resource to Ray's smallest units."""
     return int(amount * UNITS)
 
 
 def amount_of(units: int) -> float:
-    """That Ray counts as so many: the quotient, or the next number where Ray would count that as one less."""
+    """Convert units to an amount: the quotient, or the next number where Ray would count that as one unit less."""
     quotient = units / UNITS
     return quotient if int(quotient * UNITS) == units else math.nextafter(quotient, math.inf)
 
 
 SeedState = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed"]
-"""What may be said of one seed."""
+"""State of one seed."""
 SEED_STATE = gauge(
     "qttdm_seed_state",
     ("driver",),

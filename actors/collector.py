@@ -12,7 +12,7 @@ from qttdm.actors.measured import ACTOR_SECONDS, MeasuredPolicy
 from qttdm.actors.settings import ActorSettings, close_environments, make_environments
 from qttdm.common.episode import Episode
 from qttdm.common.metrics.process import FAILURES
-from qttdm.common.metrics.telemetry import Activities
+from qttdm.common.metrics.telemetry import TimeSpent
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.planner_service.policies.random_actions import RandomPolicy
 
@@ -23,7 +23,7 @@ class Collector:
     def __init__(self, settings: ActorSettings, index: int) -> None:
         self.settings, self.index = settings, index
         self.telemetry = settings.telemetry("actor", index)
-        self.time_spent = Activities(self.telemetry, ACTOR_SECONDS, rest="waiting")
+        self.time_spent = TimeSpent(self.telemetry, ACTOR_SECONDS, rest="waiting")
         self.watchdog = Watchdog(settings.run_dir, f"actor-{index}", settings.hang_seconds)
         if self.watchdog.found:
             self.telemetry.inc(FAILURES, kind="hung")

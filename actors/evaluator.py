@@ -36,7 +36,7 @@ class Evaluator:
         self.settings = settings
         self.telemetry = settings.telemetry("evaluator", 0)
         self.watchdog = Watchdog(settings.run_dir, "evaluator", settings.hang_seconds)
-        self.watchdog.tell(self.telemetry)
+        self.watchdog.report_hang(self.telemetry)
         self.events = EventLog(RunDir(settings.run_dir).events_path, "evaluator")
         self.attempts = Attempts(settings.run_dir / "evaluating", hung=self.watchdog.found is not None)
         self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry)

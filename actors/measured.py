@@ -12,7 +12,7 @@ from torch import nn
 
 from qttdm.common.contracts import ArrayTree, Decisions, Policy
 from qttdm.common.metrics.instruments import counter
-from qttdm.common.metrics.telemetry import Activities, Telemetry
+from qttdm.common.metrics.telemetry import Telemetry, TimeSpent
 from qttdm.common.weights import Weights
 from qttdm.planner_service.policies.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
 
@@ -30,7 +30,7 @@ ACTOR_SECONDS = counter(
 class MeasuredPolicy:
     """Another policy, with its decisions reported."""
 
-    def __init__(self, policy: Policy, telemetry: Telemetry, time_spent: Activities | None = None) -> None:
+    def __init__(self, policy: Policy, telemetry: Telemetry, time_spent: TimeSpent | None = None) -> None:
         self.policy, self.telemetry, self.time_spent = policy, telemetry, time_spent
 
     @property

@@ -299,7 +299,8 @@ def commented_yaml(config: Config) -> str:
     lines = []
     for name, field in type(config).model_fields.items():
         value, key = getattr(config, name), field.alias or name
-        lines += fill(field.description or "", 118, initial_indent="# ", subsequent_indent="# ").splitlines()
+        comment = field.description or (isinstance(value, Config) and type(value).__doc__) or ""
+        lines += fill(comment, 118, initial_indent="# ", subsequent_indent="# ").splitlines()
         if isinstance(value, Config) and type(value).model_fields:
             lines += [f"{key}:", indent(commented_yaml(value), "  ").rstrip()]
         else:

@@ -1,4 +1,4 @@
-"""What happened to a run, for a person: one line each in `events.log`, written by the process that saw it."""
+"""Write what happened to a run to `events.log`, one line an event, from any of its processes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 class EventLog:
-    """Appends lines `<UTC time> <who>: <what>`; several processes may write to one file."""
+    """Append lines `<UTC time> <who>: <what>`; several processes may write to one file."""
 
     def __init__(self, path: Path, who: str) -> None:
         self.path, self.who = path, who
 
     def write(self, what: str) -> None:
-        """Append an event as one line. If the disk refuses it, print it: training goes on."""
+        """Write one event as one line. A disk that refuses it does not stop training: it is printed instead."""
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {self.who}: {' '.join(what.split())}\n"
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -27,18 +27,18 @@ class EventLog:
 
 
 class Waiting:
-    """Logs what a process waits for, every so many seconds of one wait. For one thread."""
+    """Log a wait without a deadline: what for, every so many seconds. For one thread."""
 
     def __init__(self, events: EventLog, seconds: float) -> None:
         self.events, self.seconds = events, seconds
         self.over()
 
     def over(self) -> None:
-        """End the wait."""
+        """End the wait; a later one starts anew."""
         self._since: float | None = None
 
     def still(self, what: str) -> None:
-        """Begin a wait, or go on with it; log its reason when it is time."""
+        """Begin or continue to wait for `what`."""
         now = time.monotonic()
         if self._since is None:
             self._since = self._said = now

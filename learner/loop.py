@@ -29,7 +29,7 @@ from qttdm.common.weights import Weights, updates_of
 from qttdm.learner.counters import Counters
 from qttdm.learner.evaluations import EvaluationDesk, Evaluations
 from qttdm.learner.learner import NonFiniteLossError
-from qttdm.learner.metrics import Rates, TimeSpent, open_metrics
+from qttdm.learner.metrics import Rates, open_metrics, seconds_per_update, time_spent
 from qttdm.learner.permits import Permit, Rounds
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, StoredEpisode
@@ -75,7 +75,7 @@ class LearningLoop:
         self.counters, self.cursors = Counters(), [0] * shards
         self._accepted: list[set[int]] = [set() for _ in range(shards)]  # lost episodes gone on without, by shard
         self.telemetry = learner.telemetry
-        self.spent = TimeSpent(self.telemetry)
+        self.spent = time_spent(self.telemetry)
         self.version, self.finished = -1, False
         self.newest: dict[str, Any] = {}
         """the newest value of everything reported"""
@@ -149,7 +149,7 @@ class LearningLoop:
             return Permit("done")
         if not self._has_read:  # what was stored since the checkpoint, whose updates may be due already
             return Permit("wait", retry_seconds=WAIT_SECONDS, reason="the learner to read what was stored")
-        update_seconds = self.spent.per_update(self.learner.updates - self._first_updates)
+        update_seconds = seconds_per_update(self.spent, self.learner.updates - self._first_updates)
         updates = self.rounds.updates_before_insert(actor, update_seconds)
         if updates >= 0:  # ask again when they may be made, but not too often: a question costs this process its time
             return Permit("wait", retry_seconds=min(1.0, max(0.05, (updates + 1) * update_seconds)))

@@ -1,8 +1,8 @@
-"""Metrics of a run and its learner, from the lines of metrics.jsonl and from its status at each report.
+"""Report the metrics of a run and its learner: from the lines of metrics.jsonl, and looked up before each report.
 
     MetricsWriter --each line--> report_line: episodes, evaluations, what the learner's parts compute
-    reporter ---report_run-----> counters, pace, checkpoints, disk     (in the reporter's thread)
-    LearningLoop --TimeSpent---> where its time goes
+    reporter ----report_run----> counters, pace, checkpoints, disk     (in the reporter's thread)
+    LearningLoop --TimeSpent---> seconds by activity
 
 Counts of what is in metrics.jsonl are its lines': after a kill they go back with the file to the checkpoint, and on.
 """
@@ -10,21 +10,21 @@ Counts of what is in metrics.jsonl are its lines': after a kill they go back wit
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qttdm.common.checkpoint import CheckpointStore
-from qttdm.common.contracts import Learner
-from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.gpu import report_gpu
 from qttdm.common.metrics.instruments import QUICK, Components, counter, gauge, histogram
 from qttdm.common.metrics.lines import COUNTERS, MetricsWriter, declare, read_metrics
-from qttdm.common.metrics.process import measure_disk
-from qttdm.common.metrics.telemetry import Telemetry
+from qttdm.common.metrics.process import report_disk
+from qttdm.common.metrics.telemetry import Telemetry, TimeSpent
 from qttdm.learner.learner import UPDATE_SECONDS
 from qttdm.learner.schedule import TrainingConfig
+
+if TYPE_CHECKING:
+    from qttdm.learner.loop import LearningLoop
 
 ACTIVITIES = ("waiting_for_decisions", "waiting_for_batches", "updating", "publishing", "saving")
 RATES = declare(
@@ -137,42 +137,26 @@ EACH_TIME: dict[str, tuple[str, dict[str, str]]] = {
 """histograms of activities; the device's part of an update is measured by the learner"""
 
 
-class TimeSpent:
-    """Counts the learner's seconds by activity, since its start."""
+def time_spent(telemetry: Telemetry) -> TimeSpent:
+    """Count where the learner's seconds go, from now on."""
+    return TimeSpent(telemetry, LEARNER_SECONDS, histograms=EACH_TIME)
 
-    def __init__(self, telemetry: Telemetry) -> None:
-        self.telemetry = telemetry
-        self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
 
-    @contextmanager
-    def on(self, activity: str) -> Iterator[None]:
-        """Count the time spent inside under that activity; activities are not nested."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            passed = time.monotonic() - started
-            self.seconds[activity] += passed
-            self.telemetry.inc(LEARNER_SECONDS, passed, activity=activity)
-            if activity in EACH_TIME:
-                name, label = EACH_TIME[activity]
-                self.telemetry.observe(name, passed, **label)
-
-    def per_update(self, updates: int) -> float:
-        """Mean seconds of an update, of so many since the start; > 0."""
-        spent = self.seconds
-        return max(1e-6, (spent["waiting_for_batches"] + spent["updating"]) / max(1, updates))
+def seconds_per_update(spent: TimeSpent, updates: int) -> float:
+    """Average over so many updates, with waiting for batches; > 0."""
+    seconds = sum(spent.seconds[activity] for activity in ("waiting_for_batches", "updating"))
+    return max(1e-6, seconds / max(1, updates))
 
 
 class Rates:
-    """Speed of a run, and how its learner spends the time, between two calls."""
+    """Compute a run's speeds, and shares of its learner's time, between two calls."""
 
     def __init__(self, spent: TimeSpent, updates: int, decisions: int) -> None:
         self.spent = spent
         self._last = time.monotonic(), updates, decisions, dict(spent.seconds)
 
     def __call__(self, updates: int, decisions: int) -> dict[str, float]:
-        """Rates and shares of the time since the last call, given the counts of now; by the names in RATES."""
+        """Compute speeds and shares since the last call, from the totals as of now."""
         then, updates_then, decisions_then, spent_then = self._last
         self._last = now, _, _, spent = time.monotonic(), updates, decisions, dict(self.spent.seconds)
         passed = max(1e-9, now - then)
@@ -184,7 +168,7 @@ class Rates:
 
 
 def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> MetricsWriter:
-    """Open a MetricsWriter whose lines are reported to Prometheus too, first those already in the file."""
+    """Open a MetricsWriter whose lines are reported, those that it keeps first."""
     writer = MetricsWriter(path, keep_bytes, sinks=[partial(report_line, telemetry)])
     for line in read_metrics(path):
         report_line(telemetry, line)
@@ -192,7 +176,7 @@ def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> Me
 
 
 def report_line(telemetry: Telemetry, line: dict[str, Any]) -> None:
-    """Report one line of metrics.jsonl, without its null values."""
+    """Report one line of metrics.jsonl; nulls are left out."""
     values = {name: value for name, value in line.items() if value is not None}
     if line["kind"] == "train":
         if "episode_return" in values:
@@ -209,24 +193,13 @@ def report_line(telemetry: Telemetry, line: dict[str, Any]) -> None:
             telemetry.set(VALUE, values[name], name=name)
 
 
-class Run(Protocol):
-    """What report_run needs of a LearningLoop."""
-
-    learner: Learner
-    training: TrainingConfig
-    store: CheckpointStore
-
-    def status(self) -> dict[str, Any]:
-        """Its progress, as plain numbers."""
-
-
-def report_run(run: Run) -> None:
-    """Report the run's progress, checkpoints and GPU with its learner's telemetry from now on."""
+def report_run(run: LearningLoop) -> None:
+    """Set the run's counters, pace and checkpoint age before each report of its learner's telemetry."""
     telemetry, started = run.learner.telemetry, time.time()
     telemetry.set(TARGET, run.training.env_steps)
     telemetry.before_report(lambda: _report_status(telemetry, run.training, run.status()))
     telemetry.before_report(lambda: _report_checkpoint(telemetry, run.store, started))
-    telemetry.before_report(partial(watch_gpu, telemetry, run.learner.device))
+    telemetry.before_report(partial(report_gpu, telemetry, run.learner.device))
 
 
 def _report_status(telemetry: Telemetry, training: TrainingConfig, status: dict[str, Any]) -> None:
@@ -243,11 +216,11 @@ def _report_status(telemetry: Telemetry, training: TrainingConfig, status: dict[
 
 
 def _report_checkpoint(telemetry: Telemetry, store: CheckpointStore, started: float) -> None:
-    """Report the newest checkpoint's age, and the disk that it is on."""
+    """Set the newest checkpoint's age, and the size of the disk that it is on."""
     newest = store.newest()
     try:
         saved = started if newest is None else newest.stat().st_mtime
     except FileNotFoundError:  # it has just been replaced by one that the next report finds
         return
     telemetry.set(CHECKPOINT_AGE, max(0.0, time.time() - saved))
-    measure_disk(telemetry, store.directory.parent)  # the run's, which is there before a checkpoint is
+    report_disk(telemetry, store.directory.parent)  # the run's, which is there before a checkpoint is

@@ -78,7 +78,7 @@ class LearnerActor:
         """`LearningLoop.run`: "finished" or "stopped"."""
         s = self.settings
         watchdog = Watchdog(s.run_dir, "learner", s.hang_seconds)
-        watchdog.tell(self.telemetry)
+        watchdog.report_hang(self.telemetry)
         learner = s.make_learner()
         learner.generation, learner.telemetry = next_generation(s.run_dir), self.telemetry
         replay = s.make_replay(self.shards)

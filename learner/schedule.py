@@ -19,8 +19,10 @@ class TrainingConfig(Config):
     eval_every: int = Field(default=10_000, gt=0)
     """simulator steps between evaluations"""
     eval_episodes: int = Field(default=10, gt=0)
+    """episodes of each evaluation"""
     checkpoint_every: int = Field(default=50_000, gt=0)
     """simulator steps between checkpoints; there is one more at the end and at Ctrl-C"""
     keep_checkpoints: int = Field(default=3, gt=0)
+    """newest checkpoints that are kept"""
     log_every: int = Field(default=250, gt=0)
     """updates between two looks at the losses, at most: one wait for the device each"""

@@ -11,7 +11,7 @@ import torch
 
 
 class Stopwatch:
-    """Reports the seconds of each lap; laps on a GPU once their CUDA events have completed, when a later lap ends."""
+    """Report the seconds of each lap; GPU laps once their CUDA events have completed."""
 
     def __init__(
         self, device: torch.device, report: Callable[[float], object], stream: torch.cuda.Stream | None = None
@@ -22,7 +22,7 @@ class Stopwatch:
 
     @contextmanager
     def lap(self) -> Iterator[None]:
-        """Time what is done inside, or queued on a GPU."""
+        """Time what is done, or queued on a GPU, inside."""
         if self.device.type != "cuda":
             started = time.perf_counter()
             yield

@@ -61,7 +61,7 @@ class PlannerActor:
         self.learner = ray.get_actor(learner)
         torch.set_num_threads(settings.threads)
         watchdog = Watchdog(settings.run_dir, f"planner-{index}", settings.hang_seconds)
-        watchdog.tell(self.telemetry)
+        watchdog.report_hang(self.telemetry)
         policy = settings.make_policy()
         policy.warm_up(settings.service.max_batch)
         self.service = PlannerService(settings.service, policy, settings.data, self.telemetry, watchdog)

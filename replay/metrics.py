@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qttdm.common.metrics.instruments import QUICK, gauge, histogram
-from qttdm.common.metrics.process import measure_disk
+from qttdm.common.metrics.process import report_disk
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.replay.shard import ReplayShard
 
@@ -27,6 +27,6 @@ def report_sizes(shard: ReplayShard, directory: Path, telemetry: Telemetry) -> N
         telemetry.set(DECISIONS, shard.decisions)
         telemetry.set(CAPACITY, shard.config.replay.capacity)
         telemetry.set(DISK, shard.bytes_on_disk)
-        measure_disk(telemetry, directory)
+        report_disk(telemetry, directory)
 
     telemetry.before_report(report)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qttdm.common.contracts import TaskSpec
-from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.gpu import report_gpu
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.deploy.bench.models import random_batch
 from qttdm.deploy.cluster.seed_run import evaluating_policy
@@ -233,7 +233,7 @@ def test_a_gpus_memory_and_use_are_reported(monkeypatch, device, reported):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 8))
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 50)
     telemetry = Telemetry.silent("learner")
-    watch_gpu(telemetry, torch.device(device))
+    report_gpu(telemetry, torch.device(device))
     assert [value for (name, _), value in telemetry.snapshot().items() if "gpu" in name] == reported
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,13 @@ def test_the_checker_finds_what_is_wrong(path, source):
 )
 def test_the_checker_lets_pass_what_is_right(path, source):
     assert violations(Path(path), source) == []
+
+
+def test_private_ray_is_in_one_file():
+    private = re.compile(r"ray\._|_raylet|ray import _|_actor_id|ray\.rpc")
+    assert [str(path) for path in FILES if private.search((ROOT / path).read_text())] == [
+        "deploy/cluster/ray_private.py"
+    ]
 
 
 def test_every_folder_is_there():

@@ -1,4 +1,4 @@
-"""A process's GPU."""
+"""Report how a process uses its GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUSY = gauge(
 )
 
 
-def watch_gpu(telemetry: Telemetry, device: torch.device) -> None:
+def report_gpu(telemetry: Telemetry, device: torch.device) -> None:
     """Report memory and use of the device, if it is a GPU; never waits for it."""
     if device.type != "cuda":
         return

@@ -1,4 +1,4 @@
-"""The registry of Prometheus metrics. Each one is declared once, in the file that computes it:
+"""Declare Prometheus metrics, each once, in the file that computes it:
 
     UPDATE_SECONDS = histogram("qttdm_update_seconds", ("learner",), "s", "time of an update", DECISION)
     telemetry.observe(UPDATE_SECONDS, 0.01)
@@ -51,7 +51,7 @@ DECISION = (0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2,
 
 @dataclass(frozen=True)
 class Instrument:
-    """One metric."""
+    """The declaration of one metric."""
 
     name: str
     kind: Kind
@@ -75,14 +75,18 @@ class Instrument:
 
     @property
     def series(self) -> int:
-        """Time series of one process."""
+        """Number of time series of one process."""
         each = 1
         if self.kind == "histogram":  # one bucket more, without bound; count; sum, unless it could fall
             each = len(self.buckets) + (2 if self.buckets[0] < 0 else 3)
         return each * max(1, len(self.values), self.most)
 
+    def zero(self) -> float | list[float]:
+        """Return where a counter begins, or a histogram: its sum, then the count of each bucket."""
+        return [0.0] * (len(self.buckets) + 2) if self.kind == "histogram" else 0.0
+
     def takes(self, value: str) -> bool:
-        """Check a value of its own label; "" where it has none."""
+        """May the metric's own label have this value? "" where it has no label."""
         return bool(re.fullmatch(r"\w{1,64}", value)) if self.most else value in (self.values or ("",))
 
 
@@ -108,12 +112,12 @@ def histogram(
 
 
 def _declare(instrument: Instrument) -> str:
-    """ValueError if another metric has that name."""
+    """Add a declaration to INSTRUMENTS and return its name. ValueError if another metric has that name."""
     if INSTRUMENTS.setdefault(instrument.name, instrument) != instrument:
         raise ValueError(f"{instrument.name}: declared twice")
     return instrument.name
 
 
 def series_of(component: Component) -> int:
-    """The most time series that one process of that kind ever has."""
+    """Count the most time series that one process of that kind ever has."""
     return sum(instrument.series for instrument in INSTRUMENTS.values() if component in instrument.components)

@@ -36,7 +36,7 @@ NUMBERS: dict[str, Number] = {}
 
 
 def declare(*numbers: tuple[str, str, str]) -> tuple[str, ...]:
-    """Declare numbers by name, unit and meaning; returns the names. ValueError if another has one of the names."""
+    """Declare numbers by name, unit and meaning; return the names. ValueError if a name is taken."""
     for name, unit, meaning in numbers:
         if NUMBERS.setdefault(name, number := Number(name, unit, meaning)) != number:
             raise ValueError(f"{name}: declared twice")
@@ -64,18 +64,18 @@ declare(
 
 
 Sink = Callable[[dict[str, Any]], object]
-"""Takes each line too."""
+"""Takes each line as well: common/metrics/sinks.py."""
 
 
 class MetricsWriter:
-    """Appends lines to metrics.jsonl, each one on its way to disk before `write` returns.
+    """Append lines to metrics.jsonl; each is handed to the operating system before `write` returns.
 
     `keep_bytes`, a checkpoint's `sync()`, cuts off what an interrupted run wrote after that checkpoint, so that the
     resumed run's file equals an uninterrupted one's (times and speeds apart). None keeps every complete line.
     """
 
     def __init__(self, path: Path, keep_bytes: int | None = None, sinks: Sequence[Sink] = ()) -> None:
-        """Raises ConfigError when the file cannot be opened or does not hold `keep_bytes` bytes of whole lines."""
+        """ConfigError if the file cannot be opened or does not hold `keep_bytes` bytes of whole lines."""
         written = path.read_bytes() if path.exists() else b""
         keep = written.rfind(b"\n") + 1 if keep_bytes is None else keep_bytes
         if keep > len(written) or (keep > 0 and written[keep - 1 : keep] != b"\n"):
@@ -89,7 +89,7 @@ class MetricsWriter:
         """may grow: common/metrics/sinks.py"""
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append one line; non-finite floats become null. ValueError for a name nobody declared, or a lost counter."""
+        """Append one line; non-finite floats become null. ValueError for an undeclared name or a missing counter."""
         if kind not in KINDS:
             raise ValueError(f"metrics kind: got {kind!r}, want one of {', '.join(KINDS)}")
         if unknown := sorted(values.keys() - NUMBERS.keys()):
@@ -104,7 +104,7 @@ class MetricsWriter:
             sink(plain)
 
     def sync(self) -> int:
-        """The file's length in bytes, once that much is safely on disk: what a checkpoint stores as `keep_bytes`."""
+        """Flush to disk and return the file's length in bytes, which a checkpoint stores as `keep_bytes`."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
@@ -119,7 +119,7 @@ class MetricsWriter:
 
 
 def _plain(value: Any) -> Any:
-    """A number from numpy or torch as Python's own, and a non-finite one as None; lists element by element."""
+    """Convert a number of numpy or torch to Python's own, a non-finite one to None; lists element by element."""
     if isinstance(value, list | tuple):
         return [_plain(element) for element in value]
     if hasattr(value, "item"):
@@ -128,7 +128,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every line of metrics.jsonl, oldest first; a last line without its newline is still being written: left out.
+    """Read every line of metrics.jsonl, oldest first. A last line without a newline is still being written: left out.
 
     Raises ConfigError when the file cannot be read or a line before the last is not a JSON object.
     """

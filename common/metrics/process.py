@@ -1,4 +1,4 @@
-"""What every process reports of itself: processors, memory, disk, what failed, which calls it waits for."""
+"""Report what a process uses: processors, memory, disk; declare what any process counts: failures, open calls."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ CALLS = gauge(
 )
 
 
-def measure_process(telemetry: Telemetry) -> None:
+def report_process_use(telemetry: Telemetry) -> None:
     """Report this process's use of processor and memory."""
 
-    def look() -> None:
+    def report_use() -> None:
         telemetry.count_to(CPU, time.process_time())
         resident = int(Path("/proc/self/statm").read_text().split()[1])
         telemetry.set(MEMORY, resident * os.sysconf("SC_PAGE_SIZE"))
 
-    telemetry.before_report(look)
+    telemetry.before_report(report_use)
 
 
-def measure_disk(telemetry: Telemetry, directory: Path) -> None:
+def report_disk(telemetry: Telemetry, directory: Path) -> None:
     """Set how much of that directory's disk is free."""
     disk = shutil.disk_usage(directory)
     telemetry.set(DISK_FREE, disk.free)

@@ -1,4 +1,4 @@
-"""Where else the lines of metrics.jsonl can go: TensorBoard event files, Weights & Biases. Off unless asked for.
+"""Copy the lines of metrics.jsonl to TensorBoard event files or Weights & Biases. Off unless asked for.
 
     qttdm train --set sinks.tensorboard=true          # needs: pip install tensorboard
     qttdm train --set sinks.wandb=true                # needs: pip install wandb; WANDB_MODE=offline asks no server
@@ -20,38 +20,37 @@ from qttdm.common.metrics.lines import Sink
 
 
 class SinksConfig(Config):
-    """Which of them are on."""
+    """Where the lines of metrics.jsonl go as well."""
 
     tensorboard: bool = False
     """event files in the run's directory: tensorboard --logdir runs"""
     wandb: bool = False
     """Weights & Biases, as its own environment variables say (WANDB_API_KEY, WANDB_MODE)"""
-    wandb_project: str = "qttdm"
 
 
 def check_sinks(config: SinksConfig) -> None:
-    """ConfigError, one line, if a package that is needed is missing."""
+    """Check that the packages of the sinks that are on are installed. ConfigError, one line, if not."""
     for package, on in (("tensorboard", config.tensorboard), ("wandb", config.wandb)):
         if on and importlib.util.find_spec(package) is None:
             raise ConfigError(f"sinks.{package}: the package is not installed; want: pip install {package}")
 
 
 def make_sinks(config: SinksConfig, directory: Path, settings: Mapping[str, Any]) -> list[Sink]:
-    """Make those that are on, for the run in that directory. ConfigError if a package is missing."""
+    """Make the sinks that are on, for the run in that directory. ConfigError if a package is missing."""
     check_sinks(config)
     sinks: list[Sink] = []
     if config.tensorboard:
         sinks.append(surviving("tensorboard", TensorBoard(directory / "tensorboard")))
     if config.wandb:
-        sinks.append(surviving("wandb", WeightsAndBiases(config.wandb_project, directory, settings)))
+        sinks.append(surviving("wandb", WeightsAndBiases(directory, settings)))
     return sinks
 
 
 def surviving(name: str, sink: Sink) -> Sink:
-    """Wrap a sink: after its first error it is left out."""
+    """Wrap a sink so that its first error is printed and no more lines go to it."""
     failed = False
 
-    def tell(line: dict[str, Any]) -> None:
+    def write(line: dict[str, Any]) -> None:
         nonlocal failed
         if failed:
             return
@@ -65,23 +64,23 @@ def surviving(name: str, sink: Sink) -> Sink:
                 flush=True,
             )
 
-    return tell
+    return write
 
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line, named as `train/episode_return`; lists and what is not known are left out."""
+    """Name the numbers of a line as `train/episode_return`; lists and nulls are left out."""
     return {f"{line['kind']}/{name}": float(v) for name, v in line.items() if isinstance(v, bool | int | float)}
 
 
 class TensorBoard:
-    """Event files; steps are environment steps."""
+    """Write TensorBoard event files; steps are environment steps."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._writer: Any = None
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """A line. The first one says where a resumed run goes on: what was written beyond it is to be forgotten."""
+        """Write a line. At the first line TensorBoard purges later steps, which an interrupted run wrote."""
         from torch.utils.tensorboard import SummaryWriter
 
         step = line["env_steps"]
@@ -93,10 +92,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of W&B named after the directory, taken up again when that run is resumed."""
+    """Log to a W&B run named after the directory; a resumed run continues it."""
 
-    def __init__(self, project: str, directory: Path, settings: Mapping[str, Any]) -> None:
-        self.project, self.directory, self.settings = project, directory, settings
+    def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
+        self.directory, self.settings = directory, settings
         self._run: Any = None
 
     def __call__(self, line: dict[str, Any]) -> None:
@@ -106,7 +105,7 @@ class WeightsAndBiases:
 
             name = "-".join(self.directory.absolute().parts[-2:])
             self._run = wandb.init(
-                project=self.project,
+                project="qttdm",
                 name=name,
                 id=name,
                 resume="allow",

@@ -1,6 +1,6 @@
-"""What one process measures of itself: Prometheus metrics by their declared names, and snapshots of all of them.
+"""Collect the metrics of one process under their declared names, and take snapshots of all of them.
 
-    telemetry = Telemetry(Identity("run", "0", "dmc/walker-walk", "actor", "3"), Boot.now())
+    telemetry = Telemetry(Identity("run", "0", "dmc/walker-walk", "actor", "3"))
     telemetry.inc("qttdm_acted_total", 2)
     telemetry.observe("qttdm_decision_seconds", 0.04, stage="plan")
     telemetry.snapshot()                                                 # absolute values, plain data
@@ -12,29 +12,30 @@ shows as a step; a gauge is reported once it was set.
 
 from __future__ import annotations
 
+import operator
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from itertools import pairwise
 from typing import Any
 
 import msgpack
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from qttdm.common.metrics.instruments import INSTRUMENTS, Component, Instrument, Kind
 
-Value = float | list[float]
+Value = float | tuple[float, ...]
 """of a histogram: the sum, then how many fell into each bucket (not cumulated), the one without bound last"""
-Snapshot = dict[tuple[str, str], Value]
-"""by metric and value of its own label ("" if it has none)"""
+Series = tuple[str, str]
+"""metric, and value of its own label ("" if it has none)"""
+Snapshot = dict[Series, Value]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The common labels of a process: the same for whichever process takes its place."""
+    """The common labels of a process: the same for every process that takes its place."""
 
     run: str
     seed: str
@@ -44,43 +45,30 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Boot:
-    """One process among those that have had an identity."""
-
-    number: str
-    """unlike any other's"""
-    restarted: bool = False
-    """it took the place of one that died"""
-
-    @staticmethod
-    def now(restarted: bool = False) -> Boot:
-        """Of this process."""
-        return Boot(uuid.uuid4().hex[:16], restarted)
-
-
-@dataclass(frozen=True)
 class Report:
     """All that a process has measured since its start. Absolute: one that is lost or comes twice does no harm."""
 
     identity: Identity
-    boot: Boot
+    process_id: str
+    """different for each process that has had this identity"""
+    restarted: bool
+    """the process took the place of one that died"""
     number: int
-    """counted from 1 in each boot"""
+    """counted from 1 in each process"""
     snapshot: Snapshot
 
     def packed(self) -> bytes:
-        """For another process, whose program may be another version."""
-        values = [[name, label, value] for (name, label), value in self.snapshot.items()]
-        packed: bytes = msgpack.packb([list(astuple(self.identity)), list(astuple(self.boot)), self.number, values])
+        """Encode it for another process, whose program may be another version."""
+        fields = astuple(self.identity), self.process_id, self.restarted, self.number, self.snapshot
+        packed: bytes = msgpack.packb(fields)
         return packed
 
     @staticmethod
     def unpacked(data: bytes) -> Report:
         """Undo `packed`. ValueError if it is something else."""
         try:
-            identity, boot, number, values = msgpack.unpackb(data)
-            snapshot = {(name, label): value for name, label, value in values}
-            return Report(Identity(*identity), Boot(*boot), number, snapshot)
+            identity, *fields = msgpack.unpackb(data, use_list=False, strict_map_key=False)
+            return Report(Identity(*identity), *fields)
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a report: {error}") from None
 
@@ -88,22 +76,21 @@ class Report:
 class Telemetry:
     """The metrics of one process. Any thread may use it."""
 
-    def __init__(self, identity: Identity, boot: Boot | None = None) -> None:
-        """boot: shared by the several parts of a process that has more than one."""
-        self.identity, self.boot = identity, boot or Boot.now()
+    def __init__(self, identity: Identity, restarted: bool = False) -> None:
+        """restarted: this process took the place of one that died."""
+        self.identity, self.restarted = identity, restarted
+        self.process_id = uuid.uuid4().hex[:16]
         self.reporter: Any = None
         """the Reporter that sends it, if any"""
-        self.registry = CollectorRegistry()
-        self._metrics: dict[str, Counter | Gauge | Histogram] = {}
-        self._children: dict[tuple[Any, ...], Any] = {}
-        self._totals: dict[tuple[Any, ...], float] = {}
-        self._before: list[Callable[[], object]] = []
+        self._values: dict[Series, Any] = {}
+        self._checked: dict[tuple[Any, ...], Series] = {}  # calls seen before
+        self._before_report: list[Callable[[], object]] = []
         self._reported = 0
-        self._adding = threading.Lock()
+        self._lock = threading.Lock()
 
     @staticmethod
     def silent(component: Component, index: int = 0) -> Telemetry:
-        """Measure without reporting."""
+        """Make telemetry that nobody reports."""
         return Telemetry(Identity("", "", "", component, str(index)))
 
     def flush(self) -> None:
@@ -113,93 +100,78 @@ class Telemetry:
 
     def inc(self, name: str, amount: float = 1.0, /, **label: str) -> None:
         """Raise a counter by that much."""
-        self._child("counter", name, label).inc(amount)
+        series = self._series("counter", name, label)
+        with self._lock:
+            self._values[series] += amount
 
     def count_to(self, name: str, total: float, /, **label: str) -> None:
-        """Raise a counter to a total kept elsewhere. One thread only; less than before changes nothing."""
-        key = (name, *label.items())
-        before = self._totals.get(key, 0.0)
-        child = self._child("counter", name, label)
-        if total > before:
-            child.inc(total - before)
-            self._totals[key] = total
+        """Raise a counter to a total kept elsewhere; less than before changes nothing."""
+        series = self._series("counter", name, label)
+        with self._lock:
+            self._values[series] = max(self._values[series], total)
 
     def set(self, name: str, value: float, /, **label: str) -> None:
         """Set a gauge."""
-        self._child("gauge", name, label).set(value)
+        series = self._series("gauge", name, label)
+        with self._lock:
+            self._values[series] = float(value)
 
     def observe(self, name: str, value: float, /, **label: str) -> None:
-        """Add a value to a histogram."""
-        self._child("histogram", name, label).observe(value)
+        """Add a value to a histogram; a bucket's upper bound belongs to it."""
+        series = self._series("histogram", name, label)
+        bucket = bisect_left(INSTRUMENTS[name].buckets, value)
+        with self._lock:
+            histogram = self._values[series]
+            histogram[0] += value
+            histogram[1 + bucket] += 1
 
-    def timed(self, name: str, /, **label: str) -> Timed:
-        """A context: the seconds of what is done inside, in a histogram, unless it raises."""
-        return Timed(self, name, label)
+    @contextmanager
+    def timed(self, name: str, /, **label: str) -> Iterator[None]:
+        """Add the seconds of what is done inside to a histogram, unless it raises."""
+        started = time.perf_counter()
+        yield
+        self.observe(name, time.perf_counter() - started, **label)
 
-    def before_report(self, look: Callable[[], object]) -> None:
-        """Call that before each report, in the reporter's thread: for values that are looked up, not pushed."""
-        self._before.append(look)
+    def before_report(self, update: Callable[[], object]) -> None:
+        """Call `update` before each report, in the reporter's thread: for values that are looked up, not pushed."""
+        self._before_report.append(update)
 
     def report(self, failed: Callable[[Exception], object]) -> Report:
-        """Take the next report. failed: called with the error of a look; the other values are reported all the same."""
-        for look in self._before:
+        """Make the next report. failed: called with an update's error; the other values are reported all the same."""
+        for update in self._before_report:
             try:
-                look()
+                update()
             except Exception as error:  # whatever it is: to measure must not end the component
                 failed(error)
         self._reported += 1
-        return Report(self.identity, self.boot, self._reported, self.snapshot())
+        return Report(self.identity, self.process_id, self.restarted, self._reported, self.snapshot())
 
     def snapshot(self) -> Snapshot:
-        """All values as of now."""
-        for instrument in list(INSTRUMENTS.values()):
-            if self._may_report(instrument) and instrument.kind != "gauge":
-                self._metric(instrument)
-        values: Snapshot = {}
-        for family in self.registry.collect():
-            for sample in family.samples:
-                labels = dict(sample.labels)
-                bound = labels.pop("le", None)
-                label = next(iter(labels.values()), "")
-                if sample.name.endswith("_created"):
-                    continue
-                if family.type != "histogram":
-                    values[sample.name, label] = sample.value
-                elif bound is not None:  # in rising order, cumulated
-                    values.setdefault((family.name, label), [0.0]).append(sample.value)  # type: ignore[union-attr]
-                elif sample.name.endswith("_sum"):
-                    values[family.name, label][0] = sample.value  # type: ignore[index]
-        for value in values.values():
-            if isinstance(value, list):
-                value[2:] = [upper - lower for lower, upper in pairwise(value[1:])]
-        return values
+        """Copy all values as of now."""
+        with self._lock:
+            for instrument in list(INSTRUMENTS.values()):
+                if instrument.kind != "gauge" and self._may_report(instrument):
+                    for label in instrument.values if instrument.label else ("",):
+                        self._values.setdefault((instrument.name, label), instrument.zero())
+            return {series: tuple(v) if isinstance(v, list) else v for series, v in self._values.items()}
 
     def _may_report(self, instrument: Instrument) -> bool:
         return self.identity.component in instrument.components and not instrument.observed
 
-    def _metric(self, instrument: Instrument) -> Any:
-        """Its metric here, made when first needed; a counter's or histogram's series begin at zero."""
-        name, labels = instrument.name, [instrument.label] if instrument.label else []
-        with self._adding:
-            if name not in self._metrics:
-                more: Any = {"labelnames": labels, "registry": self.registry}
-                if instrument.kind == "histogram":
-                    more["buckets"] = instrument.buckets
-                made = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}[instrument.kind]
-                metric = self._metrics[name] = made(name, instrument.meaning, **more)
-                for value in instrument.values if instrument.kind != "gauge" else ():
-                    metric.labels(value)
-        return self._metrics[name]
-
-    def _child(self, kind: Kind, name: str, label: dict[str, str]) -> Any:
+    def _series(self, kind: Kind, name: str, label: dict[str, str]) -> Series:
+        """Find the series of a call; counters and histograms begin at zero. ValueError as `_check`."""
         key = (kind, name, *label.items())
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = self._find(kind, name, label)
-        return child
+        series = self._checked.get(key)
+        if series is None:
+            instrument, series = self._check(kind, name, label)
+            if kind != "gauge":
+                with self._lock:
+                    self._values.setdefault(series, instrument.zero())
+            self._checked[key] = series
+        return series
 
-    def _find(self, kind: Kind, name: str, label: dict[str, str]) -> Any:
-        """ValueError unless this component has that metric, of that kind, with that label."""
+    def _check(self, kind: Kind, name: str, label: dict[str, str]) -> tuple[Instrument, Series]:
+        """Check a call. ValueError unless this component has that metric, of that kind, with that label."""
         instrument = INSTRUMENTS.get(name)
         if instrument is None:
             raise ValueError(f"{name}: not declared; see common/metrics/instruments.py")
@@ -208,43 +180,34 @@ class Telemetry:
             raise ValueError(f"{name}: is {got}; not a {kind} that {self.identity.component} may report")
         if list(label) != ([instrument.label] if instrument.label else []):
             raise ValueError(f"{name}: got labels {list(label)}, want {[instrument.label] if instrument.label else []}")
-        if not label:
-            return self._metric(instrument)
-        (value,) = label.values()
+        value = next(iter(label.values()), "")
         if not instrument.takes(value):
             raise ValueError(f"{name}: got {instrument.label}={value!r}, want one of {', '.join(instrument.values)}")
-        if instrument.most and sum(key[1] == name for key in self._children) >= instrument.most:
+        if instrument.most and sum(series[0] == name for series in self._checked.values()) >= instrument.most:
             raise ValueError(f"{name}: {instrument.label}={value!r} would be one more than {instrument.most} series")
-        return self._metric(instrument).labels(value)
-
-
-class Timed:
-    """What Telemetry.timed returns: a class, since a generator would cost as much again as the histogram."""
-
-    __slots__ = ("_label", "_name", "_started", "_telemetry")
-
-    def __init__(self, telemetry: Telemetry, name: str, label: dict[str, str]) -> None:
-        self._telemetry, self._name, self._label = telemetry, name, label
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._telemetry.observe(self._name, time.perf_counter() - self._started, **self._label)
+        return instrument, (name, value)
 
 
 MakeTelemetry = Callable[[Component, int], Telemetry]
-"""Of a component and its index, in its own process: what a component is started with."""
+"""Makes a component's telemetry from its kind and index, in its own process."""
 
 
-class Activities:
-    """Where a thread's time goes: one activity at a time, each a value of the counter's label."""
+class TimeSpent:
+    """Count where a thread's seconds go, one activity at a time: the values of a counter's label."""
 
-    def __init__(self, telemetry: Telemetry, name: str, rest: str) -> None:
-        """rest: the activity while no other is under way."""
-        self.telemetry, self.name = telemetry, name
-        self._label = INSTRUMENTS[name].label
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        name: str,
+        rest: str | None = None,
+        histograms: Mapping[str, tuple[str, dict[str, str]]] = {},
+    ) -> None:
+        """rest: the activity between others. histograms: by activity, the name and label that each time goes to."""
+        instrument = INSTRUMENTS[name]
+        assert instrument.label is not None, name
+        self.telemetry, self.name, self.histograms = telemetry, name, histograms
+        self.seconds = dict.fromkeys(instrument.values, 0.0)
+        self._label = instrument.label
         self._activity, self._since = rest, time.perf_counter()
 
     @contextmanager
@@ -257,16 +220,24 @@ class Activities:
         finally:
             self._switch(before)
 
-    def _switch(self, activity: str) -> None:
+    def _switch(self, activity: str | None) -> None:
         now = time.perf_counter()
-        assert self._label is not None, self.name
-        self.telemetry.inc(self.name, now - self._since, **{self._label: self._activity})
+        done, seconds = self._activity, now - self._since
         self._activity, self._since = activity, now
+        if done is None:
+            return
+        self.seconds[done] += seconds
+        self.telemetry.inc(self.name, seconds, **{self._label: done})
+        if done in self.histograms:
+            name, label = self.histograms[done]
+            self.telemetry.observe(name, seconds, **label)
 
 
-def combine(values: Sequence[Value], durable: bool) -> Value:
-    """What several processes in a row have counted together: the sums, or of durable metrics the largest."""
-    how: Callable[[Any], float] = max if durable else sum
-    if isinstance(values[0], list):
-        return [how(column) for column in zip(*values, strict=True)]
-    return how(values)
+def combine(first: Value, second: Value, durable: bool) -> Value:
+    """Combine what two processes have counted one after the other: the sum, or of durable metrics the larger."""
+    how: Callable[[float, float], float] = max if durable else operator.add
+    if isinstance(first, tuple):
+        assert isinstance(second, tuple), second
+        return tuple(map(how, first, second))
+    assert not isinstance(second, tuple), second
+    return how(first, second)

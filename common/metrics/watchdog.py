@@ -1,4 +1,4 @@
-"""A process that hangs ends itself, and leaves a file that says where; whoever supervises it starts it anew."""
+"""End a process that hangs, and leave a file with its stacks; its supervisor starts it anew."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from qttdm.common.run_dir import RunDir
 
 
 class Watchdog:
-    """Ends this process if a step of its work hangs. A context: it watches what is done inside.
+    """End this process if a step of its work hangs. A context manager: it is armed inside.
 
     A thread of faulthandler's own, in C: it also fires when a simulator hangs without giving Python a turn.
     """
 
     def __init__(self, run_dir: Path, who: str, seconds: float) -> None:
-        """Stacks go to `<run_dir>/hung/<who>.txt`."""
+        """Open `<run_dir>/hung/<who>.txt` for the stacks; one that is there is kept under a number."""
         self.seconds = seconds
         self.events = EventLog(RunDir(run_dir).events_path, who)
         folder = run_dir / "hung"
@@ -35,14 +35,14 @@ class Watchdog:
             self.found = path.rename(folder / f"{who}.{number}.txt")
         self._file = path.open("w")
 
-    def tell(self, telemetry: Telemetry) -> None:
-        """If the last process hung: count it, and say so in events.log."""
+    def report_hang(self, telemetry: Telemetry) -> None:
+        """Count it, and say so in events.log, if the process before this one hung."""
         if self.found:
             telemetry.inc(FAILURES, kind="hung")
             self.events.write(f"hung, was ended and is back in a new process, see {self.found}")
 
     def rearm(self) -> bool:
-        """The last step is done, the next one begins. False, so that it can be asked whether to stop."""
+        """Start the next step's time. Returns False, so that it can stand where `should_stop` is asked."""
         faulthandler.dump_traceback_later(self.seconds, exit=True, file=self._file)
         return False
 
@@ -54,7 +54,7 @@ class Watchdog:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Where waiting is not hanging."""
+        """Disarm it inside: waiting for others is not hanging."""
         faulthandler.cancel_dump_traceback_later()
         try:
             yield
@@ -63,7 +63,7 @@ class Watchdog:
 
 
 def stacks(run_dir: Path) -> list[Path]:
-    """What processes left there that hung and have been started anew since."""
+    """List the stacks of processes that hung and have been started anew since."""
     return list((run_dir / "hung").glob("*.*.txt"))
 
 

@@ -23,8 +23,11 @@ class QTConfig(TransformerConfig):
     """Size of the QT; defaults are the paper's (Table III)."""
 
     embed_dim: int = Field(default=128, gt=0)
+    """D, features per token"""
     num_heads: int = Field(default=8, gt=0)
+    """attention heads; embed_dim is divisible by it"""
     num_layers: int = Field(default=2, gt=0)
+    """transformer blocks"""
     bins: int = Field(default=256, ge=2)
     """K, bins per action dimension"""
     terminal_value: Literal["greedy", "first_dimension"] = "greedy"

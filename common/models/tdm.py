@@ -24,8 +24,11 @@ class TDMConfig(TransformerConfig):
     """Size of the TDM; defaults are the paper's (Table III)."""
 
     embed_dim: int = Field(default=256, gt=0)
+    """D, features per token"""
     num_heads: int = Field(default=4, gt=0)
+    """attention heads; embed_dim is divisible by it"""
     num_layers: int = Field(default=5, gt=0)
+    """transformer blocks"""
     window: int = Field(default=20, gt=0)
     """L, time steps in a training window"""
     bins: int = Field(default=256, ge=2)
@@ -35,6 +38,7 @@ class TDMConfig(TransformerConfig):
     head_layers: int = Field(default=3, gt=0)
     """hidden layers of each prediction head"""
     head_dropout: float = Field(default=0.01, ge=0, lt=1)
+    """on the hidden layers of each prediction head"""
     predict_change: bool = False
     """the state head outputs s_{t+1} - s_t instead of s_{t+1}: most of a state stays as it is"""
 

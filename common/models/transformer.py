@@ -27,7 +27,9 @@ class TransformerConfig(Config):
     embed_dim: int = Field(gt=0)
     """D, features per token"""
     num_heads: int = Field(gt=0)
+    """attention heads; embed_dim is divisible by it"""
     num_layers: int = Field(gt=0)
+    """transformer blocks"""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """on embeddings, attention and residual branches"""
 

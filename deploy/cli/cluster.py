@@ -38,7 +38,7 @@ cluster = new_app("cluster", "Train seeds on a Ray cluster, look at them, stop t
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SeedSettings(Settings):
-    """What the seeds of a new run are made from."""
+    """Settings of the seeds of a new run."""
 
     seeds: str = "0,1"
     """different whole numbers, such as 0,1,2"""
@@ -50,7 +50,7 @@ class SeedSettings(Settings):
     """such as 1, 0.5 or 0.25; default: none"""
 
     def configs(self) -> list[RunConfig]:
-        """One resolved configuration for each seed. ConfigError if they do not fit together or to the task."""
+        """Resolve one configuration for each seed. ConfigError if they do not fit together or to the task."""
         parts = self.seeds.split(",")
         if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
             raise ConfigError(f"--seeds: got {self.seeds!r}, want different whole numbers from 0, such as 0,1,2")
@@ -140,25 +140,25 @@ def status(name: Name | None = None, /) -> None:
     if not names:
         print("no run is on this cluster")
     for one in names:
-        notice = ask(one, "read")
-        print_views([cluster_view(notice, f"{one}: {notice['task']}, {notice['directory']}")])
+        run = ask(one, "status")
+        print_views([cluster_view(run, f"{one}: {run['task']}, {run['directory']}")])
 
 
 @cluster.command
 def stop(name: Name, /) -> None:
     """Save a run's seeds and take them off the cluster."""
     running()
-    ask(name, "ask_stop")
+    ask(name, "request_stop")
     print(f"stopping {name}", flush=True)
     while name in running():
         time.sleep(0.5)
-        with suppress(ConfigError):  # a board that was killed meanwhile has forgotten, and is perhaps not back yet
-            ask(name, "ask_stop")
+        with suppress(ConfigError):  # the actor may have been killed, has forgotten, and is not back yet
+            ask(name, "request_stop")
     print(f"stopped; go on with: qttdm cluster resume {name}")
 
 
 def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
-    """Where a new run will be. ConfigError if it cannot be made there; nothing is made yet."""
+    """Choose a new run's directory, without making it. ConfigError if it cannot be made."""
     name = f"{task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}" if name is None else name
     if not name.strip() or "/" in name or name.startswith("."):
         raise ConfigError(f"--name {name}: want a plain name, such as walker-1; it becomes a directory")
@@ -174,7 +174,7 @@ def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
 
 
 def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
-    """ConfigError if the settings do not fit the task, each other, or being spread over shards."""
+    """Check that the settings fit the task, each other and the number of shards. ConfigError if not."""
     from qttdm.common.metrics.sinks import check_sinks
     from qttdm.deploy.configs.run_config import check_fits
 
@@ -194,7 +194,7 @@ def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
 
 
 def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
-    """Stay with a run to its end, then its summary. RunFailed if some of its seeds did."""
+    """Run all seeds to their end and print the summary. RunFailed if some of them failed."""
     from qttdm.deploy.cluster.cluster_run import ClusterRun
     from qttdm.deploy.cluster.exporter_actor import ensure_exporter
     from qttdm.deploy.screens.cluster_rows import cluster_view
@@ -207,7 +207,7 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
         print(ensure_exporter(c.metrics_host, c.metrics_port))
     with RunDir(directory).lock(), stopping() as stopped:
         with Display() as display:
-            run.run(lambda notice: display.show(cluster_view(notice)), stopped)
+            run.run(lambda status: display.show(cluster_view(status)), stopped)
         finished = [seed for seed in seeds if seed.state == "finished"]
         for seed in finished:
             curve_and_video(seed.run_dir)
@@ -223,7 +223,7 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
 
 
 def curve_and_video(run_dir: RunDir) -> None:
-    """Leave a seed's directory as a run on one machine leaves it."""
+    """Write a seed's curve and video, as a run on one machine does."""
     from qttdm.common.environments.rendering import RenderError
     from qttdm.deploy.runs.trained import TrainedAgent
     from qttdm.deploy.screens.plot import plot_runs
@@ -239,7 +239,7 @@ def curve_and_video(run_dir: RunDir) -> None:
 
 
 def submit(directory: Path, *flags: str) -> None:
-    """Have the cluster go on with a run as a job of its own. flags: of `resume`. ConfigError: it has no job service."""
+    """Submit `cluster resume` as a Ray job. flags: of `resume`. ConfigError if the cluster has no job service."""
     import ray
     from ray.job_submission import JobSubmissionClient
 
@@ -275,14 +275,14 @@ def running() -> list[str]:
 
 
 def ask(name: str, method: str) -> Any:
-    """A question to a run's board. ConfigError if there is no such run on the cluster."""
+    """Call a method of a run's RunControl. ConfigError if there is no such run on the cluster."""
     import ray
 
     from qttdm.deploy.configs.cluster_config import NAMESPACE
 
     try:
-        board = ray.get_actor(f"{name}/board", namespace=NAMESPACE)
-        return ray.get(getattr(board, method).remote(), timeout=ANSWER_SECONDS)
+        control = ray.get_actor(f"{name}/control", namespace=NAMESPACE)
+        return ray.get(getattr(control, method).remote(), timeout=ANSWER_SECONDS)
     except ray.exceptions.GetTimeoutError:
         raise ConfigError(f"{name}: does not answer within {ANSWER_SECONDS:g} s; look at `ray status`") from None
     except (ValueError, ray.exceptions.RayError):
@@ -291,6 +291,6 @@ def ask(name: str, method: str) -> Any:
 
 
 def refuse_running(name: str) -> None:
-    """ConfigError if the run is on the cluster already."""
+    """Check that the run is not on the cluster already. ConfigError if it is."""
     if name in running():
         raise ConfigError(f"{name}: is running on the cluster; look at it with: qttdm cluster status {name}")

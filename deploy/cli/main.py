@@ -66,12 +66,12 @@ def train(
     from qttdm.deploy.screens.plot import plot_runs
     from qttdm.deploy.screens.progress import Progress
 
-    began, alone = time.monotonic(), metrics.serve()
+    began, exporter = time.monotonic(), metrics.serve()
 
-    def measure(config: RunConfig) -> MakeTelemetry:
+    def telemetry_of(config: RunConfig) -> MakeTelemetry:
         """Report to the metrics served here, if they are."""
         state = directory.path / "metrics-state"
-        return alone.of_run(directory.path.name, config.seed, config.task, state) if alone else silent(config)
+        return exporter.of_run(directory.path.name, config.seed, config.task, state) if exporter else silent(config)
 
     if resume:
         given = [n for n, v in {**vars(settings), "seed": seed, "run_dir": run_dir}.items() if v not in (None, ())]
@@ -79,12 +79,12 @@ def train(
             option = given[0].replace("_", "-")
             raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{option}")
         directory = RunDir.open(resume)
-        start = partial(resume_run, directory, measure)
+        start = partial(resume_run, directory, telemetry_of)
     else:
         config = settings.load(seed)
         check_task(config)
         directory = RunDir.create(run_dir) if run_dir else RunDir.create_for(config.task)
-        start = partial(new_run, config, directory, measure)
+        start = partial(new_run, config, directory, telemetry_of)
     advice = f"go on with: qttdm train --resume {directory.path} (or allow more time: cluster.hang_seconds)"
     announcing = announced(directory.path, PROCESSES, advice)
     with directory.lock(), stopping() as stopped, announcing, closing(start()) as local:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from qttdm.deploy.configs.run_config import RunConfig
-    from qttdm.deploy.monitoring.alone import Alone
+    from qttdm.deploy.monitoring.local_exporter import LocalExporter
 
 
 def whole(_: Any, tokens: Sequence[Token]) -> int:
@@ -96,13 +96,13 @@ class Metrics:
     metrics_host: str = "127.0.0.1"
     """any other address shows them to whoever reaches the port"""
 
-    def serve(self) -> Alone | None:
+    def serve(self) -> LocalExporter | None:
         """Serve as asked for. ConfigError if that is not possible, before anything else is done."""
         if self.metrics_port is None:
             return None
-        from qttdm.deploy.monitoring.alone import Alone
+        from qttdm.deploy.monitoring.local_exporter import LocalExporter
 
-        metrics = Alone(self.metrics_host, self.metrics_port)
+        metrics = LocalExporter(self.metrics_host, self.metrics_port)
         print(f"metrics: http://{self.metrics_host}:{self.metrics_port}/metrics")
         return metrics
 

@@ -1,4 +1,4 @@
-"""Ray's authentication mode, said explicitly. Without Ray: Ray looks at it when it is imported, and never again.
+"""Choose Ray's authentication mode. Without importing Ray, which reads it once, when it is imported.
 
 A local `ray.init()` turns token mode on for good and leaves a token in the home directory, which a later `ray start
 --head` takes up silently; so neither mode may be left to whatever happened on this machine before.
@@ -15,7 +15,7 @@ WANT_TOKEN = "want the cluster's in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TO
 
 
 def choose_mode() -> None:
-    """RAY_AUTH_MODE if given, else `token` where a token is to be found, else `disabled`. Before Ray is imported.
+    """Set RAY_AUTH_MODE, unless it is given: `token` where there is one, else `disabled`. Call before importing Ray.
 
     ConfigError for token mode without a token, which ends Ray's own code with a stack trace.
     """

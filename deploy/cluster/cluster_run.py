@@ -1,7 +1,7 @@
-"""All seeds of a run on a Ray cluster: queued, run side by side, told of on the run's notice board, gone on with.
+"""Run all seeds of a run on a Ray cluster: queue them, look after them side by side, go on with them later.
 
 ClusterRun --> SeedRun (deploy/cluster/seed_run.py), one for each seed
-           --> Board <-- qttdm cluster status, stop
+           --> RunControl, an actor <-- qttdm cluster status, stop
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from qttdm.deploy.runs.build import task_spec
 from qttdm.deploy.runs.trained import newest_checkpoint
 
 
-class Board:
-    """A run's notice board, an actor of its own: how it goes, for `qttdm cluster status`, and whether to stop."""
+class RunControl:
+    """A run as other processes reach it: its status for `qttdm cluster status`, and the request to stop it."""
 
-    def __init__(self, notice: dict[str, Any]) -> None:
-        self.notice = notice
-        self.stop_asked = False
+    def __init__(self, status: dict[str, Any]) -> None:
+        self._status = status
+        self._stop_requested = False
 
-    def put(self, notice: dict[str, Any]) -> bool:
-        """The newest notice, plain data; returns whether someone asked to stop."""
-        self.notice = notice
-        return self.stop_asked
+    def publish(self, status: dict[str, Any]) -> bool:
+        """Take the newest status, plain data; returns whether someone asked to stop."""
+        self._status = status
+        return self._stop_requested
 
-    def read(self) -> dict[str, Any]:
-        """The newest notice."""
-        return self.notice
+    def status(self) -> dict[str, Any]:
+        """Return the newest status."""
+        return self._status
 
-    def ask_stop(self) -> None:
-        """Tell whoever puts up notices."""
-        self.stop_asked = True
+    def request_stop(self) -> None:
+        """Ask the driver to stop: it hears of it when it next publishes."""
+        self._stop_requested = True
 
 
 class ClusterRun:
@@ -51,16 +51,16 @@ class ClusterRun:
         self.directory, self.name, self.seeds = directory, directory.name, seeds
 
     def run(self, show: Any, should_stop: Any) -> None:
-        """Until every seed has ended. show(notice) is called about once a second; should_stop() is asked as often."""
-        board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
-        self._board: Any = board.options(name=f"{self.name}/board", namespace=NAMESPACE).remote(self.notice())
+        """Run until every seed has ended. show(status) is called once a second; should_stop() ten times as often."""
+        control: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RunControl)
+        self._control: Any = control.options(name=f"{self.name}/control", namespace=NAMESPACE).remote(self.status())
         try:
             self._run(show, should_stop)
         finally:  # also when this loop fails: nothing of ours stays in the cluster
             for seed in self.seeds:
                 if seed.state not in ENDED:
                     seed.fail(RuntimeError("the driver failed"))
-            ray.kill(self._board)
+            ray.kill(self._control)
 
     def _run(self, show: Any, should_stop: Any) -> None:
         for seed in self.seeds:
@@ -82,11 +82,11 @@ class ClusterRun:
                 seed.poll()
             if time.monotonic() - shown >= 1.0:
                 shown = time.monotonic()
-                show(self.notice())
+                show(self.status())
                 if asked is None:
-                    asked = self._board.put.remote(self.notice())
+                    asked = self._control.publish.remote(self.status())
             time.sleep(0.1)
-        show(self.notice())
+        show(self.status())
 
     def _start(self, seed: SeedRun) -> None:
         try:
@@ -94,8 +94,8 @@ class ClusterRun:
         except Exception as error:
             seed.fail(error)
 
-    def notice(self) -> dict[str, Any]:
-        """How it goes: plain data."""
+    def status(self) -> dict[str, Any]:
+        """Describe how the run goes, in plain data: screens/cluster_rows.py shows it."""
         return {
             "name": self.name,
             "directory": str(self.directory),
@@ -106,7 +106,7 @@ class ClusterRun:
                     "seed": seed.config.seed,
                     "state": seed.state,
                     "error": seed.error,
-                    "hung": sum(seed.restarts.values()) + hung(seed.run_dir),
+                    "hung": sum(seed.restarts.values()) + count_hung(seed.run_dir),
                     **seed.status,
                 }
                 for seed in self.seeds
@@ -114,8 +114,8 @@ class ClusterRun:
         }
 
 
-def hung(run_dir: RunDir) -> int:
-    """Processes that ended themselves because they hung. Actors tell the learner, which counts those."""
+def count_hung(run_dir: RunDir) -> int:
+    """Count the processes that ended themselves because they hung, but for actors: the learner counts those."""
     return sum(not path.name.startswith("actor-") for path in stacks(run_dir.path))
 
 
@@ -130,7 +130,7 @@ def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:
 
 
 def old_seeds(directory: Path) -> list[SeedRun]:
-    """The seeds of a run that has been started before, one seed of `qttdm train`; those done are "finished"."""
+    """Open the seeds of a run that has been started before, one seed of `qttdm train`; those done are "finished"."""
     paths = list(directory.glob("seed-*/config.yaml")) or list(directory.glob("config.yaml"))
     if not paths:
         raise ConfigError(
@@ -140,7 +140,7 @@ def old_seeds(directory: Path) -> list[SeedRun]:
 
 
 def old_seed(name: str, path: Path) -> SeedRun:
-    """One of them, by its config.yaml. ConfigError if its replay is spread over another number of shards."""
+    """Open one seed by its config.yaml. ConfigError if its replay is spread over another number of shards."""
     config, run_dir = load_config(RunConfig, path), RunDir.open(path.parent)
     seed = SeedRun(name, config, run_dir, task_spec(config))
     shards = config.cluster.shards

@@ -1,4 +1,4 @@
-"""The exporter as a Ray actor: one in a cluster, on its head node, whatever runs come and go.
+"""Run the exporter as a Ray actor: one in a cluster, on its head node, while runs come and go.
 
     qttdm cluster train --ensure_exporter--> ExporterActor  named, detached, restarted for ever
     every process of every run ------report-----^           (deploy/cluster/reporting.py)
@@ -30,14 +30,14 @@ START_SECONDS = 60.0  # for its process to answer
 
 
 class ExporterActor:
-    """An Exporter and its port."""
+    """Run an Exporter and serve it."""
 
     def __init__(self, host: str, port: int) -> None:
-        """What it had counted is in Ray's folder of this session: it ends with the cluster."""
+        """Start from the counts in Ray's folder of this session, which ends with the cluster."""
         self.host, self.port, self.problem = host, port, ""
         context = ray.get_runtime_context()
         self.exporter = Exporter(Path(context.get_temp_dir()) / context.get_session_name() / "qttdm-metrics")
-        if not self._serve():
+        if not self._serves():
             threading.Thread(target=self._keep_trying, daemon=True).start()
 
     def report(self, data: bytes) -> None:
@@ -48,11 +48,11 @@ class ExporterActor:
         """As Exporter."""
         self.exporter.end(run, seed)
 
-    def about(self) -> dict[str, Any]:
-        """Where it serves, what keeps it from that ("" if nothing does), and of which version it is."""
-        return {"host": self.host, "port": self.port, "problem": self.problem, "version": version()}
+    def about(self) -> tuple[str, int, str, str]:
+        """Say where it serves, the error that keeps it from serving ("" if none does), and its version."""
+        return self.host, self.port, self.problem, version()
 
-    def _serve(self) -> bool:
+    def _serves(self) -> bool:
         try:
             serve(self.exporter, self.host, self.port)
             self.problem = ""
@@ -61,58 +61,48 @@ class ExporterActor:
         return not self.problem
 
     def _keep_trying(self) -> None:
-        while not self._serve():
+        while not self._serves():
             time.sleep(RETRY_EVERY)
 
 
 def version() -> str:
-    """Tells exporters apart that would understand reports differently."""
+    """Hash everything on which the meaning of a report depends."""
     return hashlib.sha256(repr((VERSION, sorted(INSTRUMENTS.items()))).encode()).hexdigest()[:8]
 
 
 def ensure_exporter(host: str, port: int) -> str:
-    """Start it, unless it is there. Returns where the metrics are, or why they are not: one line, whatever happens.
+    """Start the exporter, unless it runs. Returns one line: where the metrics are, or why there are none.
 
-    One of another version, or one that cannot serve where it was told to, is replaced; what it had counted stays.
+    An exporter of another version, or one that cannot serve at its address, is replaced; its counts stay.
     """
     try:
-        exporter = _start(host, port)
-        about = ray.get(exporter.about.remote(), timeout=START_SECONDS)
-        elsewhere = (about["host"], about["port"]) != (host, port)
-        if about["version"] != version() or (about["problem"] and elsewhere):
+        *where, problem, its_version = _start(host, port)
+        if its_version != version() or (problem and where != [host, port]):
             remove_exporter()
-            exporter = _start(host, port)
-            about = ray.get(exporter.about.remote(), timeout=START_SECONDS)
+            *where, problem, its_version = _start(host, port)
     except (RayError, TimeoutError) as error:
         return f"no metrics: the exporter did not start ({' '.join(str(error).split())[:200]})"
-    if about["problem"]:
-        return (
-            f"no metrics for now: {about['problem']}; it goes on trying, or choose another with "
-            f"--set cluster.metrics_port=N"
-        )
-    where = f"metrics: http://{about['host']}:{about['port']}/metrics, on the cluster's head node"
-    other = (
-        f"; not at {host}:{port}: a cluster has one exporter" if (about["host"], about["port"]) != (host, port) else ""
-    )
-    return where + other
+    if problem:
+        return f"no metrics for now: {problem}; it goes on trying, or choose another with --set cluster.metrics_port=N"
+    other = "" if where == [host, port] else f"; not at {host}:{port}: a cluster has one exporter"
+    return f"metrics: http://{where[0]}:{where[1]}/metrics, on the cluster's head node{other}"
 
 
 def remove_exporter() -> None:
-    """End it, if it is there; returns when its name is free."""
+    """End the exporter, if it runs; return when its name is free."""
     try:
         ray.kill(ray.get_actor(NAME, namespace=NAMESPACE))
     except ValueError:
         return
     deadline = time.monotonic() + START_SECONDS
-    while any(
-        a["name"] == NAME for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE
-    ):
+    while {"name": NAME, "namespace": NAMESPACE} in ray.util.list_named_actors(all_namespaces=True):
         if time.monotonic() > deadline:
             raise TimeoutError(f"the old exporter was not gone within {START_SECONDS:g} s")
         time.sleep(0.05)
 
 
-def _start(host: str, port: int) -> Any:
+def _start(host: str, port: int) -> tuple[str, int, str, str]:
+    """Start it on the head node, unless it runs; return what `about` says."""
     head = next(node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
     options: dict[str, Any] = {
         "name": NAME,
@@ -124,4 +114,6 @@ def _start(host: str, port: int) -> Any:
         "runtime_env": CPU_ONLY,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(head, soft=False),
     }
-    return ray.remote(**options)(ExporterActor).remote(host, port)
+    exporter: Any = ray.remote(**options)(ExporterActor).remote(host, port)
+    about: tuple[str, int, str, str] = ray.get(exporter.about.remote(), timeout=START_SECONDS)
+    return about

@@ -1,4 +1,4 @@
-"""What must be so before a run starts on a cluster: reach it, fit into it, and find the same program on every node."""
+"""Check, before a run starts on a cluster, that it answers, has room, and runs the same program on every node."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ import importlib.metadata
 import logging
 import os
 import platform
-import socket
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray._private.state import available_resources_per_node
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError, RayError
+from grpc import StatusCode
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qttdm.common.config import ConfigError
+from qttdm.deploy.cluster import ray_private
 from qttdm.deploy.cluster.auth import WANT_TOKEN
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 
@@ -31,7 +27,6 @@ HOW_TO_START = (
     "start one with `ray start --head` (on a machine with GPUs it finds them; --num-cpus=N sets how many CPUs)"
 )
 WANT_ADDRESS = "want <host>:<port> of the cluster's head, as `ray start --head` prints it (the port is 6379 by default)"
-GREETING_SECONDS = 10.0
 NODE_SECONDS = 120.0  # for a node to answer: the first process there has to import torch
 
 
@@ -44,85 +39,51 @@ def connect() -> None:
         return
     given = os.environ.get("RAY_ADDRESS") or "auto"
     where = "on this machine" if given == "auto" else f"at RAY_ADDRESS={given}"
-    address = find_address(given, where)
-    answer = greeting(address)
-    if not answer:
-        raise ConfigError(f"no Ray cluster {where}: nothing answers at {address}; {HOW_TO_START}")
-    if not looks_like_grpc(answer):
-        raise ConfigError(f"no Ray cluster {where}: something else answers there; {WANT_ADDRESS}")
-    try:
-        with quiet_stderr():
-            GcsClient(address=address)  # is refused at once, where ray.init would ask twenty times and say so each time
-    except AuthenticationError:
+    address = find_address(given)
+    status, reason = ray_private.ask_head(address)
+    if status is StatusCode.UNAUTHENTICATED:
         raise ConfigError(
             f"the Ray cluster {where} refuses: its token is missing or wrong here "
             f"(RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}); {WANT_TOKEN}"
-        ) from None
-    except RayError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"no Ray cluster {where}: something else answers there ({reason}); {WANT_ADDRESS}") from None
+        )
+    if status in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED):
+        raise ConfigError(f"no Ray cluster {where}: none answers ({reason[-200:]}); {WANT_ADDRESS}; {HOW_TO_START}")
+    if status is not StatusCode.OK:
+        raise ConfigError(f"no Ray cluster {where}: something else answers there ({reason[-200:]}); {WANT_ADDRESS}")
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the Ray cluster {where} refuses: {' '.join(str(error).split())[:300]}") from None
 
 
-def find_address(given: str, where: str) -> str:
-    """host:port of a cluster's head, where `given` is that already or `auto`. ConfigError if it cannot be."""
+def find_address(given: str) -> str:
+    """Return host:port of a cluster's head, where `given` is that already or `auto`. ConfigError if it cannot be."""
     if given == "auto":
         try:
-            return str(canonicalize_bootstrap_address_or_die("auto"))
+            return ray_private.find_head()
         except ConnectionError:
-            raise ConfigError(f"no Ray cluster {where}; {HOW_TO_START}") from None
+            raise ConfigError(f"no Ray cluster on this machine; {HOW_TO_START}") from None
     host, _, port = given.rpartition(":")
     if "://" in given or not host or not port.isdigit():
         raise ConfigError(f"RAY_ADDRESS={given}: {WANT_ADDRESS}")
     return given
 
 
-def greeting(address: str) -> bytes:
-    """The first bytes that whoever listens at host:port says to a client of gRPC; none if nobody does."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=GREETING_SECONDS) as connection:
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
-            return connection.recv(9)
-    except OSError:
-        return b""
-
-
-def looks_like_grpc(answer: bytes) -> bool:
-    """An HTTP/2 connection begins with a frame of settings, which has type 4."""
-    return answer[3:4] == b"\x04"
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Nothing is written to stderr meanwhile, by C++ neither: Ray's own lines would stand before the one that helps."""
-    sys.stderr.flush()
-    user, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(user, 2)
-        os.close(user)
-        os.close(nowhere)
-
-
 def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
-    """What to tell about the places for the seeds. ConfigError if not even one will ever fit into the cluster.
+    """Say how many of the seeds have room now. ConfigError if not even one will ever fit into the cluster.
 
     bundles: what one seed reserves, each on one node.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    free = available_resources_per_node()
-    return places(
+    free = ray_private.free_resources()
+    return check_capacity(
         bundles, [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes], seeds
     )
 
 
-def places(bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int) -> str:
+def check_capacity(
+    bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int
+) -> str:
     """`check_resources` for nodes with these resources, of which so much is free now."""
     for name in sorted({name for bundle in bundles for name in bundle}):
         wanted = sum(bundle.get(name, 0) for bundle in bundles)
@@ -132,20 +93,20 @@ def places(bundles: Sequence[Resources], nodes: Sequence[Resources], free: Seque
                 f"a seed needs {wanted:g} {name}, the whole cluster has {there:g}; {_LESS.get(name, 'ask for less')}, "
                 f"or start Ray with more (`ray start --num-{name.lower()}s=N`, more nodes)"
             )
-    if fitting(bundles, nodes, 1) == 0:
+    if count_fitting(bundles, nodes, 1) == 0:
         largest = max(bundles, key=_size)
         raise ConfigError(
             f"a seed's largest part needs {_text(largest)} on one node, and its parts together do not fit on the "
             f"cluster's nodes: {'; '.join(_text(node) for node in nodes)}; ask for less, or start larger nodes"
         )
-    now = fitting(bundles, free, seeds)
+    now = count_fitting(bundles, free, seeds)
     if now < seeds:
         return f"the cluster has room for {now} of {seeds} seeds now; the others are queued"
     return "the cluster has room for all seeds now"
 
 
-def fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], seeds: int) -> int:
-    """How many of the seeds find a place at the same time on nodes with these resources."""
+def count_fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], seeds: int) -> int:
+    """Count the seeds that find a place at the same time on nodes with these resources."""
     left = [dict(node) for node in nodes]
     placed = 0
     while placed < seeds and all(_take(left, bundle) for bundle in sorted(bundles, key=_size, reverse=True)):
@@ -178,10 +139,16 @@ def _text(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "neither CPU nor GPU"
 
 
+def describe_capacity(bundles: Sequence[Resources]) -> str:
+    """Say what a seed reserves, and what is free on the cluster's nodes now."""
+    reserved, free = ("; ".join(map(_text, nodes)) for nodes in (bundles, ray_private.free_resources().values()))
+    return f"a seed reserves {reserved}; the nodes have free {free}"
+
+
 def check_nodes(directory: Path) -> None:
     """ConfigError unless every node runs this program, this torch and this Python, and sees the run's directory."""
     here = fingerprint()
-    probe = ray.remote(num_cpus=0)(look)
+    probe = ray.remote(num_cpus=0)(inspect_node)
     asked = [  # a host's name is not enough to tell nodes apart
         (
             node["NodeManagerHostname"],
@@ -211,13 +178,13 @@ def check_nodes(directory: Path) -> None:
             )
 
 
-def look(directory: str) -> tuple[dict[str, str], bool]:
-    """Runs on each node: what is installed there, and whether the directory is there and may be written."""
+def inspect_node(directory: str) -> tuple[dict[str, str], bool]:
+    """Say, on each node, what is installed there, and whether the directory is there and may be written."""
     return fingerprint(), os.access(directory, os.W_OK)
 
 
 def fingerprint() -> dict[str, str]:
-    """Versions that must agree between nodes: what is sent between processes depends on them."""
+    """Collect the versions that must agree between nodes: what is sent between processes depends on them."""
     return {
         "qttdm": f"{importlib.metadata.version('qttdm')} (sources {source_digest()})",
         "torch": importlib.metadata.version("torch").partition("+")[0],  # CPU and CUDA builds go together
@@ -226,7 +193,7 @@ def fingerprint() -> dict[str, str]:
 
 
 def source_digest() -> str:
-    """Eight hexadecimal digits of all of this package's Python files: an edited checkout keeps its version number."""
+    """Hash this package's Python files, eight hexadecimal digits: an edited checkout keeps its version number."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for folder in ("common", "replay", "planner_service", "actors", "learner", "deploy"):
@@ -236,7 +203,7 @@ def source_digest() -> str:
 
 
 def named_runs() -> list[str]:
-    """Names of the runs that are on the cluster now."""
+    """List the runs that are on the cluster now."""
     actors: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
-    boards = [a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].endswith("/board")]
-    return sorted(name.removesuffix("/board") for name in boards)
+    names = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
+    return sorted(name.removesuffix("/control") for name in names if name.endswith("/control"))

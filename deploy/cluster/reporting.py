@@ -1,4 +1,4 @@
-"""How the processes of a run on a cluster report what they measure: to the exporter, by its name.
+"""Report what a process on a cluster measures to the exporter, which it finds by its name.
 
     LearnerActor, CollectorActor, ..: settings.telemetry("actor", 3) --> Telemetry, reported every two seconds
 
@@ -7,83 +7,52 @@ The exporter may come, go and come back; nobody waits for it. Reports while it i
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from qttdm.common.metrics.instruments import Component
-from qttdm.common.metrics.process import measure_process
+from qttdm.common.metrics.process import report_process_use
 from qttdm.common.metrics.reporter import Reporter
-from qttdm.common.metrics.telemetry import Boot, Identity, Report, Telemetry
+from qttdm.common.metrics.telemetry import Identity, Report, Telemetry
 from qttdm.deploy.cluster.exporter_actor import NAME
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 
-ANSWER_SECONDS = 10.0  # after which a report that was not taken is forgotten
 
-
-class RaySender:
-    """One report under way at a time."""
-
-    def __init__(self) -> None:
-        self._exporter: Any = None
-        self._answer: ray.ObjectRef | None = None
-        self._asked_at = float("-inf")
-
-    def send(self, report: Report) -> bool:
-        """As Sender: without waiting."""
-        now = time.monotonic()
-        if not ray.is_initialized() or not self._answered(now):
-            return False
-        if self._exporter is None:
-            self._exporter = find_exporter()
-        if self._exporter is None:
-            return False
-        self._answer, self._asked_at = self._exporter.report.remote(report.packed()), now
-        return True
-
-    def wait(self, seconds: float) -> None:
-        """As Sender."""
-        if self._answer is not None and ray.is_initialized():
-            ray.wait([self._answer], timeout=seconds)
-
-    def _answered(self, now: float) -> bool:
-        """Is nothing under way? An exporter that failed or fell silent is looked for again."""
-        if self._answer is None:
-            return True
-        if ray.wait([self._answer], timeout=0)[0]:
-            try:
-                ray.get(self._answer)
-            except RayError:
-                self._exporter = None
-        elif now - self._asked_at > ANSWER_SECONDS:
-            self._exporter = None
-        else:
-            return False
-        self._answer = None
-        return True
+def send(report: Report, seconds: float) -> bool:
+    """Send a report to the exporter, as Reporter asks for."""
+    if not ray.is_initialized():
+        return False
+    exporter = find_exporter()
+    if exporter is None:
+        return False
+    try:
+        ray.get(exporter.report.remote(report.packed()), timeout=seconds)
+    except RayError:
+        return False
+    return True
 
 
 def find_exporter() -> Any:
-    """The exporter's handle; None if there is none."""
+    """Look up the exporter; None if there is none."""
     try:
         return ray.get_actor(NAME, namespace=NAMESPACE)
     except (ValueError, RayError):
         return None
 
 
-def reported(run: str, seed: int, task: str, component: Component, index: int = 0) -> Telemetry:
-    """The telemetry of this process, an actor's or the driver's; it is reported from now on."""
+def start_reporting(run: str, seed: int, task: str, component: Component, index: int = 0) -> Telemetry:
+    """Make the telemetry of this process, an actor's or the driver's, and report it from now on."""
     restarted = component != "driver" and ray.get_runtime_context().was_current_actor_reconstructed
-    telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)), Boot.now(restarted))
-    measure_process(telemetry)
-    telemetry.reporter = Reporter(telemetry, RaySender())
+    telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)), restarted)
+    report_process_use(telemetry)
+    telemetry.reporter = Reporter(telemetry, send)
     return telemetry
 
 
-def tell_end(run: str, seed: int, seconds: float = 2.0) -> None:
-    """Tell the exporter, if there is one, that this seed's processes have ended in good order."""
+def report_end(run: str, seed: int, seconds: float = 2.0) -> None:
+    """Report to the exporter, if there is one, that this seed's processes have ended in good order."""
     exporter = find_exporter()
     if exporter is not None:
         ray.wait([exporter.end.remote(run, str(seed))], timeout=seconds)

@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
 import ray
-import ray._private.state
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -31,7 +30,9 @@ from qttdm.common.metrics.sinks import make_sinks
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
-from qttdm.deploy.cluster.reporting import reported, tell_end
+from qttdm.deploy.cluster import ray_private
+from qttdm.deploy.cluster.preflight import describe_capacity
+from qttdm.deploy.cluster.reporting import report_end, start_reporting
 from qttdm.deploy.configs.cluster_config import NAMESPACE, SEED_STATE, SeedState
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.build import choose_device, exploration, make_learner, make_policy, make_task_env
@@ -44,12 +45,13 @@ from qttdm.replay.remote import CPU_ONLY, RemoteReplay, ReplaySettings, start_sh
 from qttdm.replay.shard import ShardConfig
 
 RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
+DRAIN_SECONDS = 10.0  # at a stop, for episodes in flight to end
 FLUSH_SECONDS = 15.0  # at most, for the processes to tell their last counts, before they are ended
 ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
 
 
 class SeedRun:
-    """One seed: `start`, then `poll` until `state` is one of ENDED, then it has left nothing behind but its files."""
+    """Run one seed: `start`, then `poll` until `state` is one of ENDED; only its files are left then."""
 
     def __init__(self, name: str, config: RunConfig, run_dir: RunDir, spec: TaskSpec) -> None:
         self.name, self.config, self.run_dir, self.spec = f"{name}/seed-{config.seed}", config, run_dir, spec
@@ -75,21 +77,21 @@ class SeedRun:
         self._queued_at = self._said_at = 0.0
 
     def reserve(self) -> None:
-        """Queue for a place in the cluster; Ray gives it when there is one, all of it at once."""
+        """Queue for a placement group; Ray grants all of it at once."""
         self.telemetry = self._make_telemetry("driver", 0)
-        self.telemetry.before_report(self._measure)
+        self.telemetry.before_report(self._report_state)
         self._group = placement_group(self.config.cluster.bundles(), strategy="PACK", name=self.name)
         self._queued_at = self._said_at = time.monotonic()
 
     def has_place(self) -> bool:
-        """Has Ray given it? As long as it has not, events.log says now and then what the seed waits for."""
+        """Has Ray granted the placement group? Until then events.log says now and then what the seed waits for."""
         if self._group.wait(timeout_seconds=0.01):
             return True
         now = time.monotonic()
         if now - self._said_at >= self.config.cluster.timeout_seconds:
             self._said_at = now
             waited = f"has been queued for {now - self._queued_at:.0f} s"
-            self.events.write(f"{waited}: {room(self.config.cluster.bundles())}")
+            self.events.write(f"{waited}: {describe_capacity(self.config.cluster.bundles())}")
         return False
 
     def start(self) -> None:
@@ -135,16 +137,16 @@ class SeedRun:
         self.state = "running"
 
     def poll(self) -> None:
-        """Look at how it goes; never raises. A seed that fails takes nothing with it but its own actors."""
+        """Check all processes; never raises. A seed that fails ends only its own actors."""
         if self.state not in ("running", "stopping"):
             return
         try:
-            self._look()
+            self._check_processes()
         except Exception as error:
             self.fail(error)
 
     def stop(self) -> None:
-        """Save, let the episodes in flight end for a while, and leave."""
+        """Save, let the episodes in flight end for a while, and remove everything."""
         if self.state == "running":
             self.state = "stopping"
             self._control("learner", "stop").remote()
@@ -153,7 +155,7 @@ class SeedRun:
             self._leave("stopped")
 
     def fail(self, error: BaseException) -> None:
-        """Give up this seed: why is in its directory, the run's other seeds go on."""
+        """Give up this seed and write the reason to failure.txt; the run's other seeds go on."""
         cause = error.as_instanceof_cause() if isinstance(error, ray.exceptions.RayTaskError) else error
         self.telemetry.inc(FAILURES, kind="non_finite" if isinstance(cause, NonFiniteLossError) else "seed")
         self.error = " ".join(str(cause).split())[-500:]
@@ -162,13 +164,13 @@ class SeedRun:
         self.events.write(f"failed: {self.error}")
         self._leave("failed")
 
-    def _look(self) -> None:
-        """What ended, what hangs, how far it is."""
+    def _check_processes(self) -> None:
+        """Take what ended; remove everything when all has, else check that the others answer."""
         learner = self._answers["learner"]
         ended, _ = ray.wait(list(self._answers.values()), num_returns=len(self._answers), timeout=0)
         ray.get(ended)  # raises what ended one of them, if anything did
         if learner in ended:
-            self._deadline = min(self._deadline, time.monotonic() + self.config.cluster.drain_seconds)
+            self._deadline = min(self._deadline, time.monotonic() + DRAIN_SECONDS)
         if len(ended) == len(self._answers) or (learner in ended and time.monotonic() > self._deadline):
             last = self._control("learner", "status").remote()
             if ray.wait([last], timeout=FLUSH_SECONDS)[0]:
@@ -208,18 +210,20 @@ class SeedRun:
             self._pings[name] = (self._control(name, method).remote(), now)
 
     def _wait_for_starts(self, now: float) -> None:
-        """Processes that start, or wait for a place since their node died, have no deadline; events.log says so."""
+        """Extend the deadline of processes that start, or wait for a place since their node died; log long waits."""
         for name in self._starting.keys() - self._pings.keys():
             del self._starting[name]
         for name, (answer, _) in self._pings.items():
-            if ray._private.state.actors(self._actors[name]._actor_id.hex())["State"] == "ALIVE":
+            if ray_private.is_alive(self._actors[name]):
                 self._starting.pop(name, None)
             else:
                 self._pings[name] = answer, now
                 self._starting.setdefault(name, now)
         if self._starting and now - min(self._starting.values()) > self.config.cluster.timeout_seconds:
             self._starting = dict.fromkeys(sorted(self._starting), now)
-            self.events.write(f"waits for {', '.join(self._starting)} to start; {room(self.config.cluster.bundles())}")
+            self.events.write(
+                f"waits for {', '.join(self._starting)} to start; {describe_capacity(self.config.cluster.bundles())}"
+            )
 
     def _leave(self, state: SeedState) -> None:
         """Remove every actor and the placement group, when all have reported what they counted."""
@@ -235,23 +239,23 @@ class SeedRun:
         self.events.write(state)
         if self.telemetry.reporter is not None:
             self.telemetry.reporter.close()
-            tell_end(self.run_name, self.config.seed)
+            report_end(self.run_name, self.config.seed)
 
-    def _measure(self) -> None:
-        """Before each report."""
+    def _report_state(self) -> None:
+        """Set the gauges before each report."""
         for state in get_args(SeedState):
             self.telemetry.set(SEED_STATE, float(state == self.state), state=state)
         self.telemetry.set(CALLS, len(self._pings), call="heartbeats")
 
     @property
     def _make_telemetry(self) -> MakeTelemetry:
-        """For this seed's processes."""
+        """Make the telemetry of this seed's processes."""
         if self.config.cluster.metrics_port is None:
             return Telemetry.silent
-        return partial(reported, self.run_name, self.config.seed, self.config.task)
+        return partial(start_reporting, self.run_name, self.config.seed, self.config.task)
 
     def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> Any:
-        """An actor, found by its name, in one of the seed's bundles."""
+        """Create a named actor in one of the seed's bundles."""
         options: dict[str, Any] = {
             **RESTARTED,
             "name": f"{self.name}/{name}",
@@ -273,7 +277,7 @@ class SeedRun:
         }
 
     def _control(self, name: str, method: str) -> Any:
-        """A method of an actor that is answered while it works."""
+        """Get a method of an actor that is answered while the actor works."""
         if name.startswith("planner-"):
             return getattr(self._actors[name], method)
         return getattr(self._actors[name], method).options(concurrency_group="control")
@@ -342,31 +346,20 @@ class SeedRun:
         )
 
 
-def room(bundles: Sequence[dict[str, float]]) -> str:
-    """What a seed reserves, and what is free on the cluster's nodes now, in words."""
-    wanted, free = (
-        "; ".join(
-            ", ".join(f"{node[name]:g} {name}" for name in ("CPU", "GPU") if name in node) or "none" for node in nodes
-        )
-        for nodes in (bundles, ray._private.state.available_resources_per_node().values())
-    )
-    return f"a seed reserves {wanted}; the nodes have free {free}"
-
-
 def fresh_learner(config: RunConfig, spec: TaskSpec) -> Learner:
-    """The seed's learner with its first weights, on the device that this process was given."""
+    """Make the seed's learner with its first weights, on the device that this process was given."""
     torch.set_num_threads(config.threads or max(1, int(config.cluster.learner_cpus)))
     torch.manual_seed(derive_seed(config.seed, "learner"))
     return make_learner(config, spec, choose_device(config.device))
 
 
 def policy_here(config: RunConfig, spec: TaskSpec) -> Policy:
-    """The agent's policy on the device that this process was given."""
+    """Make the agent's policy on the device that this process was given."""
     return make_policy(config, spec, choose_device(config.device))
 
 
 def evaluating_policy(config: RunConfig, spec: TaskSpec, still_waiting: Callable[[], object]) -> Policy:
-    """The evaluator's, which plans for all its episodes at once; compiled here, where no deadline is."""
+    """Make the evaluator's policy, for all its episodes at once; it compiles here, where no deadline is."""
     policy = policy_here(config, spec)
     policy.warm_up(config.training.eval_episodes)
     return policy
@@ -375,7 +368,7 @@ def evaluating_policy(config: RunConfig, spec: TaskSpec, still_waiting: Callable
 def acting_policy(
     config: RunConfig, spec: TaskSpec, planner: str | None, still_waiting: Callable[[], object]
 ) -> Policy:
-    """An actor's: on its CPUs, or asking the planner service of that name. still_waiting: see ServicePolicy."""
+    """Make an actor's policy: on its CPUs, or asking the named planner service. still_waiting: see ServicePolicy."""
     local = make_policy(config, spec, torch.device("cpu"))
     if planner is None:
         return local

@@ -1,4 +1,4 @@
-"""Wait until Ray has so many nodes: they come up one after the other, and a run is held against what is there.
+"""Wait until Ray has so many nodes: they come up one after the other, and a run is checked against them.
 
 python -m qttdm.deploy.cluster.wait_for_nodes 3       # of the cluster in RAY_ADDRESS, else of this machine's
 """
@@ -33,7 +33,7 @@ def wait_for_nodes(wanted: int, timeout_seconds: float = TIMEOUT_SECONDS) -> Non
 
 
 def alive_nodes() -> int:
-    """How many the cluster has now. Raises as long as there is none that answers."""
+    """Count the cluster's live nodes. Raises while no cluster answers."""
     if not ray.is_initialized():
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     return sum(node["Alive"] for node in ray.nodes())

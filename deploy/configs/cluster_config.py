@@ -1,4 +1,4 @@
-"""How one seed is spread over a cluster: numbers of processes, what each reserves, and the contracts between them."""
+"""Settings of one seed on a cluster: numbers of processes, what each reserves, how long they wait for each other."""
 
 from __future__ import annotations
 
@@ -35,20 +35,25 @@ class ClusterConfig(Config):
     gpus_per_seed: float = Field(default=0.0, ge=0)
     """a whole number or 1/n, for the learner, the evaluator and the planner service if there is one; 0: all on CPUs"""
     learner_cpus: float = Field(default=1.0, ge=0)
+    """that Ray reserves for the learner; also torch's threads there (at least 1), unless `threads` says"""
     actor_cpus: float = Field(default=1.0, ge=0)
-    """each; also torch's threads there (at least 1), unless `threads` says"""
+    """of each actor; also torch's threads there (at least 1), unless `threads` says"""
     planner_cpus: float = Field(default=1.0, ge=0)
-    """each process of the planner service; without a GPU also torch's threads there"""
+    """of each process of the planner service; without a GPU also torch's threads there"""
     shard_cpus: float = Field(default=1.0, ge=0)
+    """of each replay process"""
     evaluator_cpus: float = Field(default=1.0, ge=0)
+    """of the evaluator; also torch's threads there (at least 1), unless `threads` says"""
     publish_every: int = Field(default=50, gt=0)
     """updates between two broadcasts of weights"""
     max_staleness: int = Field(default=1000, gt=0)
-    """updates that the published weights may be ahead of those an actor acts with; beyond it waits for newer ones"""
+    """updates that the published weights may be ahead of an actor's; beyond it the actor waits for newer ones"""
     service: ServiceConfig = ServiceConfig()
+    """how the planner service makes batches of requests"""
     asking: AskingConfig = AskingConfig()
     """what actors do when the planner service is gone or busy"""
     pace: PaceConfig = PaceConfig()
+    """how far decisions and updates may be apart"""
     prefetch: int = Field(default=2, ge=0)
     """batches under way ahead of the one being learned from"""
     fsync: Fsync = "interval"
@@ -59,8 +64,6 @@ class ClusterConfig(Config):
     """a process that does not answer for so long is killed and started again"""
     timeout_seconds: float = Field(default=60.0, gt=0)
     """how long a process waits for another before it says so in events.log"""
-    drain_seconds: float = Field(default=10.0, ge=0)
-    """how long `stop` waits for episodes in flight"""
     metrics_port: int | None = Field(default=9108, ge=1, le=65535)
     """where the cluster's exporter serves metrics to Prometheus, on the head node; null: nothing is measured"""
     metrics_host: str = "127.0.0.1"
@@ -101,12 +104,12 @@ class ClusterConfig(Config):
 
     @property
     def planning_processes(self) -> int:
-        """Those that plan where the learner is: the evaluator and the planner service's."""
+        """Number of processes that plan on the learner's node: the evaluator and the planner service's."""
         return 1 + (self.planners if self.planning == "service" else 0)
 
     @property
     def learner_gpus(self) -> float:
-        """Its share: half of one GPU's, or a whole GPU where there are several. It cannot use more."""
+        """The learner's share: half of one GPU, or a whole GPU where there are several. It cannot use more."""
         return amount_of(min(units(self.gpus_per_seed) // 2, UNITS))
 
     @property
@@ -117,9 +120,9 @@ class ClusterConfig(Config):
         return amount_of(units(self.gpus_per_seed) // 2 // self.planning_processes)
 
     def bundles(self) -> list[dict[str, float]]:
-        """What Ray reserves for one seed, resources by name: first the learner's node, then one for each actor.
+        """List what Ray reserves for one seed, resources by name: first the learner's node, then one for each actor.
 
-        Shards, evaluator and planner service are where the learner is: it is they that it talks to most.
+        Shards, evaluator and planner service are on the learner's node, because it exchanges most with them.
         """
         here = units(self.learner_cpus) + self.shards * units(self.shard_cpus) + units(self.evaluator_cpus)
         if self.planning == "service":
@@ -133,18 +136,18 @@ class ClusterConfig(Config):
 
 
 def units(amount: float) -> int:
-    """As Ray counts a resource."""
+    """Convert an amount of a resource to Ray's smallest units."""
     return int(amount * UNITS)
 
 
 def amount_of(units: int) -> float:
-    """That Ray counts as so many: the quotient, or the next number where Ray would count that as one less."""
+    """Convert units to an amount: the quotient, or the next number where Ray would count that as one unit less."""
     quotient = units / UNITS
     return quotient if int(quotient * UNITS) == units else math.nextafter(quotient, math.inf)
 
 
 SeedState = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed"]
-"""What may be said of one seed."""
+"""State of one seed."""
 SEED_STATE = gauge(
     "qttdm_seed_state",
     ("driver",),

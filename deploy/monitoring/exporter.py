@@ -1,15 +1,15 @@
-"""Serve the metrics of every process at one address, across restarts of processes: the plain part, without Ray.
+"""Serve the metrics of every process at one address, across restarts of processes. Plain: without Ray.
 
-    processes --Report, absolute--> Exporter.report --> the newest of each process, added up over an identity's boots
+    processes --Report, absolute--> Exporter.report --> the newest of each process, added up by identity
     driver ---------the run's end-> Exporter.end
     Prometheus --GET /metrics-----> collect: first to disk, then out
 
 A process that is replaced begins at zero; what its predecessors had counted is kept and added, so that counters and
-histograms go on. A repeated or overtaken report changes nothing; a late one of an old process still adds its counts.
+histograms go on. A repeated or overtaken report changes nothing.
 
-Choice: the exporter keeps the counts of earlier boots, on disk, not the components. Why: a process that was killed has
-had no time to write, one file is simpler than one for each process, and whatever a scrape has shown was written before,
-so that not even a kill of the exporter itself makes a counter fall. What would change it: several exporters.
+Choice: the exporter, not the components, keeps the counts of earlier processes on disk. Why: a killed process has had
+no time to write, one file is simpler than one for each process, and whatever a scrape has shown was written before, so
+that not even a kill of the exporter itself makes a counter fall. What would change it: several exporters.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import msgpack
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 import qttdm.deploy.monitoring.declared  # noqa: F401 - reports name metrics of every part
 from qttdm.common.config import ConfigError
-from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS, PROCESSES, Instrument, counter, gauge
+from qttdm.common.metrics.instruments import INSTRUMENTS, PROCESSES, Instrument, counter, gauge
 from qttdm.common.metrics.telemetry import Identity, Report, Snapshot, Value, combine
 
 RESTARTS = counter(
@@ -50,100 +53,81 @@ SILENCE = gauge(
     observed=True,
 )
 
-VERSION = 2
+VERSION = 3
 """Format of the state on disk."""
 STALE = 30.0  # seconds of silence after which a process is taken for dead
-GRACE = 5.0  # seconds after a run's end in which reports of its processes may still be on their way
 SAVE_EVERY = 2.0  # seconds, if nobody looks
 KEEP_ENDED = 3600.0  # seconds for which metrics of processes that ended in good order are served
 KEEP_SILENT = 86400.0  # seconds, of others
-MOST_PROCESSES = 2000  # that are kept
-MOST_BOOTS = 4  # of an identity, whose counts are kept apart, in case a late report adds to them
-MOST_NAMES = 100  # of older boots: their reports are too late
-
-
-@dataclass
-class _Boot:
-    """The newest report of one process."""
-
-    name: str
-    number: int
-    snapshot: Snapshot
+MOST_IDS = 100  # of an identity's older processes, whose late reports are left out
 
 
 @dataclass
 class _Process:
-    """What is known of one identity."""
+    """All processes that have had one identity, one after the other."""
 
     seen: float
-    """when it was last heard of, Unix time of this machine"""
-    boots: list[_Boot] = field(default_factory=list)
-    """the one heard of last comes last"""
+    """when one was last heard of, Unix time of this machine"""
+    process_id: str = ""
+    number: int = 0
+    """of its newest report"""
+    newest: Snapshot = field(default_factory=dict)
+    """what that said"""
     folded: Snapshot = field(default_factory=dict)
-    """of older boots together"""
-    folded_names: list[str] = field(default_factory=list)
+    """what the processes before it counted together"""
+    older_ids: tuple[str, ...] = ()
+    """of those: their reports are too late"""
     restarts: int = 0
     ended: bool = False
     """in good order, with its run"""
 
     def take(self, report: Report) -> bool:
         """Take over a report; False if it says nothing new."""
-        name = report.boot.number
-        boot = next((boot for boot in self.boots if boot.name == name), None)
-        if name in self.folded_names or (boot is not None and report.number <= boot.number):
+        same = report.process_id == self.process_id
+        if report.process_id in self.older_ids or (same and report.number <= self.number):
             return False
-        if boot is None:
-            boot = _Boot(name, 0, {})
-            self.restarts += report.boot.restarted
-        else:
-            self.boots.remove(boot)
-        boot.number, boot.snapshot = report.number, understood(report.snapshot)
-        self.boots.append(boot)  # whoever reports is the process there is now: no clocks need to agree
-        if len(self.boots) > MOST_BOOTS:
-            self._fold(self.boots.pop(0))
+        if not same:
+            self.folded, self.older_ids = self._counts(), (*self.older_ids, self.process_id)[-MOST_IDS:]
+            self.process_id, self.ended = report.process_id, False
+            self.restarts += report.restarted
+        self.number, self.newest = report.number, understood(report.snapshot)
         return True
 
-    def counts(self) -> Snapshot:
-        """Counters and histograms, of all boots together."""
-        parts = [self.folded, *(boot.snapshot for boot in self.boots)]
-        counted = {series for part in parts for series in part if INSTRUMENTS[series[0]].kind != "gauge"}
-        return {
-            series: combine([part[series] for part in parts if series in part], INSTRUMENTS[series[0]].durable)
-            for series in counted
-        }
+    def values(self, now: float) -> Snapshot:
+        """Add up counts and lasting gauges of all processes; take other gauges only of one that still reports."""
+        values = self._counts()
+        if not self.ended and now - self.seen <= STALE:
+            values |= {series: v for series, v in self.newest.items() if INSTRUMENTS[series[0]].kind == "gauge"}
+        return values
 
-    def gauges(self, now: float) -> Snapshot:
-        """Lasting ones as last reported; the others only of a process that still reports."""
-        newest = self.boots[-1].snapshot
-        parts = [self.folded, *(boot.snapshot for boot in self.boots)]
-        lasting = {s: v for part in parts for s, v in part.items() if INSTRUMENTS[s[0]].lasting}
-        if self.ended or now - self.seen > STALE:
-            return lasting
-        return lasting | {s: v for s, v in newest.items() if INSTRUMENTS[s[0]].kind == "gauge"}
-
-    def _fold(self, boot: _Boot) -> None:
-        older = _Process(self.seen, [_Boot("", 0, self.folded), boot])
-        self.folded = older.counts() | older.gauges(now=float("inf"))
-        self.folded_names = [*self.folded_names, boot.name][-MOST_NAMES:]
+    def _counts(self) -> Snapshot:
+        """Add up counts; of a lasting gauge the newest value counts."""
+        values = dict(self.folded)
+        for series, value in self.newest.items():
+            instrument = INSTRUMENTS[series[0]]
+            if instrument.lasting or (instrument.kind != "gauge" and series not in values):
+                values[series] = value
+            elif instrument.kind != "gauge":
+                values[series] = combine(values[series], value, instrument.durable)
+        return values
 
 
 class Exporter(Collector):
-    """All processes of all runs. Any thread may use it."""
+    """Collect the reports of all processes of all runs. Any thread may use it."""
 
     def __init__(self, state: Path | None = None, clock: Callable[[], float] = time.time) -> None:
-        """state: as for `keep_in`; None: it forgets all in the end. clock: Unix time."""
+        """state: as for `keep_in`; None: nothing is kept on disk. clock: Unix time."""
         self._state: Path | None = None
         self._clock = clock
         self._lock = threading.Lock()
         self._processes: dict[Identity, _Process] = {}
-        self._ended: dict[tuple[str, str], float] = {}
         self._complained = False
         self._saved = clock()
         if state is not None:
             self.keep_in(state)
 
     def keep_in(self, state: Path) -> None:
-        """Go on from what is in that file, if it is there, and keep everything there; its folder must exist."""
+        """Continue from the counts in that file, if it is there, and save them to it; its folder must exist."""
         with self._lock:
             self._state = state
             if not state.exists():
@@ -154,7 +138,7 @@ class Exporter(Collector):
                 print(f"{state}: cannot go on from it, counts begin anew ({error})", file=sys.stderr, flush=True)
 
     def report(self, data: bytes) -> None:
-        """Take a packed Report. One that is late, not understood or of one process too many is left out."""
+        """Take a packed Report. One that is late or not understood is left out."""
         with self._lock:
             self._take(data)
             if self._clock() - self._saved > SAVE_EVERY:
@@ -163,26 +147,21 @@ class Exporter(Collector):
     def end(self, run: str, seed: str) -> None:
         """Note that the processes of this seed have ended in good order: their silence is no fault."""
         with self._lock:
-            self._ended[run, seed] = self._clock()
             for identity, process in self._processes.items():
                 if (identity.run, identity.seed) == (run, seed):
                     process.ended, process.seen = True, self._clock()
             self._save()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is served, after writing it to disk: nothing that was ever shown is forgotten."""
+        """Yield the metrics to serve, after saving them: what was ever shown is never forgotten."""
+        by_name: defaultdict[str, list[tuple[dict[str, str], Value]]] = defaultdict(list)
         with self._lock:
             self._forget()
             self._save()
-            rows = [
-                (identity, process.counts() | process.gauges(self._clock()) | self._observed(process))
-                for identity, process in self._processes.items()
-            ]
-        by_name: dict[str, list[tuple[list[str], Value]]] = {}
-        for identity, snapshot in rows:
-            for (name, label), value in snapshot.items():
-                labels = [*astuple(identity), *([label] if INSTRUMENTS[name].label else [])]
-                by_name.setdefault(name, []).append((labels, value))
+            for identity, process in self._processes.items():
+                for (name, label), value in (process.values(self._clock()) | self._observed(process)).items():
+                    own = {INSTRUMENTS[name].label or "": label} if label else {}
+                    by_name[name].append((vars(identity) | own, value))
         for instrument in INSTRUMENTS.values():
             if instrument.name in by_name:
                 yield family(instrument, by_name[instrument.name])
@@ -196,29 +175,19 @@ class Exporter(Collector):
             report = Report.unpacked(data)
         except ValueError:
             return
-        identity, now = report.identity, self._clock()
-        process = self._processes.get(identity)
-        if process is None:
-            self._forget()
-            if len(self._processes) >= MOST_PROCESSES:
-                return
-            process = _Process(seen=now)
-        if not process.take(report):
-            return
-        self._processes[identity] = process
-        process.seen = now
-        process.ended = now - self._ended.get((identity.run, identity.seed), float("-inf")) < GRACE
+        process = self._processes.setdefault(report.identity, _Process(seen=0.0))
+        if process.take(report):
+            process.seen = self._clock()
 
     def _forget(self) -> None:
-        """Drop the processes that have been gone for long."""
+        """Drop processes that ended an hour ago, or have been silent for a day."""
         now = self._clock()
         for identity, process in list(self._processes.items()):
             if now - process.seen > (KEEP_ENDED if process.ended else KEEP_SILENT):
                 del self._processes[identity]
-        self._ended = {seed: ended for seed, ended in self._ended.items() if now - ended < GRACE}
 
     def _observed(self, process: _Process) -> Snapshot:
-        """The exporter's own metrics of a process."""
+        """Make the exporter's own metrics of a process: restarts, up, silence."""
         age = self._clock() - process.seen
         values: Snapshot = {(RESTARTS, ""): process.restarts}
         if not process.ended:
@@ -227,51 +196,32 @@ class Exporter(Collector):
         return values
 
     def _save(self) -> None:
-        """Write everything to disk; what a disk answers that refuses it is printed once."""
+        """Write everything to disk; the first error is printed, none is raised."""
         if self._state is None:
             return
-        processes = [
-            [
-                list(astuple(identity)),
-                p.seen,
-                p.restarts,
-                p.ended,
-                _plain(p.folded),
-                p.folded_names,
-                [[boot.name, boot.number, _plain(boot.snapshot)] for boot in p.boots],
-            ]
-            for identity, p in self._processes.items()
-        ]
+        processes = [(astuple(identity), [*vars(process).values()]) for identity, process in self._processes.items()]
         self._saved = self._clock()
         temporary = self._state.with_name(self._state.name + ".tmp")
         try:
             temporary.write_bytes(msgpack.packb({"version": VERSION, "processes": processes}))
-            temporary.replace(self._state)  # whole, whenever this process dies; of a power cut there is nobody to tell
+            temporary.replace(self._state)  # whole, whenever this process dies
         except OSError as error:
             if not self._complained:
                 print(f"{self._state}: {error}", file=sys.stderr, flush=True)
             self._complained = True
 
     def _load(self, data: bytes) -> None:
-        content = msgpack.unpackb(data)
+        content = msgpack.unpackb(data, use_list=False, strict_map_key=False)
         if content["version"] != VERSION:
             raise ValueError(f"got version {content['version']}, want {VERSION}")
-        for identity, seen, restarts, ended, folded, names, boots in content["processes"]:
-            kept = [_Boot(name, number, _snapshot(values)) for name, number, values in boots]
-            self._processes[Identity(*identity)] = _Process(seen, kept, _snapshot(folded), names, restarts, ended)
+        for identity, (seen, process_id, number, newest, folded, *others) in content["processes"]:
+            process = _Process(seen, process_id, number, understood(newest), understood(folded), *others)
+            self._processes[Identity(*identity)] = process
 
 
 def understood(snapshot: Snapshot) -> Snapshot:
-    """The part that this program knows: a process may run another version. No more series than are declared."""
-    known: Snapshot = {}
-    left: dict[str, int] = {}
-    for series, value in snapshot.items():
-        if _is_understood(series, value):
-            instrument = INSTRUMENTS[series[0]]
-            left[series[0]] = left.get(series[0], instrument.most or len(instrument.values) or 1) - 1
-            if left[series[0]] >= 0:
-                known[series] = value
-    return known
+    """Keep the series that this program declares: a process may run another version."""
+    return {series: value for series, value in snapshot.items() if _is_understood(series, value)}
 
 
 def _is_understood(series: tuple[str, str], value: Any) -> bool:
@@ -279,31 +229,24 @@ def _is_understood(series: tuple[str, str], value: Any) -> bool:
     if instrument is None or instrument.observed or not instrument.takes(series[1]):
         return False
     if instrument.kind == "histogram":
-        return isinstance(value, list) and len(value) == len(instrument.buckets) + 2
+        return isinstance(value, tuple) and len(value) == len(instrument.buckets) + 2
     return isinstance(value, int | float)
 
 
-def family(instrument: Instrument, rows: list[tuple[list[str], Value]]) -> Metric:
-    """One metric with its series, as prometheus_client writes them out."""
-    labels = [*COMMON, *([instrument.label] if instrument.label else [])]
-    metric: Any
-    if instrument.kind == "histogram":
-        metric = HistogramMetricFamily(instrument.name, instrument.meaning, labels=labels)
-        bounds = [*(str(float(bound)) for bound in instrument.buckets), "+Inf"]
-        for row, value in rows:
-            assert isinstance(value, list)
-            cumulated, buckets = 0.0, []
-            for bound, count in zip(bounds, value[1:], strict=True):
-                cumulated += count
-                buckets.append((bound, cumulated))
-            metric.add_metric(row, buckets, value[0])
-            if instrument.buckets[0] < 0:  # prometheus_client then leaves out the sum, which could fall, and this
-                metric.add_sample(f"{instrument.name}_count", dict(zip(labels, row, strict=True)), cumulated)
-        return metric
-    kind = CounterMetricFamily if instrument.kind == "counter" else GaugeMetricFamily
-    metric = kind(instrument.name, instrument.meaning, labels=labels)
-    for row, value in rows:
-        metric.add_metric(row, value)
+def family(instrument: Instrument, rows: list[tuple[dict[str, str], Value]]) -> Metric:
+    """Build one metric with its series for prometheus_client."""
+    name = instrument.name
+    metric = Metric(name.removesuffix("_total"), instrument.meaning, instrument.kind)
+    for labels, value in rows:
+        if not isinstance(value, tuple):
+            metric.add_sample(name, labels, value)
+            continue
+        total, *counts = value
+        for bound, count in zip([*map(floatToGoString, instrument.buckets), "+Inf"], accumulate(counts), strict=True):
+            metric.add_sample(f"{name}_bucket", labels | {"le": bound}, count)
+        metric.add_sample(f"{name}_count", labels, sum(counts))
+        if instrument.buckets[0] >= 0:  # else the sum could fall, which Prometheus takes for a restart
+            metric.add_sample(f"{name}_sum", labels, total)
     return metric
 
 
@@ -315,11 +258,3 @@ def serve(exporter: Exporter, host: str, port: int) -> tuple[Any, threading.Thre
         return start_http_server(port, host, registry)
     except OSError as error:  # `strerror` would not say which address
         raise ConfigError(f"metrics cannot be served at {host}:{port} ({error.strerror or error})") from None
-
-
-def _plain(snapshot: Snapshot) -> list[Any]:
-    return [[name, label, value] for (name, label), value in snapshot.items()]
-
-
-def _snapshot(values: list[Any]) -> Snapshot:
-    return understood({(name, label): value for name, label, value in values})

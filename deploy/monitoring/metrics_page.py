@@ -36,7 +36,7 @@ seconds.
 
 
 def page() -> str:
-    """All of docs/metrics.md."""
+    """Write the text of docs/metrics.md."""
     lines = [INTRODUCTION, "## Labels", ""]
     lines += _table("label | meaning", [[f"`{label}`", meaning] for label, meaning in COMMON.items()])
     rows = [[f"`{name}`", meaning, str(series_of(name))] for name, meaning in COMPONENTS.items()]

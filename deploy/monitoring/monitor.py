@@ -1,9 +1,9 @@
-"""`make monitor`: Prometheus and Grafana, with the dashboards open to look at, until Ctrl-C.
+"""`make monitor`: run Prometheus and Grafana, with the dashboards ready to look at, until Ctrl-C.
 
     processes --> exporter --/metrics--> Prometheus --> Grafana --> a browser     (all on loopback)
 
 With docker compose where Docker runs (deploy/monitoring/compose.yml), else with the programs found on PATH; what is
-missing is said. With Prometheus alone, that is started: its own page draws any query, and `qttdm top` needs neither.
+missing is said. Without Grafana, Prometheus runs alone: its own page draws any query, and `qttdm top` needs neither.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -37,25 +36,17 @@ STOP_SECONDS = 30.0  # for it to end when told to
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where everything is."""
+class Options:
+    """The command line."""
 
-    data: Path
-    """what is measured, logs and Prometheus's files"""
     target: str
     """host:port of the exporter"""
+    data: Path
+    """folder for what is measured, logs and Prometheus's files"""
     ray: Path
     """Ray's temporary directory, which holds the list of its own metrics' addresses"""
     prometheus_port: int
     grafana_port: int
-
-    @property
-    def prometheus_url(self) -> str:
-        return f"http://127.0.0.1:{self.prometheus_port}"
-
-    @property
-    def grafana_url(self) -> str:
-        return f"http://127.0.0.1:{self.grafana_port}"
 
     @property
     def config(self) -> Path:
@@ -63,11 +54,11 @@ class Place:
         return self.data / "config"
 
     def environment(self, dashboards: Path) -> dict[str, str]:
-        """Of the servers: what deploy/monitoring/compose.yml and Grafana's provisioning take from there."""
+        """Environment variables that compose.yml and Grafana's provisioning read."""
         return os.environ | {
             "QTTDM_PROMETHEUS_CONFIG": str(self.config),
             "QTTDM_PROMETHEUS_PORT": str(self.prometheus_port),
-            "QTTDM_PROMETHEUS_URL": self.prometheus_url,
+            "QTTDM_PROMETHEUS_URL": f"http://127.0.0.1:{self.prometheus_port}",
             "QTTDM_GRAFANA_PORT": str(self.grafana_port),
             "QTTDM_RAY_DIR": str(self.ray),
             "QTTDM_DASHBOARDS": str(dashboards),
@@ -76,113 +67,88 @@ class Place:
 
 @dataclass(frozen=True)
 class Server:
-    """A program to start, and where it answers when it is ready."""
+    """A program to start."""
 
     name: str
     command: list[str]
     environment: dict[str, str]
-    ready: tuple[str, ...]
     log: Path | None = None
-    """None: to the terminal"""
+    """where its output goes; None: to the terminal"""
 
 
-def write_config(place: Place) -> None:
-    """deploy/monitoring/prometheus, with this place's target and Ray's directory."""
-    place.config.mkdir(parents=True, exist_ok=True)
+def write_config(options: Options) -> None:
+    """Write deploy/monitoring/prometheus into the data folder, with this exporter and Ray's directory."""
+    options.config.mkdir(parents=True, exist_ok=True)
     config = yaml.safe_load((HERE / "prometheus" / "prometheus.yml").read_text())
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
-    jobs["qttdm"]["static_configs"][0]["targets"] = [place.target]
-    jobs["ray"]["file_sd_configs"][0]["files"] = [str(place.ray / "prom_metrics_service_discovery.json")]
-    (place.config / "prometheus.yml").write_text(yaml.safe_dump(config, sort_keys=False))
-    shutil.copy(HERE / "prometheus" / "alerts.yml", place.config)
+    jobs["qttdm"]["static_configs"][0]["targets"] = [options.target]
+    jobs["ray"]["file_sd_configs"][0]["files"] = [str(options.ray / "prom_metrics_service_discovery.json")]
+    (options.config / "prometheus.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    shutil.copy(HERE / "prometheus" / "alerts.yml", options.config)
 
 
 def docker_runs() -> bool:
     """Is there docker compose, and a daemon that answers it?"""
-    if not shutil.which("docker"):
-        return False
     try:
         for command in (["docker", "compose", "version"], ["docker", "info"]):
             subprocess.run(command, capture_output=True, timeout=30, check=True)
-    except subprocess.SubprocessError:
+    except (OSError, subprocess.SubprocessError):
         return False
     return True
 
 
-def prometheus(place: Place, program: str) -> Server:
-    """Started from PATH."""
-    command = [
-        program,
-        f"--config.file={place.config / 'prometheus.yml'}",
-        f"--web.listen-address=127.0.0.1:{place.prometheus_port}",
-        f"--storage.tsdb.path={place.data / 'prometheus'}",
-        "--storage.tsdb.retention.time=15d",
-    ]
-    ready = (f"{place.prometheus_url}/-/ready",)
-    return Server("prometheus", command, dict(os.environ), ready, place.data / "prometheus.log")
-
-
-def grafana(place: Place, program: str) -> Server:
-    """Started from PATH."""
-    beside = Path(program).resolve().parents[1]
-    home = next((home for home in (beside, *GRAFANA_HOMES) if (home / "conf" / "defaults.ini").exists()), beside)
-    compose = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]["environment"]
-    environment = place.environment(DASHBOARDS) | {
-        name: value for name, value in compose.items() if name.startswith("GF_") and "$" not in value
-    }
-    environment |= {
-        "GF_SERVER_HTTP_PORT": str(place.grafana_port),
-        "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": str(DASHBOARDS / "training.json"),
-        "GF_PATHS_DATA": str(place.data / "grafana"),
-        "GF_PATHS_LOGS": str(place.data / "grafana"),
-        "GF_PATHS_PLUGINS": str(place.data / "grafana" / "plugins"),
-        "GF_PATHS_PROVISIONING": str(HERE / "grafana" / "provisioning"),
-    }
-    ready = (f"{place.grafana_url}/api/health",)
-    return Server("grafana-server", [program, f"--homepath={home}"], environment, ready, place.data / "grafana.log")
-
-
-def containers(place: Place) -> Server:
-    """Both, by docker compose, which ends them when it is told to end."""
-    place.ray.mkdir(parents=True, exist_ok=True)  # which is mounted; Docker would make it root's
-    command = ["docker", "compose", "--file", str(COMPOSE), "up"]
-    ready = (f"{place.prometheus_url}/-/ready", f"{place.grafana_url}/api/health")
-    return Server("docker compose", command, place.environment(Path("/dashboards")), ready)
-
-
-def choose(place: Place) -> tuple[list[Server], list[str]]:
-    """What to start on this machine, and what there is to say about it. ConfigError if there is nothing to start."""
+def servers_of(options: Options) -> list[Server]:
+    """Choose what this machine can start: docker compose, else Prometheus and, if it is there, Grafana. ConfigError."""
     if docker_runs():
-        return [containers(place)], []
-    found = {name: shutil.which(name) for name in ("prometheus", "grafana-server")}
-    if found["prometheus"] is None:
+        options.ray.mkdir(parents=True, exist_ok=True)  # which is mounted; Docker would make it root's
+        command = ["docker", "compose", "--file", str(COMPOSE), "up"]
+        return [Server("docker compose", command, options.environment(Path("/dashboards")))]
+    prometheus, grafana = shutil.which("prometheus"), shutil.which("grafana-server")
+    if prometheus is None:
         raise ConfigError(
             "monitor: no Docker that runs, and no `prometheus` on PATH; install one of them (Debian, Ubuntu: "
             "apt install prometheus); `qttdm top` needs neither"
         )
-    servers = [prometheus(place, found["prometheus"])]
-    if found["grafana-server"] is None:
-        return servers, [
-            "no Docker that runs, and no `grafana-server` on PATH: no dashboards, Prometheus alone (to have them, "
-            "install Docker or Grafana, https://grafana.com/docs/grafana/latest/setup-grafana/installation)"
-        ]
-    return [*servers, grafana(place, found["grafana-server"])], []
+    command = [
+        prometheus,
+        f"--config.file={options.config / 'prometheus.yml'}",
+        f"--web.listen-address=127.0.0.1:{options.prometheus_port}",
+        f"--storage.tsdb.path={options.data / 'prometheus'}",
+        "--storage.tsdb.retention.time=15d",
+    ]
+    servers = [Server("prometheus", command, dict(os.environ), options.data / "prometheus.log")]
+    return [*servers, grafana_server(options, grafana)] if grafana else servers
+
+
+def grafana_server(options: Options, program: str) -> Server:
+    """Run Grafana from PATH with the settings that it has in compose.yml."""
+    beside = Path(program).resolve().parents[1]
+    home = next((home for home in (beside, *GRAFANA_HOMES) if (home / "conf" / "defaults.ini").exists()), beside)
+    compose = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]["environment"]
+    environment = {name: value for name, value in compose.items() if name.startswith("GF_") and "$" not in value}
+    environment |= options.environment(DASHBOARDS) | {
+        "GF_SERVER_HTTP_PORT": str(options.grafana_port),
+        "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": str(DASHBOARDS / "training.json"),
+        "GF_PATHS_DATA": str(options.data / "grafana"),
+        "GF_PATHS_LOGS": str(options.data / "grafana"),
+        "GF_PATHS_PLUGINS": str(options.data / "grafana" / "plugins"),
+        "GF_PATHS_PROVISIONING": str(HERE / "grafana" / "provisioning"),
+    }
+    return Server("grafana-server", [program, f"--homepath={home}"], environment, options.data / "grafana.log")
 
 
 def check_port(port: int, option: str) -> None:
-    """ConfigError, one line, if somebody has it."""
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind(("127.0.0.1", port))
-        except OSError as error:
-            reason = f"{error.strerror}; choose another with {option}"
-            raise ConfigError(f"monitor: cannot listen at 127.0.0.1:{port} ({reason})") from None
+    """ConfigError, one line, if the port is taken."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        reason = f"{os.strerror(error.errno or 0)}; choose another with {option}"
+        raise ConfigError(f"monitor: cannot listen at 127.0.0.1:{port} ({reason})") from None
 
 
 @contextmanager
 def running(servers: Sequence[Server]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Started in this order, ended in the other."""
+    """Start the servers in this order, and end them in the other."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for server in servers:
@@ -192,8 +158,10 @@ def running(servers: Sequence[Server]) -> Iterator[list[subprocess.Popen[bytes]]
             )
         yield processes
     finally:
-        for process in reversed(processes):
-            process.send_signal(signal.SIGINT if process.args[0] == "docker" else signal.SIGTERM)  # type: ignore[index]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        for server, process in reversed([*zip(servers, processes, strict=False)]):
+            process.send_signal(signal.SIGTERM if server.log else signal.SIGINT)  # docker compose ends at an interrupt
         for process in reversed(processes):
             try:
                 process.wait(STOP_SECONDS)
@@ -212,8 +180,8 @@ def check_alive(servers: Sequence[Server], processes: Sequence[subprocess.Popen[
             )
 
 
-def answers(url: str) -> bool:
-    """Is somebody there, and ready?"""
+def is_ready(url: str) -> bool:
+    """Does a server answer there, and say that it is ready?"""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
@@ -221,53 +189,45 @@ def answers(url: str) -> bool:
         return False
 
 
-class Stop(Exception):  # noqa: N818 - not an error: Ctrl-C or SIGTERM
-    """Asked to end."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stop
-
-
-def monitor(place: Place) -> None:
-    """Until Ctrl-C or SIGTERM. ConfigError if it cannot begin, or one of the servers ends."""
-    servers, notes = choose(place)
-    check_port(place.prometheus_port, "--prometheus-port")
-    if len(servers) > 1 or servers[0].log is None:
-        check_port(place.grafana_port, "--grafana-port")
+def monitor(options: Options) -> None:
+    """Run the servers until Ctrl-C or SIGTERM. ConfigError if they cannot be started, or one of them ends."""
+    servers = servers_of(options)
+    urls = {"Prometheus": f"http://127.0.0.1:{options.prometheus_port}"}
+    ready = [f"{urls['Prometheus']}/-/ready"]
+    check_port(options.prometheus_port, "--prometheus-port")
+    if servers[-1].name != "prometheus":
+        urls["Grafana"] = f"http://127.0.0.1:{options.grafana_port}"
+        ready.append(f"{urls['Grafana']}/api/health")
+        check_port(options.grafana_port, "--grafana-port")
     try:
-        write_config(place)
+        write_config(options)
     except OSError as error:
-        raise ConfigError(f"monitor: {place.data}: {error.strerror}") from None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    try:
-        with running(servers) as processes:
-            deadline = time.monotonic() + START_SECONDS
-            for url in [url for server in servers for url in server.ready]:
-                while not answers(url):
-                    check_alive(servers, processes)
-                    # Images may have to be fetched first, for however long.
-                    if servers[0].log is not None and time.monotonic() > deadline:
-                        raise ConfigError(
-                            f"monitor: nothing answers at {url} after {START_SECONDS:g} s; see {place.data}"
-                        )
-                    time.sleep(0.2)
-            for note in notes:
-                print(note)
-            where = [f"Prometheus: {place.prometheus_url}"]
-            where += [] if notes else [f"Grafana: {place.grafana_url}"]
-            print(f"{', '.join(where)}, of {place.target}; data in {place.data}; Ctrl-C ends it", flush=True)
-            while True:
+        raise ConfigError(f"monitor: {options.data}: {error.strerror}") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), running(servers) as processes:
+        deadline = time.monotonic() + START_SECONDS
+        for url in ready:
+            while not is_ready(url):
                 check_alive(servers, processes)
-                time.sleep(1)
-    except Stop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+                if servers[0].log and time.monotonic() > deadline:  # docker may have to fetch images first
+                    raise ConfigError(
+                        f"monitor: nothing answers at {url} after {START_SECONDS:g} s; see {options.data}"
+                    )
+                time.sleep(0.2)
+        if "Grafana" not in urls:
+            print(
+                "no Docker that runs, and no `grafana-server` on PATH: no dashboards, Prometheus alone (to have them, "
+                "install Docker or Grafana, https://grafana.com/docs/grafana/latest/setup-grafana/installation)"
+            )
+        where = ", ".join(f"{name}: {url}" for name, url in urls.items())
+        print(f"{where}, of {options.target}; data in {options.data}; Ctrl-C ends it", flush=True)
+        while True:
+            check_alive(servers, processes)
+            time.sleep(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Parse the command line and monitor; returns the exit status."""
     p = argparse.ArgumentParser(
         prog="python -m qttdm.deploy.monitoring.monitor", description="Prometheus and Grafana, on loopback"
     )
@@ -278,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--grafana-port", metavar="P", type=int, default=3000)
     o = p.parse_args(arguments)
     try:
-        monitor(Place(o.data.absolute(), o.target, o.ray.absolute(), o.prometheus_port, o.grafana_port))
+        monitor(Options(o.target, o.data.absolute(), o.ray.absolute(), o.prometheus_port, o.grafana_port))
     except ConfigError as error:
         print(f"qttdm: {error}", file=sys.stderr)
         return 2

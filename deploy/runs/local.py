@@ -79,7 +79,7 @@ class LocalRun:
         self.learner.telemetry = telemetry("learner", 0)
         self.learner.generation = read_generation(run_dir.path)
         self.watchdog = Watchdog(run_dir.path, "learner", config.cluster.hang_seconds)
-        self.watchdog.tell(self.learner.telemetry)
+        self.watchdog.report_hang(self.learner.telemetry)
         settings = ActorSettings(
             run_dir=run_dir.path,
             seed=config.seed,

@@ -20,7 +20,7 @@ from pydantic import Field
 from qttdm.common.checkpoint import CheckpointError
 from qttdm.common.config import Config, ConfigError, merge, parse_overrides, validate
 from qttdm.common.metrics.telemetry import Telemetry
-from qttdm.deploy.monitoring.alone import Alone
+from qttdm.deploy.monitoring.local_exporter import LocalExporter
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
@@ -135,7 +135,7 @@ def run(
     certificate: Path | None,
     key: Path | None,
     watch: bool,
-    metrics: Alone | None = None,
+    metrics: LocalExporter | None = None,
     planner: str | None = None,
 ) -> None:
     """Serve until told to stop. ConfigError if it cannot begin."""

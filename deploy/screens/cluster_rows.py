@@ -1,4 +1,4 @@
-"""The rows of a run on a cluster, from its driver's notice."""
+"""Show a run on a cluster, from its driver's status."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from qttdm.deploy.screens.rows import Row, View
 
 
-def cluster_view(notice: dict[str, Any], title: str = "") -> View:
-    """All seeds, from ClusterRun.notice."""
-    return View(title, [_row(seed, notice["env_steps"]) for seed in notice["seeds"]])
+def cluster_view(run: dict[str, Any], title: str = "") -> View:
+    """Make a row for each seed of ClusterRun.status."""
+    return View(title, [_row(seed, run["env_steps"]) for seed in run["seeds"]])
 
 
 def _row(seed: dict[str, Any], target: int) -> Row:

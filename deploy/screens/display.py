@@ -1,4 +1,4 @@
-"""The one live display: tables that refresh in a terminal, and a line now and then anywhere else."""
+"""Show tables that refresh in a terminal, and print a line now and then anywhere else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS_OF_SILENCE = 30.0  # of plain output, after which a sign of life is due
 
 
 class Display:
-    """Show runs until left. A context manager, so that the terminal is always given back."""
+    """Show runs. A context manager, so that the terminal is always given back."""
 
     def __init__(
         self, console: Console | None = None, clock: Callable[[], float] = time.monotonic, whole_screen: bool = False
@@ -47,7 +47,7 @@ class Display:
             self._print_lines(every=0.0)
 
     def show(self, *views: View) -> None:
-        """Take the newest state; plain output prints a seed's line when its state changes, or now and then if news."""
+        """Show the newest state; plain output prints a seed's line when its state changes, else every ten seconds."""
         self._views = views
         if not self.live:
             self._print_lines(SECONDS_BETWEEN_LINES)

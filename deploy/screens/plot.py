@@ -1,4 +1,4 @@
-"""Learning curves from run directories: one colour per group, the seeds of a group taken together.
+"""Draw learning curves of run directories: one colour per group, the seeds of a group taken together.
 
 A group is the runs whose config.yaml differ in nothing but the seed and where they ran (device, threads). It is called
 after its agent and the settings in which the groups of its task differ. Its line is the mean over seeds, its band the
@@ -56,7 +56,7 @@ class Run:
         return not dot or any(own.startswith(f"{section}.") for own in self.settings)
 
     def curve(self, metric: str) -> Curve:
-        """A metric of the evaluations; nulls left out, and of two lines at one step the later one counts."""
+        """Read a metric off the evaluations; nulls are left out, and of two lines at one step the later one counts."""
         points = {line["env_steps"]: line[metric] for line in self.evaluations if line.get(metric) is not None}
         return np.array(sorted(points), float), np.array([points[step] for step in sorted(points)], float)
 
@@ -108,7 +108,7 @@ def read_run(path: Path) -> Run:
 
 
 def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"qt": {"bins": 5}} -> {"qt.bins": "5"}"""
+    """Flatten settings: {"qt": {"bins": 5}} -> {"qt.bins": "5"}."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -119,7 +119,7 @@ def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of one task by their group's label, in its order; ConfigError when a group has one seed twice."""
+    """Group the runs of one task by label, sorted. ConfigError if a group has one seed twice."""
     alike: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
     for run in runs:
         group = alike[tuple(sorted(run.settings.items()))]
@@ -144,7 +144,7 @@ def _differs(key: str, runs: Sequence[Run]) -> bool:
 
 
 def read_references(path: Path, task: str, metric: str) -> dict[str, Curve]:
-    """Published curves of a task and metric, by source, seeds averaged at each step.
+    """Read published curves of a task and metric, by source, seeds averaged at each step.
 
     Tasks match by their bare name, so `mw-hammer` in the file serves `metaworld/hammer-v3`. What is published for
     Meta-World (`mw-`) is success, for every other task the return; the other metric has no curves.
@@ -168,12 +168,12 @@ def read_references(path: Path, task: str, metric: str) -> dict[str, Curve]:
 
 
 def _bare_name(task: str) -> str:
-    """dmc/walker-walk -> walker-walk; mw-hammer and metaworld/hammer-v3 -> hammer."""
+    """Drop family and version: dmc/walker-walk -> walker-walk; mw-hammer and metaworld/hammer-v3 -> hammer."""
     return re.sub(r"-v\d+$", "", task.rsplit("/", 1)[-1].removeprefix("mw-"))
 
 
 def align(curves: Sequence[Curve]) -> tuple[Array, Array]:
-    """R curves on one grid: steps [G], values [R, G]; the union of their steps within the range common to all.
+    """Interpolate R curves onto one grid: steps [G], values [R, G]; all their steps within the common range.
 
     ValueError when the ranges do not overlap.
     """
@@ -186,7 +186,7 @@ def align(curves: Sequence[Curve]) -> tuple[Array, Array]:
 
 
 def bootstrap_interval(values: Array, samples: int = 2000, seed: int = 0) -> tuple[Array, Array]:
-    """95% percentile-bootstrap interval of the mean over runs: values [R, G] -> low [G], high [G].
+    """Compute the 95% percentile-bootstrap interval of the mean over runs: values [R, G] -> low [G], high [G].
 
     Whole runs are drawn with replacement, the same draw for every step, because a run's points depend on each other.
     """
@@ -198,7 +198,7 @@ def bootstrap_interval(values: Array, samples: int = 2000, seed: int = 0) -> tup
 
 
 def interquartile_mean(values: Array) -> Array:
-    """Mean of the middle half over runs: values [R, ...] -> [...].
+    """Compute the mean of the middle half over runs: values [R, ...] -> [...].
 
     A quarter of the weight is cut from each end, exactly: with R runs the sorted run i covers [i/R, (i+1)/R] and weighs
     as much of that as lies in [1/4, 3/4]. Equals rliable's trimmed mean where 4 divides R; theirs rounds the cut down.
@@ -229,7 +229,7 @@ def _draw_task(axes: Axes, task: str, runs: Sequence[Run], metric: str, referenc
 
 
 def _draw_group(axes: Axes, label: str, grid: Array, values: Array, colour: str) -> None:
-    """Mean line and interval band of values [R, G]; a single run gets markers at its evaluations instead."""
+    """Draw mean and interval of values [R, G]; a single run gets markers at its evaluations instead."""
     if len(values) == 1:
         style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": label}
     else:
@@ -240,7 +240,7 @@ def _draw_group(axes: Axes, label: str, grid: Array, values: Array, colour: str)
 
 
 def _score(task: str, label: str, metric: str, grid: Array, values: Array) -> Row:
-    """The table's row: where a group [R, G] stands at the last step that all of its runs reached."""
+    """Make the table's row: a group's values [R, G] at the last step that all of its runs reached."""
     form = ".2f" if metric == "success" else ".1f"
     last = values[:, -1:]
     low, high = bootstrap_interval(last)
@@ -257,7 +257,7 @@ def _draw_training(axes: Axes, run: Run) -> None:
 
 
 def _draw_references(axes: Axes, references: dict[str, Curve], span: float) -> None:
-    """Published curves, dashed and only as far as the runs go, so that they do not squeeze them."""
+    """Draw published curves, dashed and only as far as the runs go."""
     for number, (source, (steps, values)) in enumerate(sorted(references.items())):
         shown = steps <= span
         shade = str(0.35 + 0.4 * number / max(1, len(references)))
@@ -288,7 +288,7 @@ def _decorate(axes: Axes, task: str, metric: str) -> None:
 
 
 def _as_text(rows: Sequence[Row]) -> str:
-    """Columns padded to line up, two spaces apart."""
+    """Format rows in columns, two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

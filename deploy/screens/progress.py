@@ -1,4 +1,4 @@
-"""What a person sees while a run trains in this process: its row, its losses and what is under way."""
+"""Show a run that trains in this process: its row, its losses and what is under way."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from qttdm.deploy.screens.display import Display
 from qttdm.deploy.screens.rows import Row, View
 
 
-class Progress:
-    """Shows a run's budget and newest numbers. A context manager, so that the terminal is always given back.
+class Progress(Display):
+    """Show one run's budget and newest numbers.
 
     with Progress(total_env_steps=100_000, max_minutes=30) as progress:
         progress.update(env_steps=500, episode_return=12.0)     # names as in common/metrics/lines.py, any subset
@@ -31,53 +31,45 @@ class Progress:
         seed: int = 0,
     ) -> None:
         """`max_minutes` and the time shown count from here, also in a resumed run; `clock` is in seconds."""
+        super().__init__(console, clock)
         self.total_env_steps, self.max_minutes, self.seed = total_env_steps, max_minutes, seed
         self.values: dict[str, Any] = {}
-        self._display = Display(console, clock)
-        self._clock, self._started = clock, clock()
+        self._started = clock()
         self._first_env_steps: int | None = None
         self._evaluated: float | None = None
         self._doing = "starting"
-
-    def __enter__(self) -> Progress:
-        self._display.__enter__()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self.values:  # the newest evaluation came after the newest values
-            self._display.show(self.view())
-        self._display.__exit__(kind, error, traceback)
+            self.show(self.view())
+        super().__exit__(kind, error, traceback)
 
     def update(self, **values: Any) -> None:
         """Take over the newest values."""
         self.values |= values
         if self._first_env_steps is None and "env_steps" in values:
             self._first_env_steps = values["env_steps"]
-        self._display.show(self.view())
+        self.show(self.view())
 
     def doing(self, what: str) -> None:
         """Say what is under way when there is no news: an episode at the paper's size may take half an hour."""
         self._doing = what
-        if self._display.live:
-            self._display.show(self.view())
-        self._display.sign_of_life(what)
+        if self.live:
+            self.show(self.view())
+        self.sign_of_life(what)
 
     def evaluation(self, env_steps: int, mean: float, success: float | None = None) -> None:
         """Show an evaluation's mean return, and its share of successes where the task defines success."""
         self._evaluated = mean
-        if self._display.live:
-            self._display.show(self.view())
+        if self.live:
+            self.show(self.view())
         solved = "" if success is None else f", success {success:.0%}"
         self.note(f"evaluation at {env_steps:,} steps: return {mean:.1f}{solved}")
 
-    def note(self, text: str) -> None:
-        """Print one line that stays, above the table where there is one."""
-        self._display.note(text)
-
     def seconds_left(self) -> float | None:
-        """Seconds until the first of the two budgets is spent; None before anything has been collected."""
+        """Estimate the seconds until the first of the two budgets is spent; None before anything is collected."""
         env_steps, elapsed = self.values.get("env_steps", 0), self._clock() - self._started
         collected = env_steps - (self._first_env_steps or 0)
         limits = []
@@ -88,7 +80,7 @@ class Progress:
         return min(limits) if limits else None
 
     def view(self) -> View:
-        """The table of one row, and what is under way."""
+        """Make the table of one row, with what is under way below it."""
         v = self.values
         losses = [
             f"{name.removeprefix('loss_')} {v[name]:.3g}"

@@ -1,6 +1,6 @@
-"""The one table of `train`, `cluster train`, `cluster status` and `top`: a row for each seed.
+"""Draw the one table of `train`, `cluster train`, `cluster status` and `top`: a row for each seed.
 
-progress.py (a run in this process), cluster_rows.py (a cluster's notice), top.py (metrics) --View--> table, line
+progress.py (a run in this process), cluster_rows.py (a cluster run's status), top.py (metrics) --View--> table, line
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Row:
     """more in words, under the table and at the end of a plain line"""
 
     def cells(self) -> dict[str, str]:
-        """All columns as text, by heading."""
+        """Format all columns, by heading."""
         return {
             "seed": str(self.seed),
             "state": self.state,
@@ -59,7 +59,7 @@ class Row:
         }
 
     def line(self) -> str:
-        """One plain line of what is known."""
+        """Format the known columns as one plain line."""
         known = [f"{name} {cell}" for name, cell in self.cells().items() if cell != "-"]
         return " | ".join([*known, self.detail] if self.detail else known)
 
@@ -74,7 +74,7 @@ class View:
     troubles: Sequence[str] = ()
 
     def __rich__(self) -> RenderableType:
-        """A title, the table and the lines below."""
+        """Draw the title, the table and the lines below."""
         table = Table(box=None, padding=(0, 1, 0, 0))
         for number, row in enumerate(self.rows):
             for name in row.cells() if number == 0 else ():
@@ -96,7 +96,7 @@ def print_views(views: Sequence[View], console: Console | None = None) -> None:
 
 
 def short_time(seconds: float | None) -> str:
-    """59 -> "59s", 300 -> "5.0m", 36_000 -> "10.0h", 10**6 -> "11.6d"."""
+    """Format seconds: 59 -> "59s", 300 -> "5.0m", 36_000 -> "10.0h", 10**6 -> "11.6d"."""
     if seconds is None:
         return "-"
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):

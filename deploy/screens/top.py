@@ -26,7 +26,7 @@ DISK = 0.1  # free share of a disk below which it is worth a line
 
 @dataclass(frozen=True)
 class Scrape:
-    """All that the exporter said at one time."""
+    """All samples that the exporter served at one time."""
 
     time: float
     """seconds, of any clock"""
@@ -48,16 +48,16 @@ class Scrape:
         return [(own, value) for own, value in found if labels.items() <= own.items()]
 
     def most(self, name: str, **labels: str) -> float | None:
-        """The largest of them; None if there are none."""
+        """Return the largest value; None if there is none."""
         return max((value for _, value in self.series(name, **labels)), default=None)
 
     def total(self, name: str, **labels: str) -> float:
-        """Their sum."""
+        """Add up the values."""
         return sum(value for _, value in self.series(name, **labels))
 
 
 def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
-    """One seed; speeds and idle time are between the two scrapes."""
+    """Make a seed's row; speeds and idle time are between the two scrapes."""
 
     def speed(name: str) -> float | None:
         known = old.series(name, **labels) and new.series(name, **labels) and new.time > old.time
@@ -92,7 +92,7 @@ def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
 
 
 def troubles(scrape: Scrape, run: str) -> list[str]:
-    """A line for each thing that a person should look at: docs/operations.md."""
+    """List what a person should look at, a line each: docs/operations.md."""
     lines = []
     for own, up in scrape.series("qttdm_process_up", run=run):
         if not up:
@@ -112,7 +112,7 @@ def troubles(scrape: Scrape, run: str) -> list[str]:
 
 
 def metric_views(old: Scrape, new: Scrape) -> list[View]:
-    """All runs that the exporter knows."""
+    """Make a table for each run that the exporter knows."""
     runs: dict[str, set[tuple[str, int]]] = {}
     for name in ("qttdm_env_steps_total", "qttdm_seed_state"):
         for own, _ in new.samples.get(name, []):

@@ -35,7 +35,6 @@ def dynamics_loss(
     mask: Tensor,
     state_weight: float,
     reward_weight: float,
-    continuation_weight: float,
 ) -> DynamicsLoss:
     """Eq. 8: beta_1 * squared error of the next state - beta_2 * ln p(reward), and the continuation's cross-entropy.
 
@@ -49,24 +48,19 @@ def dynamics_loss(
         goes_on = (~terminated).to(rewards.dtype)
         logits = prediction.continuation_logits
         continuation = masked_mean(F.binary_cross_entropy_with_logits(logits, goes_on, reduction="none"), mask)
-        total = total + continuation_weight * continuation
+        total = total + continuation
     return DynamicsLoss(total, state, reward, continuation)
 
 
-def q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor, conservative_weight: float) -> tuple[Tensor, Tensor]:
+def q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 9 as smooth L1 on the Q of the bins taken, both heads towards the same targets.
 
     q [2, B, N, K], bins int64 [B, N], targets [B, N], mask bool [B]
     -> loss (mean over steps, dimensions and heads), Q of the bins taken [2, B, N].
-    conservative_weight > 0 adds the mean square of the Q of bins not taken (offline data; off online).
     """
     taken = q.gather(-1, bins.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)  # [2, B, N]
     error = F.smooth_l1_loss(taken, targets.expand_as(taken), reduction="none")
-    loss = masked_mean(error.mean(dim=(0, 2)), mask)
-    if conservative_weight > 0:
-        others = (q.square().sum(dim=-1) - taken.square()) / (q.shape[-1] - 1)  # [2, B, N]
-        loss = loss + conservative_weight * masked_mean(others.mean(dim=(0, 2)), mask)
-    return loss, taken
+    return masked_mean(error.mean(dim=(0, 2)), mask), taken
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

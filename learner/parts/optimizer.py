@@ -16,10 +16,13 @@ class OptimizerConfig(Config):
     """Adam and its schedule."""
 
     learning_rate: float = Field(gt=0)
+    """Adam's, at the start"""
     schedule: Literal["constant", "linear"] = "constant"
     """linear: decays to 0 at the end of the training"""
     weight_decay: float = Field(default=1e-6, ge=0)
+    """Adam's: this times the parameter is added to its gradient"""
     max_grad_norm: float = Field(gt=0)
+    """a gradient with a larger norm is scaled down to it"""
 
 
 class AdamStep:

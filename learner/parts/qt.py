@@ -31,8 +31,11 @@ class QTLearnerConfig(OptimizerConfig):
     """Paper, Table IV."""
 
     learning_rate: float = Field(default=3e-4, gt=0)
+    """Adam's, at the start"""
     max_grad_norm: float = Field(default=20.0, gt=0)
+    """a gradient with a larger norm is scaled down to it"""
     n_step: int = Field(default=3, gt=0)
+    """rewards summed before the target network's value"""
     states_per_window: int = Field(default=1, gt=0)
     """leading steps of each window that are training states; the paper uses the first"""
     ema_coefficient: float = Field(default=0.005, gt=0, le=1)
@@ -42,8 +45,6 @@ class QTLearnerConfig(OptimizerConfig):
     monte_carlo_clamp: bool = False
     """bound targets from below by the return-to-go; for sparse rewards, none of them negative: what a time limit cuts
     off must not have been worse than nothing"""
-    conservative_weight: float = Field(default=0.0, ge=0)
-    """pulls the Q of bins not taken towards 0; for offline data"""
 
 
 class QTLearner:
@@ -82,7 +83,7 @@ class QTLearner:
             )
         q = self.network(observations, taken_before)
         mask = batch["mask"][:, :s].flatten()
-        loss, taken = q_loss(q, bins, targets, mask, c.conservative_weight)
+        loss, taken = q_loss(q, bins, targets, mask)
         taken = taken.detach().mean(dim=0)  # [B * S, N]
         return loss, {
             "q_mean": masked_mean(taken.mean(dim=1), mask),

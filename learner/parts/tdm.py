@@ -27,12 +27,13 @@ class TDMLearnerConfig(OptimizerConfig):
     """Paper, Table IV."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
+    """Adam's, at the start"""
     max_grad_norm: float = Field(default=30.0, gt=0)
+    """a gradient with a larger norm is scaled down to it"""
     state_weight: float = Field(default=1.0, gt=0)
-    """beta_1"""
+    """beta_1, of the state's loss"""
     reward_weight: float = Field(default=2.0, gt=0)
-    """beta_2"""
-    continuation_weight: float = Field(default=1.0, gt=0)
+    """beta_2, of the reward's loss"""
 
 
 class TDMLearner:
@@ -56,7 +57,6 @@ class TDMLearner:
             batch["mask"],
             c.state_weight,
             c.reward_weight,
-            c.continuation_weight,
         )
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:

@@ -42,7 +42,9 @@ class MPPIConfig(Config):
     init_std: float = Field(default=2.0, gt=0)
     """std of the first iteration, in action units; the action range is [-1, 1]"""
     min_std: float = Field(default=0.05, gt=0)
+    """lower bound of the std, in action units"""
     max_std: float = Field(default=2.0, gt=0)
+    """upper bound of the std, in action units"""
     temperature: float = Field(default=0.5, gt=0)
     """weight of an elite is exp(temperature * (value - best value))"""
     random_bins: float = Field(default=0.1, ge=0, le=1)

@@ -26,7 +26,9 @@ class EpsilonConfig(Config):
     """Epsilon-greedy collecting: chance of a uniform action, falling linearly."""
 
     start: float = Field(default=1.0, ge=0, le=1)
+    """chance at the start of the training"""
     end: float = Field(default=0.01, ge=0, le=1)
+    """chance at last"""
     share: float = Field(default=0.3, gt=0, le=1)
     """share of the training after which `end` is reached"""
 

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 from qttdm.common.config import Config
 from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Policy
-from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.gpu import report_gpu
 from qttdm.common.metrics.instruments import counter, histogram
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.weights import Weights
@@ -174,7 +174,7 @@ class PlannerService:
         self._stopping = False
         self._counts: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self.telemetry.before_report(partial(watch_gpu, self.telemetry, policy.device))
+        self.telemetry.before_report(partial(report_gpu, self.telemetry, policy.device))
 
     async def begin(self, seeds: Sequence[int], exploration: float = 0.0) -> list[int]:
         """Start one episode for each seed, exploration in [0, 1]; returns their numbers.

@@ -11,7 +11,7 @@ import torch
 
 from qttdm.common.config import load_config
 from qttdm.common.contracts import TaskSpec
-from qttdm.common.metrics.gpu import watch_gpu
+from qttdm.common.metrics.gpu import report_gpu
 from qttdm.deploy.bench.models import random_batch
 from qttdm.deploy.cluster.seed_run import evaluating_policy
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
@@ -74,8 +74,8 @@ def test_updates_are_timed_on_the_gpu_without_waiting_for_it_and_its_use_is_told
     for _ in range(3):
         learner.update(random_batch(c.make_agent(SPEC)))
     torch.cuda.synchronize()
-    learner.update(random_batch(c.make_agent(SPEC)))  # the laps before have ended: they are told
-    watch_gpu(learner.telemetry, learner.device)
+    learner.update(random_batch(c.make_agent(SPEC)))  # the laps before have ended: they are reported
+    report_gpu(learner.telemetry, learner.device)
     told = learner.telemetry.snapshot()
     for part in ("copy", "compute"):
         total, *counts = told["qttdm_update_seconds", part]

@@ -11,10 +11,10 @@ import pytest
 
 from qttdm.common.checkpoint import CheckpointStore
 from qttdm.common.metrics.lines import MetricsWriter
-from qttdm.common.metrics.telemetry import Boot, Identity, Telemetry
+from qttdm.common.metrics.telemetry import Identity, Telemetry
 from qttdm.deploy.monitoring.exporter import Exporter
 from qttdm.learner.loop import LearningLoop
-from qttdm.learner.metrics import TimeSpent, open_metrics, report_run
+from qttdm.learner.metrics import open_metrics, report_run, time_spent
 from tests.deploy.monitoring.test_exporter import scrape
 from tests.learner.test_loop import Killed, Seed
 
@@ -35,7 +35,7 @@ def fail(error: Exception) -> None:
 
 def measured(seed: Seed, restarted: bool = False) -> LearningLoop:
     """A learner's process starts, and is looked at."""
-    loop = seed.loop(telemetry=Telemetry(IDENTITY, Boot.now(restarted)))
+    loop = seed.loop(telemetry=Telemetry(IDENTITY, restarted))
     report_run(loop)
     return loop
 
@@ -134,7 +134,7 @@ def test_who_does_not_answer_in_time_is_counted(seed):
 
 
 def test_time_is_counted_also_when_what_it_is_spent_on_fails():
-    spent = TimeSpent(Telemetry.silent("learner"))
+    spent = time_spent(Telemetry.silent("learner"))
 
     def wait_in_vain() -> None:
         time.sleep(0.01)

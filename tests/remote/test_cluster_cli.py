@@ -180,7 +180,7 @@ class Bystander:
 def others(cluster) -> Iterator[Any]:
     """An actor and a placement group on the cluster that are no run's."""
     group = placement_group([{"CPU": 1}])
-    actor = ray.remote(num_cpus=0.5)(Bystander).options(name="others/board", namespace="others").remote()
+    actor = ray.remote(num_cpus=0.5)(Bystander).options(name="others/control", namespace="others").remote()
     ray.get([group.ready(), actor.greet.remote()], timeout=PATIENCE)
     yield actor
     ray.kill(actor)
@@ -200,7 +200,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
 
     def goes(child: subprocess.Popen[str]) -> bool:
         assert child.poll() is None, ended(child)
-        return "walk/board" in {a["name"] for a in ray.util.list_named_actors(all_namespaces=True)}
+        return "walk/control" in {a["name"] for a in ray.util.list_named_actors(all_namespaces=True)}
 
     assert run_main(capsys, "status") == (0, "no run is on this cluster\n", "")
     line = one_line(*run_main(capsys, "status", "walk"))
@@ -209,7 +209,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
 
     training = shell(here, cluster.address, *ENDLESS, "--name=walk", "--seeds=0")
     until(lambda: goes(training), "it is on the cluster")
-    ray.get(ray.get_actor("walk/board", NAMESPACE).__ray_ready__.remote(), timeout=PATIENCE)
+    ray.get(ray.get_actor("walk/control", NAMESPACE).__ray_ready__.remote(), timeout=PATIENCE)
     until(lambda: steps() > 800, "it trains")
     assert re.search(r"^ *0 +running ", run_main(capsys, "status")[1], re.MULTILINE)
     line = one_line(*run_main(capsys, *ENDLESS, "--name=walk", "--runs-dir=elsewhere"))
@@ -223,7 +223,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
         answer = ask(name, method)
         if not lost:
             lost.append(answer)
-            ray.kill(ray.get_actor(f"{name}/board", NAMESPACE), no_restart=False)
+            ray.kill(ray.get_actor(f"{name}/control", NAMESPACE), no_restart=False)
         return answer
 
     before = steps()
@@ -237,7 +237,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     status, out, err = ended(training)
     assert (status, err) == (0, "")
     assert "saved; go on with: qttdm cluster resume walk" in out
-    assert [a["name"] for a in ray.util.list_named_actors(all_namespaces=True)] == ["others/board"]
+    assert [a["name"] for a in ray.util.list_named_actors(all_namespaces=True)] == ["others/control"]
     assert ray.get(others.greet.remote(), timeout=PATIENCE) == "hello"
     assert groups == {group["name"] for group in placement_group_table().values() if group["state"] == "CREATED"}
     [seed] = old_seeds(run)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from qttdm.common.metrics.instruments import Component
-from qttdm.common.metrics.telemetry import Boot, Identity, Telemetry
+from qttdm.common.metrics.telemetry import Identity, Telemetry
 from qttdm.deploy.cluster.exporter_actor import ensure_exporter, remove_exporter
-from qttdm.deploy.cluster.reporting import RaySender, find_exporter
+from qttdm.deploy.cluster.reporting import find_exporter, send
 from tests.remote.live import until
 from tests.remote.scraping import exporter_pid, free_port, scrape
 
@@ -31,22 +31,20 @@ def port(cluster) -> Any:
 
 
 def process(component: Component = "actor") -> Telemetry:
-    return Telemetry(Identity("run", "0", "task", component), Boot.now())
+    return Telemetry(Identity("run", "0", "task", component))
 
 
-def send(t: Telemetry, sender: RaySender) -> bool:
+def reported(t: Telemetry) -> bool:
     def fail(error: Exception) -> None:
         raise error
 
-    sent = sender.send(t.report(fail))
-    sender.wait(10)
-    return sent
+    return send(t.report(fail), 10)
 
 
 def test_it_is_found_by_name_and_comes_back_from_a_kill_with_what_it_had(port):
-    t, sender = process(), RaySender()
+    t = process()
     t.inc("qttdm_acted_total", 5)
-    assert send(t, sender)
+    assert reported(t)
     assert scrape(port)["qttdm_acted_total", "0", "actor", "0"] == 5
     pid = exporter_pid()
     os.kill(pid, signal.SIGKILL)
@@ -56,7 +54,7 @@ def test_it_is_found_by_name_and_comes_back_from_a_kill_with_what_it_had(port):
     t.inc("qttdm_acted_total", 1)
     key = ("qttdm_acted_total", "0", "actor", "0")
     # Again and again, as reporters do: what is sent while Ray still calls it restarting is lost.
-    until(lambda: send(t, sender) and scrape(port).get(key) == 6, "a report gets through, and it counts on")
+    until(lambda: reported(t) and scrape(port).get(key) == 6, "a report gets through, and it counts on")
     assert exporter_pid() != pid
 
 
@@ -94,4 +92,4 @@ def test_a_port_in_use_is_one_line_and_is_taken_when_it_is_free(cluster):
 def test_while_there_is_no_exporter_reports_are_dropped_at_once(cluster):
     remove_exporter()
     assert find_exporter() is None
-    assert not send(process(), RaySender())
+    assert not reported(process())

@@ -50,7 +50,7 @@ def test_an_environment_that_hangs_or_raises_in_evaluations(cluster, tmp_path):
         (to_come() / name).touch()
     with Live(cluster, tmp_path / "run", configs) as live:
         live.end()
-        told = live.run.notice()["seeds"]
+        told = live.run.status()["seeds"]
     assert [(seed["state"], seed["hung"]) for seed in told] == [("finished", 2), ("finished", 1)]
     assert [len(check_books(seed).evals) for seed in live.seeds] == [0, 1]
     for seed, hung, given_up in ((0, 2, 1), (1, 1, 0)):

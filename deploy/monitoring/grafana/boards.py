@@ -18,10 +18,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 import qttdm.deploy.monitoring.exporter  # noqa: F401 - with it every metric is declared
 from qttdm.common.metrics.instruments import INSTRUMENTS
 
-HERE = Path(__file__).resolve().parent
-DASHBOARDS = HERE / "dashboards"
-CHOSEN = 'run="$run",task=~"$task",seed=~"$seed"'
-"""The dashboard's variables as labels."""
+DASHBOARDS = Path(__file__).resolve().parent / "dashboards"
+CHOSEN = 'run="$run",task=~"$task",seed=~"$seed"'  # the dashboard's variables as labels
 SOURCE = d.DataSourceRef(type_val="prometheus", uid="${datasource}")
 LETTERS = "ABCDEFGHIJKLMNOP"
 KINDS: dict[str, Any] = {"number": stat, "lines": timeseries, "heat": heatmap, "table": table}
@@ -41,13 +39,13 @@ def chosen(query: str) -> str:
 
 
 def thresholds(limits: dict[float, str]) -> dashboard.ThresholdsConfig:
-    """Colours from these values on; green below."""
+    """Colour a value from each limit on; green below."""
     steps = [d.Threshold(value=None, color="green"), *(d.Threshold(value=v, color=c) for v, c in limits.items())]
     return dashboard.ThresholdsConfig().mode(d.ThresholdsMode.ABSOLUTE).steps(steps)
 
 
 def panel(row: dict[str, Any], kind: str, width: int) -> Any:
-    """One panel of the table. ValueError for a field that it does not have."""
+    """Build one panel of panels.yaml. ValueError for an unknown field."""
     if unknown := row.keys() - FIELDS:
         raise ValueError(f"{row['title']}: got {', '.join(sorted(unknown))}, want {', '.join(sorted(FIELDS))}")
     built = KINDS[kind].Panel().title(row["title"]).description(row["question"]).datasource(SOURCE).unit(row["unit"])
@@ -65,13 +63,13 @@ def panel(row: dict[str, Any], kind: str, width: int) -> Any:
 
 
 def number(built: stat.Panel, row: dict[str, Any]) -> stat.Panel:
-    """A number in large print, the newest; `-` where there is none."""
+    """Show the newest number in large print; `-` where there is none."""
     built = built.no_value("-").color_mode(c.BigValueColorMode.VALUE).graph_mode(c.BigValueGraphMode.AREA)
     return built.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
 
 
 def lines(built: timeseries.Panel, row: dict[str, Any]) -> timeseries.Panel:
-    """Lines over time."""
+    """Show lines over time."""
     legend = common.VizLegendOptions().display_mode(c.LegendDisplayMode.LIST).show_legend(True)
     built = built.legend(legend.placement(c.LegendPlacement.BOTTOM)).fill_opacity(50 if row.get("stacked") else 0)
     built = built.tooltip(common.VizTooltipOptions().mode(c.TooltipDisplayMode.MULTI))
@@ -85,46 +83,43 @@ def lines(built: timeseries.Panel, row: dict[str, Any]) -> timeseries.Panel:
 
 
 def heat(built: heatmap.Panel, row: dict[str, Any]) -> heatmap.Panel:
-    """A histogram over time."""
+    """Show a histogram over time."""
     built = built.y_axis(heatmap.YAxisConfig().unit(row["unit"])).show_legend().exemplars_color("orange")
     built = built.color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Blues").steps(32))
     return built.show_value(c.VisibilityMode.NEVER).mode(c.TooltipDisplayMode.SINGLE)
 
 
 def columns(built: table.Panel, row: dict[str, Any]) -> table.Panel:
-    """A row for each set of labels."""
+    """Show a table with a row for each set of labels."""
     built = built.no_value("-").show_header(True).frame_index(0)
     for name, (_, unit, *limits) in row["queries"].items():
-        properties = [d.DynamicConfigValue("unit", unit)]
+        cell = {"unit": unit}
         if limits:
-            properties.append(d.DynamicConfigValue("thresholds", thresholds(limits[0]).build().to_json()))
-            properties.append(d.DynamicConfigValue("custom.cellOptions", {"type": "color-text"}))
-        built = built.override_by_name(name, properties)
+            cell |= {"thresholds": thresholds(*limits).build().to_json(), "custom.cellOptions": {"type": "color-text"}}
+        built = built.override_by_name(name, [d.DynamicConfigValue(k, v) for k, v in cell.items()])
     renamed = {f"Value #{letter}": name for letter, name in zip(LETTERS, row["queries"], strict=False)}
-    organised = {"excludeByName": {"Time": True}, "renameByName": renamed}
-    steps = {"merge": {}, "organize": organised}
+    steps = {"merge": {}, "organize": {"excludeByName": {"Time": True}, "renameByName": renamed}}
     return built.transformations([d.DataTransformerConfig(id_val=k, options=v) for k, v in steps.items()])
 
 
 def variables(built: dashboard.Dashboard) -> dashboard.Dashboard:
-    """What is chosen: the run, and some or all of its tasks and seeds."""
+    """Add the choice of a run, and of some or all of its tasks and seeds."""
     source = dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus")
     built = built.with_variable(source.hide(d.VariableHide.HIDE_VARIABLE))
+    everything = d.VariableOption(selected=True, text=["All"], value=["$__all"])
     for name, among in {"run": "", "task": '{run="$run"}', "seed": '{run="$run",task=~"$task"}'}.items():
-        variable = dashboard.QueryVariable(name).label(name).datasource(SOURCE)
-        variable = variable.query(f"label_values(qttdm_env_steps_total{among}, {name})")
-        variable = variable.refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED)
-        if name == "run":
-            built = built.with_variable(variable.sort(d.VariableSort.ALPHABETICAL_DESC))
-            continue
-        everything = d.VariableOption(selected=True, text=["All"], value=["$__all"])
-        variable = variable.sort(d.VariableSort.NUMERICAL_ASC).multi(True).include_all(True).all_value(".*")
-        built = built.with_variable(variable.current(everything))
+        choice = dashboard.QueryVariable(name).label(name).datasource(SOURCE)
+        choice = choice.query(f"label_values(qttdm_env_steps_total{among}, {name})")
+        choice = choice.refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        if name != "run":
+            choice = choice.multi(True).include_all(True).all_value(".*").current(everything)
+        order = d.VariableSort.ALPHABETICAL_DESC if name == "run" else d.VariableSort.NUMERICAL_ASC
+        built = built.with_variable(choice.sort(order))
     return built
 
 
 def board(name: str, content: dict[str, Any]) -> Any:
-    """One dashboard: its first row shows numbers, the others what they say."""
+    """Build one dashboard: numbers in its first row, lines in the others unless they say otherwise."""
     built = dashboard.Dashboard(content["title"]).uid(f"qttdm-{name}").description(content["description"])
     built = built.tags(["qttdm"]).time("now-1h", "now").refresh("10s").timezone("browser")
     link = dashboard.DashboardLink("Dashboards").type(d.DashboardLinkType.DASHBOARDS).tags(["qttdm"])
@@ -142,10 +137,10 @@ def board(name: str, content: dict[str, Any]) -> Any:
 
 
 def files() -> dict[Path, str]:
-    """Content of each dashboard's file."""
+    """Write the text of each dashboard's file."""
     return {
         DASHBOARDS / f"{name}.json": json.dumps(board(name, row), cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
-        for name, row in yaml.safe_load((HERE / "panels.yaml").read_text()).items()
+        for name, row in yaml.safe_load(DASHBOARDS.with_name("panels.yaml").read_text()).items()
     }
 
 

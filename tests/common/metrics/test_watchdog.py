@@ -74,7 +74,7 @@ class TestHanging:
             """
 from qttdm.common.metrics.telemetry import Telemetry
 telemetry = Telemetry.silent("actor")
-dog.tell(telemetry)
+dog.report_hang(telemetry)
 print(telemetry.snapshot()["qttdm_failures_total", "hung"])
 """,
         )
@@ -84,7 +84,7 @@ print(telemetry.snapshot()["qttdm_failures_total", "hung"])
 
     def test_after_anything_else_there_is_nothing_to_say(self, tmp_path):
         telemetry = Telemetry.silent("actor")
-        Watchdog(tmp_path, "actor-0", 1.0).tell(telemetry)
+        Watchdog(tmp_path, "actor-0", 1.0).report_hang(telemetry)
         assert telemetry.snapshot()["qttdm_failures_total", "hung"] == 0
         assert not (tmp_path / "events.log").exists()
         assert stacks(tmp_path) == []

@@ -3,14 +3,14 @@
 import pytest
 
 from qttdm.common.config import ConfigError
-from qttdm.deploy.cluster.preflight import places
+from qttdm.deploy.cluster.preflight import check_capacity
 from qttdm.deploy.configs.cluster_config import ClusterConfig
 
 SEED = [{"CPU": 2.0, "GPU": 0.5}, {"CPU": 1.0}, {"CPU": 1.0}]
 
 
 def room(nodes, seeds, bundles=SEED, free=None):
-    return places(bundles, nodes, nodes if free is None else free, seeds)
+    return check_capacity(bundles, nodes, nodes if free is None else free, seeds)
 
 
 def test_room_for_all():

@@ -4,10 +4,11 @@ import pickle
 
 import pytest
 
-from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.config import Config, ConfigError, dump_config, load_config
 from qttdm.common.contracts import TaskSpec
 from qttdm.deploy.agents.registry import AGENTS
-from qttdm.deploy.configs.run_config import RunConfig, check_fits, preset_path
+from qttdm.deploy.configs.run_config import RunConfig, check_fits, preset_path, with_settings
+from qttdm.deploy.runs.serve import ServeConfig
 from qttdm.planner_service.planners.random_shooting import RandomShootingConfig
 from tests.fakes import tiny_config
 
@@ -90,7 +91,7 @@ class TestPaper:
         assert (learner.tdm.learning_rate, learner.tdm.weight_decay, learner.tdm.max_grad_norm) == (1e-4, 1e-6, 30)
         assert (learner.tdm.state_weight, learner.tdm.reward_weight, learner.tdm.schedule) == (1.0, 2.0, "constant")
         assert (learner.qt.learning_rate, learner.qt.weight_decay, learner.qt.max_grad_norm) == (3e-4, 1e-6, 20)
-        assert (learner.qt.ema_coefficient, learner.qt.n_step, learner.qt.conservative_weight) == (0.005, 3, 0.0)
+        assert (learner.qt.ema_coefficient, learner.qt.n_step) == (0.005, 3)
         assert config.replay.capacity >= config.training.env_steps // config.env.action_repeat  # nothing is forgotten
 
     @pytest.mark.parametrize(
@@ -191,3 +192,19 @@ class TestFits:
             tiny_config(override)
         for name in names:
             assert name in str(error.value)
+
+
+def undocumented(config: type[Config], path: str = "") -> list[str]:
+    """Fields without a docstring, by their dotted names; a section may have its class's."""
+    found = []
+    for name, field in config.model_fields.items():
+        if isinstance(field.default, Config):
+            found += undocumented(type(field.default), f"{path}{name}.")
+        elif not field.description:
+            found.append(path + name)
+    return found
+
+
+@pytest.mark.parametrize("config", [*map(with_settings, AGENTS), ServeConfig])
+def test_every_field_has_the_docstring_that_qttdm_config_prints(config):
+    assert undocumented(config) == []

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from qttdm.common.config import ConfigError
-from qttdm.common.metrics.telemetry import Boot, Identity, Telemetry
+from qttdm.common.metrics.telemetry import Identity, Telemetry
 from qttdm.deploy.monitoring.exporter import STALE, Exporter, serve
 from qttdm.deploy.screens.rows import print_views
 from qttdm.deploy.screens.top import Scrape, metric_views, row, scrape, top, troubles
@@ -29,7 +29,7 @@ class Cluster:
         self.server, self.thread = serve(self.exporter, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.server.server_port}/metrics"
         self.processes = {
-            (seed, component): Telemetry(Identity("walk", seed, "dmc/walker-walk", component), Boot.now())
+            (seed, component): Telemetry(Identity("walk", seed, "dmc/walker-walk", component))
             for seed in "01"
             for component in ("driver", "learner", "actor", "replay")
         }
@@ -143,7 +143,7 @@ def test_what_is_wrong_is_a_line_each(cluster):
 
 
 def test_two_runs_are_two_tables_and_none_is_a_line(cluster):
-    other = Telemetry(Identity("reach", "0", "dmc/reacher-easy", "learner"), Boot.now())
+    other = Telemetry(Identity("reach", "0", "dmc/reacher-easy", "learner"))
     cluster.exporter.report(other.report(lambda error: None).packed())
     text = shown(cluster.scrape(0.0), cluster.scrape(1.0))
     assert text.index("reach: dmc/reacher-easy") < text.index("walk: dmc/walker-walk")

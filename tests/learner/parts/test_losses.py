@@ -11,7 +11,7 @@ from torch import Tensor
 from qttdm.common.models.tdm import TDM, Prediction, TDMConfig
 from qttdm.learner.parts.losses import DynamicsLoss, dynamics_loss, masked_mean, q_loss
 
-WEIGHTS = {"state_weight": 1.0, "reward_weight": 2.0, "continuation_weight": 0.7}
+WEIGHTS = {"state_weight": 1.0, "reward_weight": 2.0}
 B, L, M, N, K = 6, 4, 3, 2, 5
 
 
@@ -66,7 +66,7 @@ def test_dynamics_loss_equals_a_loop(can_terminate: bool):
     assert got.state.item() == pytest.approx(state, rel=1e-5)
     assert got.reward.item() == pytest.approx(reward, rel=1e-5)
     assert got.continuation.item() == pytest.approx(continuation, rel=1e-5)
-    assert got.total.item() == pytest.approx(1.0 * state + 2.0 * reward + 0.7 * continuation, rel=1e-5)
+    assert got.total.item() == pytest.approx(1.0 * state + 2.0 * reward + continuation, rel=1e-5)
     assert (continuation > 0) == can_terminate
 
 
@@ -139,7 +139,7 @@ def make_q(seed: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return q.requires_grad_(), bins, 2 * torch.randn(B, N, generator=generator), make_mask()[:, 2]
 
 
-def slow_q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor, conservative_weight: float) -> float:
+def slow_q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor) -> float:
     total, states = 0.0, 0
     for b in range(B):
         if not mask[b]:
@@ -150,17 +150,14 @@ def slow_q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor, conserva
                 taken = bins[b, dim].item()
                 error = abs(q[head, b, dim, taken].item() - targets[b, dim].item())
                 total += (0.5 * error**2 if error < 1 else error - 0.5) / N
-                others = [q[head, b, dim, k].item() ** 2 for k in range(K) if k != taken]
-                total += conservative_weight * sum(others) / len(others) / N
     return total / states / 2  # heads
 
 
-@pytest.mark.parametrize("conservative_weight", [0.0, 0.5])
-def test_q_loss_equals_a_loop(conservative_weight: float):
+def test_q_loss_equals_a_loop():
     q, bins, targets, mask = make_q()
     assert 0 < mask.sum() < B
-    loss, taken = q_loss(q, bins, targets, mask, conservative_weight)
-    assert loss.item() == pytest.approx(slow_q_loss(q, bins, targets, mask, conservative_weight), rel=1e-5)
+    loss, taken = q_loss(q, bins, targets, mask)
+    assert loss.item() == pytest.approx(slow_q_loss(q, bins, targets, mask), rel=1e-5)
     assert taken.shape == (2, B, N)
     for head, b, dim in np.ndindex(2, B, N):
         assert taken[head, b, dim] == q[head, b, dim, bins[b, dim]]
@@ -168,7 +165,7 @@ def test_q_loss_equals_a_loop(conservative_weight: float):
 
 def test_only_the_bins_taken_are_regressed_and_both_heads_towards_the_same_target():
     q, bins, targets, mask = make_q()
-    q_loss(q, bins, targets, mask, conservative_weight=0.0)[0].backward()
+    q_loss(q, bins, targets, mask)[0].backward()
     taken = F.one_hot(bins, K).bool().expand(2, -1, -1, -1)
     assert (q.grad[~taken] == 0).all()
     towards = q.detach() - targets.unsqueeze(-1)
@@ -176,20 +173,13 @@ def test_only_the_bins_taken_are_regressed_and_both_heads_towards_the_same_targe
     torch.testing.assert_close(q.grad, want)
 
 
-def test_the_conservative_term_pulls_the_other_bins_to_zero():
-    q, bins, targets, mask = make_q()
-    q_loss(q, bins, targets, mask, conservative_weight=1.0)[0].backward()
-    others = ~F.one_hot(bins, K).bool().expand(2, -1, -1, -1) & mask.view(1, B, 1, 1)
-    assert (q.grad[others].sign() == q.detach()[others].sign()).all()
-
-
 def test_states_that_do_not_exist_have_no_influence():
     q, bins, targets, mask = make_q()
-    loss, _ = q_loss(q, bins, targets, mask, 0.5)
+    loss, _ = q_loss(q, bins, targets, mask)
     (want,) = torch.autograd.grad(loss, q)
     absent = ~mask
     other = torch.where(absent.view(1, B, 1, 1), 100.0, q.detach()).requires_grad_()
-    changed, _ = q_loss(other, bins, torch.where(absent.unsqueeze(1), -7.0, targets), mask, 0.5)
+    changed, _ = q_loss(other, bins, torch.where(absent.unsqueeze(1), -7.0, targets), mask)
     (got,) = torch.autograd.grad(changed, other)
     assert changed.item() == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(got, want)

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.deploy.cli.main import main
-from qttdm.deploy.monitoring.alone import Alone
+from qttdm.deploy.monitoring.local_exporter import LocalExporter
 from qttdm.deploy.runs.local import LocalRun, resume_run
 from qttdm.planner_service.serving.client import Client
 from tests.deploy.monitoring.test_exporter import free_port
@@ -61,13 +61,13 @@ def scrape(port: int) -> Samples:
 @pytest.fixture
 def metrics() -> Any:
     port = free_port()
-    alone = Alone("127.0.0.1", port)
-    alone.port = port
-    yield alone
-    alone.close()
+    exporter = LocalExporter("127.0.0.1", port)
+    exporter.port = port
+    yield exporter
+    exporter.close()
 
 
-def measured(metrics: Alone, directory: Path) -> Any:
+def measured(metrics: LocalExporter, directory: Path) -> Any:
     """For a run in a directory of this name."""
     return lambda config: metrics.of_run("run", 0, config.task, directory / "run" / "metrics-state")
 
@@ -85,7 +85,7 @@ def check_counts(run: LocalRun, samples: Samples) -> None:
     )
 
 
-def report(metrics: Alone) -> None:
+def report(metrics: LocalExporter) -> None:
     """Now, not within two seconds."""
     for reporter in metrics._reporters:
         reporter.flush()
@@ -125,7 +125,7 @@ def test_a_resumed_run_counts_on(tmp_path, metrics):
     train(run, should_stop=lambda: next(decisions) > 25)
     report(metrics)
     before = scrape(metrics.port)
-    again = Alone("127.0.0.1", free := free_port())
+    again = LocalExporter("127.0.0.1", free := free_port())
     try:
         resumed = reopen(run, lambda run_dir: resume_run(run_dir, measured(again, tmp_path)))
         first = scrape(free)

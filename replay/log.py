@@ -6,8 +6,8 @@
 
 record = magic (4 bytes), sequence number (8), length (4), CRC32 of number, length and payload (4), payload; all
 little-endian. Every record carries its number, so damage costs the records it touches and no other, and the numbers
-without a whole record are those lost. Each process begins a file of its own. A file's records count up to the next
-one's first number: a last record that a killed process did not finish has its number given again.
+without a whole record are those lost. Each process begins a file of its own, with the number after the last whole
+record: one that a killed process did not finish was never acknowledged.
 
 Choice: many episodes in a file. Why: a file for each takes two to four times as long to store (a new inode, a rename,
 an unlink, and with `fsync: always` a folder to flush). What would change it: few, large episodes.
@@ -96,7 +96,7 @@ class Log:
         """(number, payload) of the whole records from number `start` on, one file in memory at a time."""
         for first, following in pairwise([*self.sizes, self.next]):
             for sequence, record, _ in self._whole_records(first) if following > start else ():
-                if start <= sequence < following:
+                if sequence >= start:
                     yield sequence, record
                     start = sequence + 1  # a number comes once, in order
 

@@ -585,6 +585,26 @@ def test_a_lost_file_is_named_and_not_taken_for_an_eviction(tmp_path):
         shard.load_state(state)
 
 
+def test_what_was_lost_after_a_state_is_forgotten_with_it(tmp_path):
+    shard = open_shard(tmp_path)
+    shard.insert(encode(make_episode(0)))
+    state = shard.save_state()
+    for number in range(1, 15):
+        shard.insert(encode(make_episode(number)))
+    shard.save_state()
+    shard.close()
+    files(tmp_path)[-1].unlink()
+    shard = open_shard(tmp_path)
+    assert shard.episodes_since(0).lost
+    for _ in range(2):
+        shard.load_state(state)
+        shard.insert(encode(make_episode(1)))
+        assert shard.episodes_since(0).lost == []
+        shard.close()
+        shard = open_shard(tmp_path)
+        assert shard.episodes_since(0).lost == []
+
+
 def test_a_late_retry_of_a_deleted_episode_is_stored_once_also_after_a_kill(tmp_path):
     """A kill between the new index and the deletion leaves both: the files go, the totals count them once."""
     shard = open_shard(tmp_path)

@@ -139,7 +139,7 @@ def _per_task(per_task: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """["planner.horizon=5"] -> {"planner": {"horizon": 5}}; values are read as YAML, the last of equal keys wins.
+    """["training.eval_every=5"] -> {"training": {"eval_every": 5}}; values are read as YAML, the last of equal keys wins.
 
     ConfigError for an item that is not KEY=VALUE, and for two of which one sets keys inside the other's plain value.
     """
@@ -149,7 +149,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         parts = key.split(".")
         if not equals or not all(parts):
-            raise ConfigError(f"--set {item}: want KEY=VALUE, for example --set planner.horizon=5")
+            raise ConfigError(f"--set {item}: want KEY=VALUE, for example --set training.eval_every=2000")
         value = read_yaml(text, f"--set {item}")
         seen.append((parts, value, item))
         for other, inner, earlier in seen:

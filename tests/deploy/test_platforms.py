@@ -340,7 +340,7 @@ def test_slurm_one_node_is_a_head_alone(job, tmp_path):
 def test_slurm_arguments_address_and_token_reach_the_driver(job, tmp_path):
     (tmp_path / "release").write_text("0")
     job("train", "--name", "a b", "--set", "qt-tdm.planner.horizon=5").wait(timeout=20)
-    assert (tmp_path / "arguments").read_text() == "cluster|train|--name|a b|--set|planner.horizon=5|"
+    assert (tmp_path / "arguments").read_text() == "cluster|train|--name|a b|--set|qt-tdm.planner.horizon=5|"
     assert (tmp_path / "environment").read_text().split() == [ADDRESS, "token", "5ec2e7"]
     assert (tmp_path / "mode").read_text().strip() == "600"
     assert list((tmp_path / "runs").iterdir()) == []  # the token's file is gone with the job

@@ -231,8 +231,8 @@ class TestResume:
         assert f"{walk}/seed-2/config.yaml: got cluster.shards=1, but its replay is spread over 2" in line
 
     def test_settings_that_no_longer_fit(self, walk, capsys):
-        self.edit(walk, "tdm.window", 50)
-        assert "qt-tdm.tdm.window=50 is longer than an episode" in refused(capsys, "resume", "walk")
+        self.edit(walk, "qt-tdm.tdm.window", 50)
+        assert "qt-tdm: tdm.window=50 is longer than an episode" in refused(capsys, "resume", "walk")
 
     def test_a_configuration_that_cannot_be_read(self, walk, capsys):
         (walk / "seed-10" / "config.yaml").write_text("task: [")

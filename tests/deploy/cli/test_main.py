@@ -103,9 +103,9 @@ class TestMistakes:
             (["--set", "qt-tdm.planner.horizn=5"], ["qt-tdm.planner.horizn", "horizon"]),
             (["--set", "qt-tdm.planner.horizon=long"], ["qt-tdm.planner.horizon", "'long'", "integer"]),
             (["--set", "qt-tdm.planner.horizon=0"], ["qt-tdm.planner.horizon", "0", "> 0"]),
-            (["--set", "planner.horizon"], ["qt-tdm.planner.horizon", "KEY=VALUE"]),
+            (["--set", "qt-tdm.planner.horizon"], ["qt-tdm.planner.horizon", "KEY=VALUE"]),
             (["--planner", "quick"], ["'quick'", "exact, fast"]),
-            (["--set", "qt-tdm.tdm.window=50"], ["qt-tdm.tdm.window=50", "20 decisions"]),
+            (["--set", "qt-tdm.tdm.window=50"], ["qt-tdm: tdm.window=50", "20 decisions"]),
             (["--set", "device=gpu9"], ["device=gpu9", "cpu"]),
             (["--env-steps", "0"], ["--env-steps", '"0"', ">= 1"]),
             (["--env-steps", "1.5"], ["--env-steps", "'1.5'", "whole number"]),
@@ -317,12 +317,12 @@ class TestEvalAndPlot:
 
     def test_eval_with_a_planner_by_name_and_set_wins_over_it(self, trained, monkeypatch):
         planners = []
-        monkeypatch.setattr(TrainedAgent, "evaluate", lambda agent, _: planners.append(agent.config.planner) or 1 / 0)
+        monkeypatch.setattr(TrainedAgent, "evaluate", lambda agent, _: planners.append(agent.config.settings.planner) or 1 / 0)
         for name in PRESETS:
             for more in ([], ["--set", "qt-tdm.planner.samples=70"]):
                 with pytest.raises(ZeroDivisionError):
                     main(["eval", str(trained / "0"), *more, "--planner", name, "--set", "qt-tdm.planner.horizon=1"])
-        own = TrainedAgent(trained / "0").config.planner
+        own = TrainedAgent(trained / "0").config.settings.planner
         for planner, (name, more) in zip(planners, itertools.product(PRESETS, ({}, {"samples": 70})), strict=True):
             assert planner == own.model_copy(update={**PRESETS[name], **more, "horizon": 1})
 
@@ -359,8 +359,8 @@ class TestConfig:
             capsys, "config", "--preset", "debug", "--set", "qt-tdm.planner.horizon=2", "--seed", "7"
         )
         assert (status, err) == (0, "")
-        assert "# gamma, per decision\ndiscount: 0.98\n" in out
-        assert "  # H, decisions\n  horizon: 2\n" in out
+        assert "  # gamma, per decision\n  discount: 0.98\n" in out
+        assert "    # H, decisions\n    horizon: 2\n" in out
         (here / "page.yaml").write_text(out)
         config = load_config(RunConfig, preset_path("debug"), overrides=["qt-tdm.planner.horizon=2"], seed=7)
         assert load_config(RunConfig, here / "page.yaml") == config

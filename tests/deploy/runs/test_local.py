@@ -182,7 +182,7 @@ class TestAlternation:
         train(run)
         reported = lines(run, "update")
         assert reported[0]["lr_tdm"] > reported[-1]["lr_tdm"]
-        assert {line["lr_qt"] for line in reported} == {run.config.learner.qt.learning_rate}
+        assert {line["lr_qt"] for line in reported} == {run.config.settings.learner.qt.learning_rate}
 
     def test_checkpoints_are_written_when_due(self, tmp_path):
         run = start(tmp_path, "training.checkpoint_every=160", "training.keep_checkpoints=2")

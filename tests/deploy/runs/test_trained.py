@@ -44,7 +44,6 @@ def test_acts_as_the_run_that_was_saved(tmp_path, agent):
     assert trained.policy.weights_version == 7
     assert trained.evaluate(2) == evaluated(run)
     assert (trained.spec.obs_dim, trained.spec.action_dim) == (3, 2)
-    assert trained.frames_per_second == 30 / 8
 
 
 def test_reads_no_blobs(tmp_path):

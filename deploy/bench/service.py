@@ -159,19 +159,19 @@ def drive(port: int, case: Case, clients: int) -> Measured:
             while not over.is_set():
                 began = time.perf_counter()
                 answer = episode.act(observations[episode.step % 1000])
-                measured.append((time.perf_counter() - began, 1e-3 * answer.plan_ms))
+                measured.append((time.perf_counter() - began, 1e-3 * answer["plan_ms"]))
 
     threads = [threading.Thread(target=act, args=(seed,)) for seed in range(clients)]
     for thread in threads:
         thread.start()
     with Client(port=port) as watcher:
         ready.wait()
-        before, began = watcher.health(), time.perf_counter()
+        before, began = watcher.call("health"), time.perf_counter()
         time.sleep(case.seconds)
         over.set()
         for thread in threads:
             thread.join()
-        after, seconds = watcher.health(), time.perf_counter() - began
+        after, seconds = watcher.call("health"), time.perf_counter() - began
     batch = (after["answers"] - before["answers"]) / (after["batches"] - before["batches"])
     latency, planning = np.array(measured).T
     return Measured(latency, planning, batch, seconds)

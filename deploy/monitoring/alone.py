@@ -1,6 +1,6 @@
 """Metrics of a process without a cluster: it reports to an exporter of its own.
 
-    LocalRun, PlannerService --Telemetry--> Alone: Exporter --/metrics--> Prometheus
+    LocalRun --Telemetry--> Alone: Exporter --/metrics--> Prometheus
 
 What was counted is kept in the run's directory, so that a resumed run counts on.
 """
@@ -34,7 +34,7 @@ class Alone:
 
     def _make(self, run: str, seed: int, task: str, component: Component, index: int = 0) -> Telemetry:
         telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)), self.boot)
-        if component in ("driver", "planner"):  # one of them is in every process: its memory counts once
+        if component == "driver":  # memory counts once
             measure_process(telemetry)
         telemetry.reporter = Reporter(telemetry, self)
         self._reporters.append(telemetry.reporter)

@@ -1,4 +1,4 @@
-"""What clients and the planner service say to each other: plain data, the same within a cluster and over TCP."""
+"""Requests to the planner service and its answers: plain data, the same within a cluster and over WebSockets."""
 
 from __future__ import annotations
 
@@ -72,7 +72,3 @@ class ServiceError(RuntimeError):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(f"{refusal.code}: {refusal.message}")
         self.refusal = refusal
-
-
-class ServiceLost(RuntimeError):  # noqa: N818 - the network is at fault, or the service died
-    """The service cannot be reached, or did not answer in time; its episodes are lost."""

@@ -3,9 +3,9 @@
     act -> queue --a batch: full, or the first has waited max_wait_ms--> planner thread: policy.decide -> answers
     load ------------------------------------------------- between two batches -> planner thread: policy.load
 
-An asyncio class without sockets: `server.py` serves it over TCP, and a Ray actor can hold it as it is. What an episode
-carries from decision to decision stays here until it ends or its client falls silent. All methods run in one event
-loop; planning has a thread of its own, so that the loop always answers.
+An asyncio class without sockets: `server.py` serves it over WebSockets, and a Ray actor can hold it as it is. What an
+episode carries from decision to decision stays here until it ends or its client falls silent. All methods run in one
+event loop; planning has a thread of its own, so that the loop always answers.
 
 Choice: batches are closed and answered in plain callbacks. Why: with a task that waits for requests, a future for each
 and one for the thread, an answer takes seven turns of the loop where four do.
@@ -28,13 +28,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Policy
+from qttdm.common.contracts import DataSpec, Decisions, Policy
 from qttdm.common.metrics.gpu import watch_gpu
 from qttdm.common.metrics.instruments import counter, histogram
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.weights import Weights
 from qttdm.planner_service.policies.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
 from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request, ServiceError
+from qttdm.planner_service.serving.observations import observation_problem
 
 BATCH_SIZE = histogram(
     "qttdm_service_batch_size",
@@ -182,7 +183,7 @@ class PlannerService:
         ServiceError `busy` if they are too many, `stopping`.
         """
         if self._stopping:
-            raise ServiceError(self._refuse("stopping", "no new episodes"))
+            raise ServiceError(self.refuse("stopping", "no new episodes"))
         now = time.monotonic()
         silent = now - self.config.silence_s
         self._episodes = {n: e for n, e in self._episodes.items() if e.seen > silent or e.waiting}
@@ -190,7 +191,7 @@ class PlannerService:
             message = (
                 f"{len(self._episodes)} episodes under way and {len(seeds)} more, at most {self.config.max_episodes}"
             )
-            raise ServiceError(self._refuse("busy", message, 1e3 * self.config.silence_s))
+            raise ServiceError(self.refuse("busy", message, 1e3 * self.config.silence_s))
         begun = {next(self._numbers): _Episode(self.policy.start(seed, exploration), now) for seed in seeds}
         self._episodes |= begun
         return list(begun)
@@ -239,21 +240,21 @@ class PlannerService:
         now = time.monotonic()
         episode = self._episodes.get(request.episode)
         if episode is None:
-            return self._refuse("unknown_episode", "no such episode of this client; begin one")
+            return self.refuse("unknown_episode", "no such episode of this client; begin one")
         episode.seen = now
         if problem := observation_problem(request.observations, self.data):
-            return self._refuse("bad_observation", problem)
+            return self.refuse("bad_observation", problem)
         if episode.waiting is not None and request.step == episode.step:  # asked again
             return episode.waiting
         if episode.last is not None and request.step == episode.step - 1:
             return episode.last
         if request.step != episode.step:
-            return self._refuse("wrong_step", f"got step {request.step}, want {episode.step}")
+            return self.refuse("wrong_step", f"got step {request.step}, want {episode.step}")
         if self._stopping:
-            return self._refuse("stopping", "no new requests")
+            return self.refuse("stopping", "no new requests")
         if len(self._queue) >= self.config.max_queue:
             batches = len(self._queue) / self.config.max_batch + 1
-            return self._refuse("busy", f"{len(self._queue)} requests wait", 1e3 * batches * self._plan_seconds)
+            return self.refuse("busy", f"{len(self._queue)} requests wait", 1e3 * batches * self._plan_seconds)
         deadline = None if request.deadline_ms is None else now + 1e-3 * request.deadline_ms
         waiting = episode.waiting = _Waiting(request, episode, now, deadline)
         self._queue.append(waiting)
@@ -265,7 +266,7 @@ class PlannerService:
         """Its deadline is here: if it is not being planned yet, it will not be."""
         if waiting in self._queue:
             self._queue.remove(waiting)
-            self._resolve(waiting, self._refuse("late", f"waited {waiting.request.deadline_ms:g} ms"))
+            self._resolve(waiting, self.refuse("late", f"waited {waiting.request.deadline_ms:g} ms"))
 
     def _resolve(self, waiting: _Waiting, outcome: Answer | Refusal) -> None:
         episode = waiting.episode
@@ -281,7 +282,8 @@ class PlannerService:
             if not listener.done():  # its call was cancelled
                 listener.set_result(outcome)
 
-    def _refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
+    def refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
+        """Make a refusal, a key of REFUSALS, and count it."""
         self._refused[code] += 1
         self.telemetry.inc(REQUESTS, outcome=code)
         return Refusal(code, message, retry_ms)
@@ -337,7 +339,7 @@ class PlannerService:
         except Exception as error:  # whatever it is, out of memory above all, others may fare better
             for w in batch:
                 if w.outcome is None:
-                    self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
+                    self._resolve(w, self.refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
         self._begin_batch()
 
     def _answer(self, batch: list[_Waiting], closed: float, planned: _Planned) -> None:
@@ -347,7 +349,7 @@ class PlannerService:
         d = planned.decisions
         for w, action, value, finite in zip(batch, d.actions, d.values, d.finite, strict=True):
             if not finite:
-                self._resolve(w, self._refuse("failed", "the plan for this observation is not finite"))
+                self._resolve(w, self.refuse("failed", "the plan for this observation is not finite"))
                 continue
             answer = Answer(
                 action=action,
@@ -390,21 +392,3 @@ class PlannerService:
             return
         with self.telemetry.timed(APPLY_SECONDS):
             self.policy.load(weights)
-
-
-def observation_problem(observations: ArrayTree, data: DataSpec) -> str | None:
-    """What is wrong with observations, which must be as `data` says and finite; None if nothing is."""
-    if missing := sorted(data.observations.keys() - observations.keys()):
-        return f"there is no {missing[0]!r}; want {', '.join(data.observations)}"
-    if unknown := sorted(observations.keys() - data.observations.keys()):
-        return f"got {unknown[0]!r}, want only {', '.join(data.observations)}"
-    for name, want in data.observations.items():
-        got = observations[name]
-        if got.dtype != np.dtype(want.dtype):
-            return f"{name}: got {got.dtype} numbers, want {want.dtype}"
-        if got.shape != want.shape:
-            return f"{name}: got {list(got.shape)} numbers, want {list(want.shape)}"
-        if not (finite := np.isfinite(got)).all():
-            worst = int(np.flatnonzero(~finite)[0])
-            return f"{name}: number {worst} is {got.flat[worst]}, want finite ones"
-    return None

@@ -45,10 +45,8 @@ class Client:
         timeout_s: float = 30.0,
     ) -> None:
         """timeout_s: longest that a call may take. Raises DisconnectedError if there is no service, RefusedError."""
-        self.where, self.timeout_s = (
-            f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}",
-            timeout_s,
-        )
+        self.where = f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
+        self.timeout_s = timeout_s
         try:
             self._socket = connect(
                 self.where,
@@ -62,12 +60,9 @@ class Client:
                 ping_interval=None,  # the service pings
                 max_size=None,
             )
-        except InvalidStatus as error:
-            body = error.response.body or b""
-            if body.startswith(b'{"error"'):
-                raise RefusedError(**json.loads(body)["error"]) from None
-            raise DisconnectedError(f"{self.where}: {error}") from None
         except (OSError, WebSocketException) as error:
+            if isinstance(error, InvalidStatus) and (body := error.response.body or b"").startswith(b'{"error"'):
+                raise RefusedError(**json.loads(body)["error"]) from None
             raise DisconnectedError(f"{self.where}: {error}") from error
         self.observations: dict[str, Any] = self.call("info")["observations"]
         """shape and dtype by name"""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +27,8 @@ class Request:
     """as `begin` numbered it"""
     step: int
     """decisions answered in this episode so far; one that was answered last is answered again, from memory"""
-    observations: Mapping[str, np.ndarray]
-    """by name, as DataSpec.observations"""
+    observations: Any
+    """as `read_observations` takes them"""
     deadline_ms: float | None = None
     """ms after its arrival at the service by which the answer is wanted; None: whenever"""
     anytime: bool = False
@@ -67,7 +67,7 @@ class Refusal:
 
 
 class ServiceError(RuntimeError):
-    """A call that was refused as a whole."""
+    """A call, or a connection, that was refused as a whole."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(f"{refusal.code}: {refusal.message}")

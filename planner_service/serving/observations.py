@@ -1,62 +1,50 @@
-"""Observations as they arrive: read into the arrays that the agent's DataSpec declares, and checked against it."""
+"""Observations as they arrive, read into the arrays that the agent's DataSpec declares."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from qttdm.common.contracts import ArraySpec, ArrayTree, DataSpec
+from qttdm.common.contracts import ArraySpec, DataSpec
 
 
 def read_observations(sent: Any, data: DataSpec) -> dict[str, np.ndarray]:
-    """Read a map from name to value, or the value alone where there is one observation. ValueError, one line."""
-    if not isinstance(sent, dict):
-        if len(data.observations) > 1:
-            raise ValueError(f"want a map with {', '.join(data.observations)}")
-        sent = dict.fromkeys(data.observations, sent)
-    unknown = np.empty(0)  # `observation_problem` names it
-    return {
-        name: read_array(name, value, data.observations[name]) if name in data.observations else unknown
-        for name, value in sent.items()
-    }
+    """Read values by name, or the value alone where there is one observation.
+
+    A value is an array, nested lists of numbers, or little-endian bytes. ValueError, one line, names one that is
+    missing, unknown, of another shape or dtype, or not finite.
+    """
+    if not isinstance(sent, Mapping):
+        sent = {next(iter(data.observations)): sent}
+    if missing := sorted(data.observations.keys() - sent.keys()):
+        raise ValueError(f"there is no {missing[0]!r}; want {', '.join(data.observations)}")
+    if unknown := sorted(map(str, sent.keys() - data.observations.keys())):
+        raise ValueError(f"got {unknown[0][:100]!r}, want only {', '.join(data.observations)}")
+    return {name: _read(name, sent[name], spec) for name, spec in data.observations.items()}
 
 
-def read_array(name: str, sent: Any, spec: ArraySpec) -> np.ndarray:
-    """Read little-endian bytes, or nested lists of numbers, as an array of that dtype. ValueError, one line."""
-    dtype = np.dtype(spec.dtype)
+def _read(name: str, sent: Any, spec: ArraySpec) -> np.ndarray:
+    dtype, shape = np.dtype(spec.dtype), list(spec.shape)
     if isinstance(sent, bytes):
-        want = dtype.itemsize * math.prod(spec.shape)
-        if len(sent) != want:
-            raise ValueError(f"{name}: got {len(sent)} bytes, want {want} ({spec.dtype} {list(spec.shape)})")
-        return np.frombuffer(sent, dtype.newbyteorder("<")).astype(dtype).reshape(spec.shape)
+        if len(sent) != (want := dtype.itemsize * math.prod(shape)):
+            raise ValueError(f"{name}: got {len(sent)} bytes, want {want}: {shape} {dtype} numbers")
+        sent = np.frombuffer(sent, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
     try:
-        numbers = np.asarray(sent)
+        array = np.asarray(sent)
     except ValueError:
-        raise ValueError(f"{name}: want lists of equal length, {list(spec.shape)}") from None
-    if numbers.dtype.kind not in "iuf":
-        raise ValueError(f"{name}: want {list(spec.shape)} numbers, or their bytes")
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is infinite, and refused below or as that
-        array = numbers.astype(dtype)
-    if dtype.kind != "f" and not np.array_equal(array, numbers):
-        raise ValueError(f"{name}: want {spec.dtype} numbers, got others")
+        raise ValueError(f"{name}: got lists of unequal lengths, want {shape} numbers") from None
+    if array is not sent and array.dtype.kind in "iuf":  # lists of Python's numbers
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = array.astype(dtype)
+        array = cast if dtype.kind == "f" or np.array_equal(cast, array) else array
+    if array.dtype != dtype:
+        raise ValueError(f"{name}: got {array.dtype} numbers, want {dtype}")
+    if array.shape != spec.shape:
+        raise ValueError(f"{name}: got {list(array.shape)} numbers, want {shape}")
+    if not (finite := np.isfinite(array)).all():
+        worst = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"{name}: number {worst} is {array.flat[worst]}, want finite ones")
     return array
-
-
-def observation_problem(observations: ArrayTree, data: DataSpec) -> str | None:
-    """What is wrong with observations, which must be as `data` says and finite; None if nothing is."""
-    if missing := sorted(data.observations.keys() - observations.keys()):
-        return f"there is no {missing[0]!r}; want {', '.join(data.observations)}"
-    if unknown := sorted(observations.keys() - data.observations.keys()):
-        return f"got {unknown[0]!r}, want only {', '.join(data.observations)}"
-    for name, want in data.observations.items():
-        got = observations[name]
-        if got.dtype != np.dtype(want.dtype):
-            return f"{name}: got {got.dtype} numbers, want {want.dtype}"
-        if got.shape != want.shape:
-            return f"{name}: got {list(got.shape)} numbers, want {list(want.shape)}"
-        if not (finite := np.isfinite(got)).all():
-            worst = int(np.flatnonzero(~finite)[0])
-            return f"{name}: number {worst} is {got.flat[worst]}, want finite ones"
-    return None

@@ -28,9 +28,8 @@ from pydantic import Field
 
 from qttdm.common.config import Config, ConfigError
 from qttdm.planner_service.serving import wire
-from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
+from qttdm.planner_service.serving.messages import Refusal, ServiceError
 from qttdm.planner_service.serving.service import PlannerService
-from qttdm.planner_service.serving.wire import PROTOCOL, ProtocolError
 
 CLOSE_S = 1.0
 """how long a client may take to hang up in turn"""
@@ -158,33 +157,33 @@ class Server:
                     text = await asyncio.to_thread(self.metrics)
                 return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
             return await self._converse(request)
-        except ProtocolError as error:
+        except ServiceError as error:
             status = wire.HTTP_STATUS[error.refusal.code]
             return web.json_response({"error": wire.write_refusal(error.refusal)}, status=status)
 
     def _check(self, request: web.BaseRequest) -> None:
-        """ProtocolError if a web page sent it that may not, or if it has not the token."""
+        """ServiceError if a web page sent it that may not, or if it has not the token."""
         for origin in request.headers.getall("Origin", ()):
             if origin not in self.config.origins and not is_same_origin(origin, request.headers.get("Host", "")):
-                raise ProtocolError("foreign_origin", "this web page may not connect (server.origins)")
+                raise ServiceError(Refusal("foreign_origin", "this web page may not connect (server.origins)"))
         if self.token is not None:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer":
                 token = next((p[6:] for p in subprotocols(request) if p.startswith("token.")), "")
             if not hmac.compare_digest(self.token.encode(), token.encode(errors="surrogateescape")):
-                raise ProtocolError("unauthorised", "the token is missing or wrong")
+                raise ServiceError(Refusal("unauthorised", "the token is missing or wrong"))
 
     # --- WebSockets ---
 
     async def _converse(self, request: web.BaseRequest) -> web.WebSocketResponse:
-        """Upgrade to a WebSocket and serve it to its end. ProtocolError if it does not become one."""
+        """Upgrade to a WebSocket and serve it to its end. ServiceError if it does not become one."""
         c, task, transport = self.config, asyncio.current_task(), request.transport
-        if PROTOCOL not in subprotocols(request):
-            raise ProtocolError("wrong_version", f"want a WebSocket with the subprotocol {PROTOCOL}")
+        if wire.PROTOCOL not in subprotocols(request):
+            raise ServiceError(Refusal("wrong_version", f"want a WebSocket with the subprotocol {wire.PROTOCOL}"))
         if len(self.sessions) >= c.max_connections:
-            raise ProtocolError("too_many_connections", f"there are {c.max_connections} already")
+            raise ServiceError(Refusal("too_many_connections", f"there are {c.max_connections} already"))
         socket = web.WebSocketResponse(
-            protocols=[PROTOCOL],
+            protocols=[wire.PROTOCOL],
             timeout=CLOSE_S,
             heartbeat=c.heartbeat_s,
             compress=False,
@@ -220,7 +219,7 @@ class Server:
         session.answering = True
         try:
             answer = await self._result(wire.read_call(message.data), session.episodes)
-        except (ProtocolError, ServiceError) as error:
+        except ServiceError as error:
             answer = {"error": wire.write_refusal(error.refusal)}
         async with asyncio.timeout(self.config.client_timeout_s):
             if message.type is WSMsgType.TEXT:
@@ -231,17 +230,15 @@ class Server:
         return True
 
     async def _result(self, call: wire.Call, own: set[int]) -> dict[str, Any]:
-        """What the call returns; own: the connection's episodes. ProtocolError or ServiceError if it is refused."""
+        """What the call returns; own: the connection's episodes. ServiceError if it is refused."""
         match call:
             case wire.Act():
-                read = [self._read(request, own) for request in call.requests]
-                decided = iter(await self.service.act([r for r in read if isinstance(r, Request)]))
-                outcomes: list[Answer | Refusal] = [next(decided) if isinstance(r, Request) else r for r in read]
+                outcomes = await self.service.act([wire.read_request(request, own) for request in call.requests])
                 return {"results": [wire.write_outcome(outcome) for outcome in outcomes]}
             case wire.Begin():
                 if len(own) + len(call.seeds) > self.config.max_episodes:
                     begun = f"{len(own)} episodes begun and {len(call.seeds)} more"
-                    raise ProtocolError("busy", f"{begun}, at most {self.config.max_episodes}; end some first")
+                    raise ServiceError(Refusal("busy", f"{begun}, at most {self.config.max_episodes}; end some first"))
                 episodes = await self.service.begin(call.seeds, call.exploration)
                 own.update(episodes)
                 return {"episodes": episodes}
@@ -254,14 +251,6 @@ class Server:
                 return {**self.info, **wire.write_data(self.service.data), "weights_version": version}
             case wire.Ask():
                 return asdict(await self.service.status())
-
-    def _read(self, request: wire.WireRequest, own: set[int]) -> Request | Refusal:
-        if request.episode not in own:
-            return self.service.refuse("unknown_episode", "no such episode of this connection; begin one")
-        try:
-            return wire.read_request(request, self.service.data)
-        except ValueError as error:
-            return self.service.refuse("bad_observation", str(error))
 
 
 def subprotocols(request: web.BaseRequest) -> list[str]:

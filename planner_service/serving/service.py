@@ -35,7 +35,7 @@ from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.weights import Weights
 from qttdm.planner_service.policies.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
 from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request, ServiceError
-from qttdm.planner_service.serving.observations import observation_problem
+from qttdm.planner_service.serving.observations import read_observations
 
 BATCH_SIZE = histogram(
     "qttdm_service_batch_size",
@@ -122,6 +122,7 @@ class _Waiting:
     """A request in the queue or in the batch being decided."""
 
     request: Request
+    observations: dict[str, np.ndarray]
     episode: _Episode
     arrived: float
     deadline: float | None
@@ -183,7 +184,7 @@ class PlannerService:
         ServiceError `busy` if they are too many, `stopping`.
         """
         if self._stopping:
-            raise ServiceError(self.refuse("stopping", "no new episodes"))
+            raise ServiceError(self._refuse("stopping", "no new episodes"))
         now = time.monotonic()
         silent = now - self.config.silence_s
         self._episodes = {n: e for n, e in self._episodes.items() if e.seen > silent or e.waiting}
@@ -191,7 +192,7 @@ class PlannerService:
             message = (
                 f"{len(self._episodes)} episodes under way and {len(seeds)} more, at most {self.config.max_episodes}"
             )
-            raise ServiceError(self.refuse("busy", message, 1e3 * self.config.silence_s))
+            raise ServiceError(self._refuse("busy", message, 1e3 * self.config.silence_s))
         begun = {next(self._numbers): _Episode(self.policy.start(seed, exploration), now) for seed in seeds}
         self._episodes |= begun
         return list(begun)
@@ -240,23 +241,25 @@ class PlannerService:
         now = time.monotonic()
         episode = self._episodes.get(request.episode)
         if episode is None:
-            return self.refuse("unknown_episode", "no such episode of this client; begin one")
+            return self._refuse("unknown_episode", "no such episode of this client; begin one")
         episode.seen = now
-        if problem := observation_problem(request.observations, self.data):
-            return self.refuse("bad_observation", problem)
+        try:
+            observations = read_observations(request.observations, self.data)
+        except ValueError as error:
+            return self._refuse("bad_observation", str(error))
         if episode.waiting is not None and request.step == episode.step:  # asked again
             return episode.waiting
         if episode.last is not None and request.step == episode.step - 1:
             return episode.last
         if request.step != episode.step:
-            return self.refuse("wrong_step", f"got step {request.step}, want {episode.step}")
+            return self._refuse("wrong_step", f"got step {request.step}, want {episode.step}")
         if self._stopping:
-            return self.refuse("stopping", "no new requests")
+            return self._refuse("stopping", "no new requests")
         if len(self._queue) >= self.config.max_queue:
             batches = len(self._queue) / self.config.max_batch + 1
-            return self.refuse("busy", f"{len(self._queue)} requests wait", 1e3 * batches * self._plan_seconds)
+            return self._refuse("busy", f"{len(self._queue)} requests wait", 1e3 * batches * self._plan_seconds)
         deadline = None if request.deadline_ms is None else now + 1e-3 * request.deadline_ms
-        waiting = episode.waiting = _Waiting(request, episode, now, deadline)
+        waiting = episode.waiting = _Waiting(request, observations, episode, now, deadline)
         self._queue.append(waiting)
         if deadline is not None:
             waiting.expiry = asyncio.get_running_loop().call_at(deadline, self._expire, waiting)
@@ -266,7 +269,7 @@ class PlannerService:
         """Its deadline is here: if it is not being planned yet, it will not be."""
         if waiting in self._queue:
             self._queue.remove(waiting)
-            self._resolve(waiting, self.refuse("late", f"waited {waiting.request.deadline_ms:g} ms"))
+            self._resolve(waiting, self._refuse("late", f"waited {waiting.request.deadline_ms:g} ms"))
 
     def _resolve(self, waiting: _Waiting, outcome: Answer | Refusal) -> None:
         episode = waiting.episode
@@ -282,8 +285,7 @@ class PlannerService:
             if not listener.done():  # its call was cancelled
                 listener.set_result(outcome)
 
-    def refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
-        """Make a refusal, a key of REFUSALS, and count it."""
+    def _refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
         self._refused[code] += 1
         self.telemetry.inc(REQUESTS, outcome=code)
         return Refusal(code, message, retry_ms)
@@ -339,7 +341,7 @@ class PlannerService:
         except Exception as error:  # whatever it is, out of memory above all, others may fare better
             for w in batch:
                 if w.outcome is None:
-                    self._resolve(w, self.refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
+                    self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
         self._begin_batch()
 
     def _answer(self, batch: list[_Waiting], closed: float, planned: _Planned) -> None:
@@ -349,7 +351,7 @@ class PlannerService:
         d = planned.decisions
         for w, action, value, finite in zip(batch, d.actions, d.values, d.finite, strict=True):
             if not finite:
-                self._resolve(w, self.refuse("failed", "the plan for this observation is not finite"))
+                self._resolve(w, self._refuse("failed", "the plan for this observation is not finite"))
                 continue
             answer = Answer(
                 action=action,
@@ -379,9 +381,7 @@ class PlannerService:
         """In the planner's thread: a batch's decisions."""
         began = time.monotonic()
         states = [w.episode.state for w in batch]
-        observations = {
-            name: np.stack([w.request.observations[name] for w in batch]) for name in self.data.observations
-        }
+        observations = {name: np.stack([w.observations[name] for w in batch]) for name in self.data.observations}
         with self.watch:
             decisions = self.policy.decide(states, observations, deadline)
         return _Planned(decisions, self.policy.weights_version, began, time.monotonic())

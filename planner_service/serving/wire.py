@@ -7,6 +7,7 @@ before anything else sees them. Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -15,8 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from qttdm.common.config import Config
 from qttdm.common.contracts import DataSpec
-from qttdm.planner_service.serving.messages import Answer, Refusal, Request
-from qttdm.planner_service.serving.observations import read_observations
+from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
 
 PROTOCOL = "qttdm.2"
 """The WebSocket subprotocol. Its number changes when a client of the version before would misunderstand."""
@@ -80,36 +80,31 @@ Call = Ask | Begin | Act | End
 _CALLS: TypeAdapter[Call] = TypeAdapter(Annotated[Call, Field(discriminator="call")])
 
 
-class ProtocolError(ValueError):
-    """A message or a connection that is not understood, or not taken."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.refusal = Refusal(code, message)
-
-
 def read_call(data: bytes | str) -> Call:
-    """Read what a client wants. ProtocolError `bad_message`, naming the field, unless it is exactly as specified."""
+    """Read what a client wants. ServiceError `bad_message`, naming the field, unless it is exactly as specified."""
     try:
         message = json.loads(data) if isinstance(data, str) else msgpack.unpackb(data)
     except (ValueError, RecursionError) as error:
         kind = "JSON" if isinstance(data, str) else "msgpack"
-        raise ProtocolError("bad_message", f"not one {kind} value ({error or type(error).__name__})"[:200]) from None
+        raise bad_message(f"not one {kind} value ({error or type(error).__name__})") from None
     if not isinstance(message, dict):
-        raise ProtocolError("bad_message", f"got a {type(message).__name__}, want a map")
+        raise bad_message(f"got a {type(message).__name__}, want a map")
     try:
         return _CALLS.validate_python(message)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in problem["loc"][1:])
-        text = f"{where}: {problem['msg']}" if where else problem["msg"]
-        raise ProtocolError("bad_message", text[:200]) from None  # not the whole of what a client sent
+        raise bad_message(f"{where}: {problem['msg']}" if where else problem["msg"]) from None
 
 
-def read_request(wire: WireRequest, data: DataSpec) -> Request:
-    """Read a request with its observations. ValueError, one line, if these are not numbers of the declared kind."""
-    observations = read_observations(wire.observations, data)
-    return Request(wire.episode, wire.step, observations, wire.deadline_ms, wire.anytime)
+def bad_message(text: str) -> ServiceError:
+    """The error of a message that is no call: not the whole of what a client sent."""
+    return ServiceError(Refusal("bad_message", text[:200]))
+
+
+def read_request(wire: WireRequest, own: Set[int]) -> Request:
+    """Read a request; own: the connection's episodes. One for another's has a number that no episode has."""
+    return Request(**{**dict(wire), "episode": wire.episode if wire.episode in own else 0})
 
 
 def write_outcome(outcome: Answer | Refusal) -> dict[str, Any]:

@@ -519,7 +519,7 @@ class TestRefusals:
 
     def test_every_code_is_listed(self):
         source = Path(sys.modules[PlannerService.__module__].__file__).read_text()
-        assert set(re.findall(r'refuse\(\s*"(\w+)"', source)) == set(REFUSALS)
+        assert set(re.findall(r'_refuse\(\s*"(\w+)"', source)) == set(REFUSALS)
 
 
 class TestDeadlines:

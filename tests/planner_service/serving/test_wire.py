@@ -10,9 +10,10 @@ import pytest
 
 from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.planner_service.serving import server, wire
-from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal
+from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, ServiceError
+from qttdm.planner_service.serving.observations import read_observations
 from qttdm.planner_service.serving.service import ServiceConfig
-from qttdm.planner_service.serving.wire import Act, Begin, ProtocolError, read_call
+from qttdm.planner_service.serving.wire import Act, Begin, read_call
 from tests.fakes import tiny_data
 
 ANSWER = Answer(np.array([0.5, -1.0], np.float32), 3.25, 7, 6, 0.5, 12.0, late=True)
@@ -25,7 +26,7 @@ def act(**changes):
 
 def read(sent, data=None):
     (request,) = read_call(msgpack.packb(act(observations=sent))).requests
-    return wire.read_request(request, data or tiny_data()).observations
+    return read_observations(wire.read_request(request, {1}).observations, data or tiny_data())
 
 
 def test_bytes_are_little_endian():
@@ -37,12 +38,13 @@ def test_bytes_are_little_endian():
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        (b"\0" * 11, r"observations: got 11 bytes, want 12 \(float32 \[3\]\)"),
-        ([1.0, [2.0], 3.0], r"observations: want lists of equal length, \[3\]"),
-        ("text", r"observations: want \[3\] numbers, or their bytes"),
-        ([True, False, True], r"observations: want \[3\] numbers"),
-        ({"pixels": [0.5]}, "pixels: want uint8 numbers, got others"),
-        ({"pixels": [256]}, "pixels: want uint8 numbers, got others"),
+        (b"\0" * 11, r"observations: got 11 bytes, want 12: \[3\] float32 numbers"),
+        ([1.0, [2.0], 3.0], r"observations: got lists of unequal lengths, want \[3\] numbers"),
+        ("text", r"observations: got <U4 numbers, want float32"),
+        ([True, False, True], "observations: got bool numbers, want float32"),
+        ({"pixels": [0.5]}, "pixels: got float64 numbers, want uint8"),
+        ({"pixels": [256]}, "pixels: got int64 numbers, want uint8"),
+        ({"pixels": [7], "speed": [1]}, "got 'speed', want only pixels"),
     ],
 )
 def test_observations_that_are_none_are_named(sent, words):
@@ -53,7 +55,7 @@ def test_observations_that_are_none_are_named(sent, words):
 
 def test_a_value_without_a_name_is_the_only_one():
     two = DataSpec({"a": ArraySpec((3,)), "b": ArraySpec((3,))}, ArraySpec((1,)), 2, None)
-    with pytest.raises(ValueError, match="want a map with a, b"):
+    with pytest.raises(ValueError, match="there is no 'b'; want a, b"):
         read([1, 2, 3], two)
 
 
@@ -103,7 +105,7 @@ def test_what_may_be_left_out():
     ],
 )
 def test_a_message_that_is_not_as_specified_is_named(message, words):
-    with pytest.raises(ProtocolError) as error:
+    with pytest.raises(ServiceError) as error:
         read_call(msgpack.packb(message))
     assert error.value.refusal.code == "bad_message"
     assert re.search(words, error.value.refusal.message)
@@ -133,7 +135,7 @@ def test_a_message_that_is_not_as_specified_is_named(message, words):
     ],
 )
 def test_what_is_no_call_is_refused_without_repeating_all_of_it(message):
-    with pytest.raises(ProtocolError) as error:
+    with pytest.raises(ServiceError) as error:
         read_call(message)
     assert error.value.refusal.code == "bad_message"
     assert len(error.value.refusal.message) <= 200
@@ -149,7 +151,7 @@ class TestProtocolPage:
         codes = {*REFUSALS, *wire.HTTP_STATUS, "bad_message"}
         assert codes <= listed
         sources = "".join(Path(module.__file__).read_text() for module in (wire, server))
-        assert set(re.findall(r'(?:ProtocolError|refuse)\(\s*"(\w+)"', sources)) <= codes
+        assert set(re.findall(r'(?:Refusal|_refuse)\(\s*"(\w+)"', sources)) <= codes
         for code, status in wire.HTTP_STATUS.items():
             assert re.search(rf"^\| `{code}` +\| {status} \|", self.page, re.MULTILINE), code
 

@@ -64,8 +64,7 @@ class Client:
             if isinstance(error, InvalidStatus) and (body := error.response.body or b"").startswith(b'{"error"'):
                 raise RefusedError(**json.loads(body)["error"]) from None
             raise DisconnectedError(f"{self.where}: {error}") from error
-        self.observations: dict[str, Any] = self.call("info")["observations"]
-        """shape and dtype by name"""
+        self.info = self.call("info")
 
     def call(self, name: str, **fields: Any) -> dict[str, Any]:
         """Make any call of the protocol: info, health, begin, act, end. Raises RefusedError, DisconnectedError."""
@@ -93,8 +92,7 @@ class Client:
         results: list[dict[str, Any]] = self.call("act", requests=sent)["results"]
         for result in results:
             if "action" in result:
-                action = np.asarray(result["action"])
-                result["action"] = action.astype(np.float32) if action.dtype.kind == "f" else action
+                result["action"] = np.asarray(result["action"], self.info["action"]["dtype"])
         return results
 
     def episode(self, seed: int, exploration: float = 0.0) -> ClientEpisode:
@@ -113,11 +111,11 @@ class Client:
 
     def _pack(self, observations: Any) -> dict[str, bytes]:
         """Little-endian bytes of the wanted dtypes. RefusedError if a shape is wrong: bytes would not show it."""
+        known, packed = self.info["observations"], {}
         if not isinstance(observations, Mapping):
-            observations = {next(iter(self.observations)): observations}
-        packed = {}
+            observations = {next(iter(known)): observations}
         for name, value in observations.items():
-            array, want = np.asarray(value), self.observations.get(name, {"shape": None, "dtype": "float32"})
+            array, want = np.asarray(value), known.get(name, {"shape": None, "dtype": "float32"})
             if want["shape"] not in (None, list(array.shape)):
                 raise RefusedError("bad_observation", f"{name}: got {list(array.shape)} numbers, want {want['shape']}")
             packed[name] = array.astype(np.dtype(want["dtype"]).newbyteorder("<"), casting="same_kind").tobytes()

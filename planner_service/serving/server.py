@@ -11,25 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import re
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgpack
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.http import HttpProcessingError
 from pydantic import Field
 
 from qttdm.common.config import Config, ConfigError
-from qttdm.planner_service.serving import wire
+from qttdm.planner_service.serving.calls import Session, write_error
 from qttdm.planner_service.serving.messages import Refusal, ServiceError
 from qttdm.planner_service.serving.service import PlannerService
+
+PORT = 7747
+PROTOCOL = "qttdm.2"
+"""The WebSocket subprotocol. Its number changes when a client of the version before would misunderstand."""
+
+HTTP_STATUS = {"wrong_version": 400, "unauthorised": 401, "foreign_origin": 403, "too_many_connections": 503}
+"""Why a connection does not become a WebSocket."""
 
 CLOSE_S = 1.0
 """how long a client may take to hang up in turn"""
@@ -43,7 +47,7 @@ class ServerConfig(Config):
 
     host: str = "127.0.0.1"
     """address to listen on; any but this machine's own needs a token"""
-    port: int = Field(default=wire.PORT, ge=0, le=65535)
+    port: int = Field(default=PORT, ge=0, le=65535)
     """0: any that is free"""
     origins: tuple[str, ...] = ()
     """web pages that may connect, such as `http://localhost:8000`; others may not"""
@@ -59,15 +63,6 @@ class ServerConfig(Config):
     """silence after which a client is pinged; it has half as long to answer"""
     stop_timeout_s: float = Field(default=5.0, gt=0)
     """for the answers that are due when the service is stopped"""
-
-
-@dataclass
-class _Session:
-    """One client's WebSocket, and the episodes that it has begun."""
-
-    socket: web.WebSocketResponse
-    episodes: set[int] = field(default_factory=set)
-    answering: bool = False
 
 
 class _HangUp(asyncio.Protocol):
@@ -97,7 +92,8 @@ class Server:
             raise ConfigError("the token may have letters, digits and _ . ~ + - only, and has others; make another")
         self.config, self.service, self.info, self.token, self.tls = config, service, info, token, tls
         self.metrics, self._scraping = metrics, asyncio.Lock()
-        self.sessions: dict[asyncio.Task[Any], _Session] = {}
+        self.sessions: dict[asyncio.Task[Any], Session] = {}
+        self._answering: set[asyncio.Task[Any]] = set()
         self.stopping = False
 
     async def start(self) -> int:
@@ -126,12 +122,9 @@ class Server:
         """
         self.stopping = True
         self._listener.close()
-        due: list[asyncio.Task[Any]] = [asyncio.create_task(self.service.stop())]
-        for task, session in self.sessions.items():
-            if session.answering:
-                due.append(task)
-            else:
-                task.cancel()
+        for task in self.sessions.keys() - self._answering:
+            task.cancel()
+        due = {asyncio.create_task(self.service.stop()), *self._answering}
         _, unanswered = await asyncio.wait(due, timeout=self.config.stop_timeout_s)
         for task in unanswered:
             task.cancel()
@@ -158,8 +151,7 @@ class Server:
                 return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
             return await self._converse(request)
         except ServiceError as error:
-            status = wire.HTTP_STATUS[error.refusal.code]
-            return web.json_response({"error": wire.write_refusal(error.refusal)}, status=status)
+            return web.json_response(write_error(error.refusal), status=HTTP_STATUS[error.refusal.code])
 
     def _check(self, request: web.BaseRequest) -> None:
         """ServiceError if a web page sent it that may not, or if it has not the token."""
@@ -178,30 +170,36 @@ class Server:
     async def _converse(self, request: web.BaseRequest) -> web.WebSocketResponse:
         """Upgrade to a WebSocket and serve it to its end. ServiceError if it does not become one."""
         c, task, transport = self.config, asyncio.current_task(), request.transport
-        if wire.PROTOCOL not in subprotocols(request):
-            raise ServiceError(Refusal("wrong_version", f"want a WebSocket with the subprotocol {wire.PROTOCOL}"))
+        if PROTOCOL not in subprotocols(request):
+            raise ServiceError(Refusal("wrong_version", f"want a WebSocket with the subprotocol {PROTOCOL}"))
         if len(self.sessions) >= c.max_connections:
             raise ServiceError(Refusal("too_many_connections", f"there are {c.max_connections} already"))
         socket = web.WebSocketResponse(
-            protocols=[wire.PROTOCOL],
+            protocols=[PROTOCOL],
             timeout=CLOSE_S,
             heartbeat=c.heartbeat_s,
             compress=False,
             max_msg_size=c.max_message_bytes + 1,  # aiohttp refuses one of exactly that size
             writer_limit=0,  # so that what is sent waits while the client does not read
         )
-        assert task is not None
-        assert transport is not None
-        session = self.sessions[task] = _Session(socket)
+        if task is None or transport is None:
+            raise web.HTTPBadRequest  # the client has gone
+        session = self.sessions[task] = Session(self.service, self.info, c.max_episodes)
         try:
             await socket.prepare(request)
-            while not self.stopping and (await self._answer_next(session)):
-                pass
-        except (ConnectionError, TimeoutError):
-            transport.abort()  # the client has gone, or takes no answers: it would not take a farewell either
-        except asyncio.CancelledError:
-            pass  # the server stops
+            while not self.stopping:
+                message = await socket.receive()
+                if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    break  # closed by the client, or by aiohttp on a client that breaks the rules
+                self._answering.add(task)
+                answer = await session.answer(message.data)
+                async with asyncio.timeout(c.client_timeout_s):
+                    await (socket.send_str(answer) if isinstance(answer, str) else socket.send_bytes(answer))
+                self._answering.remove(task)
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # the client has gone, or takes no answers, or the server stops
         finally:
+            self._answering.discard(task)
             await self.service.end(list(session.episodes))
             asyncio.get_running_loop().call_later(2 * CLOSE_S, transport.abort)  # aiohttp waits for ever to be read
             try:
@@ -210,47 +208,6 @@ class Server:
             finally:
                 del self.sessions[task]
         return socket
-
-    async def _answer_next(self, session: _Session) -> bool:
-        """Wait for a call and answer it; False if there are no more. TimeoutError if the client takes no answer."""
-        message = await session.socket.receive()
-        if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
-            return False  # closed by the client, or by aiohttp on a client that breaks the rules
-        session.answering = True
-        try:
-            answer = await self._result(wire.read_call(message.data), session.episodes)
-        except ServiceError as error:
-            answer = {"error": wire.write_refusal(error.refusal)}
-        async with asyncio.timeout(self.config.client_timeout_s):
-            if message.type is WSMsgType.TEXT:
-                await session.socket.send_str(json.dumps(answer))
-            else:
-                await session.socket.send_bytes(msgpack.packb(answer))
-        session.answering = False
-        return True
-
-    async def _result(self, call: wire.Call, own: set[int]) -> dict[str, Any]:
-        """What the call returns; own: the connection's episodes. ServiceError if it is refused."""
-        match call:
-            case wire.Act():
-                outcomes = await self.service.act([wire.read_request(request, own) for request in call.requests])
-                return {"results": [wire.write_outcome(outcome) for outcome in outcomes]}
-            case wire.Begin():
-                if len(own) + len(call.seeds) > self.config.max_episodes:
-                    begun = f"{len(own)} episodes begun and {len(call.seeds)} more"
-                    raise ServiceError(Refusal("busy", f"{begun}, at most {self.config.max_episodes}; end some first"))
-                episodes = await self.service.begin(call.seeds, call.exploration)
-                own.update(episodes)
-                return {"episodes": episodes}
-            case wire.End():
-                await self.service.end([episode for episode in call.episodes if episode in own])
-                own.difference_update(call.episodes)
-                return {}
-            case wire.Ask(call="info"):
-                version = self.service.policy.weights_version
-                return {**self.info, **wire.write_data(self.service.data), "weights_version": version}
-            case wire.Ask():
-                return asdict(await self.service.status())
 
 
 def subprotocols(request: web.BaseRequest) -> list[str]:

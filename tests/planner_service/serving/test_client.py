@@ -12,7 +12,7 @@ import pytest
 from qttdm.common.contracts import ArraySpec, DataSpec, Decisions
 from qttdm.planner_service.serving import client as client_module
 from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
-from qttdm.planner_service.serving.wire import PORT, PROTOCOL
+from qttdm.planner_service.serving.server import PORT, PROTOCOL
 from tests.fakes import Acting
 from tests.planner_service.serving.serving import INFO, serving, tiny_policy
 from tests.planner_service.serving.test_service import GatedPolicy

@@ -1,5 +1,7 @@
-"""The protocol's messages: what is taken, what is refused and in which words."""
+"""Calls and their messages: what is taken, what is refused and in which words."""
 
+import asyncio
+import inspect
 import json
 import re
 from pathlib import Path
@@ -9,14 +11,26 @@ import numpy as np
 import pytest
 
 from qttdm.common.contracts import ArraySpec, DataSpec
-from qttdm.planner_service.serving import server, wire
-from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, ServiceError
+from qttdm.planner_service.serving import calls, server
+from qttdm.planner_service.serving.calls import CALLS, MAX_ITEMS, Session, WireRequest, write_outcome
+from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal
 from qttdm.planner_service.serving.observations import read_observations
-from qttdm.planner_service.serving.service import ServiceConfig
-from qttdm.planner_service.serving.wire import Act, Begin, read_call
+from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 from tests.fakes import tiny_data
+from tests.planner_service.serving.serving import INFO, tiny_policy
 
 ANSWER = Answer(np.array([0.5, -1.0], np.float32), 3.25, 7, 6, 0.5, 12.0, late=True)
+
+
+def answers(*messages):
+    """What one connection is answered."""
+
+    async def run():
+        session = Session(PlannerService(ServiceConfig(), tiny_policy(), tiny_data()), INFO, 2000)
+        return [await session.answer(message) for message in messages]
+
+    forms = {str: json.loads, bytes: msgpack.unpackb}
+    return [forms[type(answer)](answer) for answer in asyncio.run(run())]
 
 
 def act(**changes):
@@ -24,13 +38,8 @@ def act(**changes):
     return {"call": "act", "requests": [{name: value for name, value in request.items() if value is not None}]}
 
 
-def read(sent, data=None):
-    (request,) = read_call(msgpack.packb(act(observations=sent))).requests
-    return read_observations(wire.read_request(request, {1}).observations, data or tiny_data())
-
-
 def test_bytes_are_little_endian():
-    got = read(bytes.fromhex("0000803f000000c000000000"))["observations"]
+    got = read_observations(bytes.fromhex("0000803f000000c000000000"), tiny_data())["observations"]
     assert got.dtype == np.float32
     assert got.tolist() == [1.0, -2.0, 0.0]
 
@@ -50,20 +59,20 @@ def test_bytes_are_little_endian():
 def test_observations_that_are_none_are_named(sent, words):
     data = DataSpec({"pixels": ArraySpec((1,), "uint8")}, ArraySpec((1,)), 2, None) if isinstance(sent, dict) else None
     with pytest.raises(ValueError, match=words):
-        read(sent, data)
+        read_observations(sent, data or tiny_data())
 
 
 def test_a_value_without_a_name_is_the_only_one():
     two = DataSpec({"a": ArraySpec((3,)), "b": ArraySpec((3,))}, ArraySpec((1,)), 2, None)
     with pytest.raises(ValueError, match="there is no 'b'; want a, b"):
-        read([1, 2, 3], two)
+        read_observations([1, 2, 3], two)
 
 
 @pytest.mark.parametrize("outcome", [ANSWER, Refusal("late", "waited 3 ms"), Refusal("busy", "many wait", 12.5)])
 @pytest.mark.parametrize("form", [msgpack, json], ids=["msgpack", "JSON"])
 def test_outcomes_arrive_as_they_were(outcome, form):
     write, read = (msgpack.packb, msgpack.unpackb) if form is msgpack else (json.dumps, json.loads)
-    got = read(write(wire.write_outcome(outcome)))
+    got = read(write(write_outcome(outcome)))
     if isinstance(outcome, Refusal):
         assert Refusal(**got["error"]) == outcome
     else:
@@ -71,20 +80,23 @@ def test_outcomes_arrive_as_they_were(outcome, form):
         assert {**got, "action": None} == {**vars(outcome), "action": None}
 
 
-def test_what_may_be_left_out():
-    assert read_call('{"call": "begin", "seeds": [5]}') == Begin(call="begin", seeds=[5], exploration=0.0)
-    (request,) = read_call(msgpack.packb(act())).requests
-    assert (request.deadline_ms, request.anytime) == (None, False)
-    assert isinstance(read_call(msgpack.packb(act(deadline_ms=5))), Act)  # a whole number is a number
+def test_what_may_be_left_out_and_that_a_whole_number_is_a_number():
+    begun, *rest = answers(
+        '{"call": "begin", "seeds": [5]}', msgpack.packb(act()), msgpack.packb(act(deadline_ms=5000))
+    )
+    assert begun == {"episodes": [1]}
+    assert all("action" in answer["results"][0] for answer in rest)
 
 
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ({}, "Unable to extract tag"),
+        ({}, "^call: got 'None', want one of info, "),
         ({"call": "fly"}, "'fly'"),
-        ({"call": 5}, "call"),
+        ({"call": ["info"]}, "call"),
         ({"call": "info", "more": 1}, "^more: "),
+        ({"call": "info", "self": 1}, "^self: "),
+        ({"call": "info", b"more": 1}, "string keys"),
         ({"call": "begin", "seeds": []}, "^seeds: "),
         ({"call": "begin", "seeds": [1] * 1025}, "^seeds: "),
         ({"call": "begin", "seeds": [-1]}, "^seeds.0: "),
@@ -105,10 +117,9 @@ def test_what_may_be_left_out():
     ],
 )
 def test_a_message_that_is_not_as_specified_is_named(message, words):
-    with pytest.raises(ServiceError) as error:
-        read_call(msgpack.packb(message))
-    assert error.value.refusal.code == "bad_message"
-    assert re.search(words, error.value.refusal.message)
+    (answer,) = answers(msgpack.packb(message))
+    assert answer["error"]["code"] == "bad_message"
+    assert re.search(words, answer["error"]["message"])
 
 
 @pytest.mark.parametrize(
@@ -135,10 +146,9 @@ def test_a_message_that_is_not_as_specified_is_named(message, words):
     ],
 )
 def test_what_is_no_call_is_refused_without_repeating_all_of_it(message):
-    with pytest.raises(ServiceError) as error:
-        read_call(message)
-    assert error.value.refusal.code == "bad_message"
-    assert len(error.value.refusal.message) <= 200
+    (answer,) = answers(message)
+    assert answer["error"]["code"] == "bad_message"
+    assert len(answer["error"]["message"]) <= 200
 
 
 class TestProtocolPage:
@@ -148,27 +158,24 @@ class TestProtocolPage:
 
     def test_every_error_is_listed(self):
         listed = set(re.findall(r"^\| `(\w+)` +\|", self.page, re.MULTILINE))
-        codes = {*REFUSALS, *wire.HTTP_STATUS, "bad_message"}
+        codes = {*REFUSALS, *server.HTTP_STATUS, "bad_message"}
         assert codes <= listed
-        sources = "".join(Path(module.__file__).read_text() for module in (wire, server))
-        assert set(re.findall(r'(?:Refusal|_refuse)\(\s*"(\w+)"', sources)) <= codes
-        for code, status in wire.HTTP_STATUS.items():
+        sources = "".join(Path(module.__file__).read_text() for module in (calls, server))
+        assert set(re.findall(r'Refusal\("(\w+)"', sources)) <= codes
+        for code, status in server.HTTP_STATUS.items():
             assert re.search(rf"^\| `{code}` +\| {status} \|", self.page, re.MULTILINE), code
 
-    @pytest.mark.parametrize("name", ["Ask", "Begin", "Act", "End", "WireRequest"])
-    def test_every_field_is_listed(self, name):
-        for field in getattr(wire, name).model_fields:
-            assert re.search(rf"`{field}`", self.page), field
+    def test_every_field_is_listed(self):
+        fields = [name for call in CALLS.values() for name in inspect.signature(call).parameters if name != "self"]
+        (info,) = answers('{"call": "info"}')
+        for field in [*CALLS, *fields, *WireRequest.model_fields, *vars(ANSWER), *(info.keys() - INFO.keys())]:
+            assert f"`{field}`" in self.page, field
 
-    @pytest.mark.parametrize("field", [*vars(ANSWER), *wire.write_data(tiny_data())])
-    def test_every_field_of_an_answer_is_listed(self, field):
-        assert f"`{field}`" in self.page
-
-    def test_the_examples_are_calls(self):
-        calls = re.findall(r"^    > (.*)$", self.page, re.MULTILINE)
-        assert [json.loads(call)["call"] for call in calls] == ["begin", "act"]
-        for call in calls:
-            read_call(call)
+    def test_the_conversation_can_be_had(self):
+        said = re.findall(r"^    > (.*)$", self.page, re.MULTILINE)
+        begun, acted = answers(*said)
+        assert f"\n    < {json.dumps(begun)}\n" in self.page
+        assert all(f'"{field}"' in self.page.partition("## A conversation")[2] for field in acted["results"][0])
 
     def test_limits_are_those_of_the_code(self):
         c = server.ServerConfig()
@@ -180,4 +187,4 @@ class TestProtocolPage:
         assert f"{c.max_connections} are open (`server.max_connections`)" in self.page
         assert f"{c.stop_timeout_s:g} s (`server.stop_timeout_s`)" in self.page
         assert f"{ServiceConfig().silence_s:g} s (`service.silence_s`)" in self.page
-        assert f"1 to {wire.MAX_ITEMS} maps" in self.page
+        assert f"1 to {MAX_ITEMS} maps" in self.page

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import ssl
 import sys
@@ -53,8 +54,8 @@ def read_token(file: Path | None) -> str | None:
             token = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: cannot read the token ({getattr(error, 'strerror', error)})") from None
-    if token == "":
-        raise ConfigError(f"{source}: the token is empty")
+    if token is not None and not re.fullmatch(r"[A-Za-z0-9_.~+-]+", token):  # so that it can be in a subprotocol
+        raise ConfigError(f"{source}: want a token of one or more letters, digits and _ . ~ + - only")
     return token
 
 

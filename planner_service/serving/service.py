@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any, Literal
@@ -126,15 +126,9 @@ class _Waiting:
     episode: _Episode
     arrived: float
     deadline: float | None
+    outcome: asyncio.Future[Answer | Refusal]
+    """shielded from those who wait for it: a call that is cancelled takes nobody's answer but its own"""
     expiry: asyncio.TimerHandle | None = None
-    outcome: Answer | Refusal | None = None
-    listeners: list[asyncio.Future[Answer | Refusal]] = field(default_factory=list)
-    """one for each call that waits: whoever goes away takes none but its own"""
-
-    def listen(self) -> asyncio.Future[Answer | Refusal]:
-        """Its outcome, when there is one."""
-        self.listeners.append(asyncio.get_running_loop().create_future())
-        return self.listeners[-1]
 
     @property
     def timed(self) -> bool:
@@ -206,9 +200,8 @@ class PlannerService:
     async def act(self, requests: Sequence[Request]) -> list[Answer | Refusal]:
         """One decision for each request, or why there is none."""
         admitted = [self._admit(request) for request in requests]
-        awaited = [a.listen() if isinstance(a, _Waiting) else a for a in admitted]
         self._begin_batch()
-        return [await a if isinstance(a, asyncio.Future) else a for a in awaited]
+        return [await asyncio.shield(a.outcome) if isinstance(a, _Waiting) else a for a in admitted]
 
     async def load(self, weights: Weights) -> None:
         """New network weights for the batches to come; older ones are left. ValueError if they do not fit."""
@@ -230,8 +223,8 @@ class PlannerService:
         """Answer those who wait, and refuse everyone else."""
         self._stopping = True
         self._begin_batch()
-        for listener in [waiting.listen() for waiting in (*self._batch, *self._queue)]:
-            await listener
+        for waiting in (*self._batch, *self._queue):
+            await asyncio.shield(waiting.outcome)
         self._planner.shutdown(wait=False)
 
     # --- one request ---
@@ -259,10 +252,11 @@ class PlannerService:
             batches = len(self._queue) / self.config.max_batch + 1
             return self._refuse("busy", f"{len(self._queue)} requests wait", 1e3 * batches * self._plan_seconds)
         deadline = None if request.deadline_ms is None else now + 1e-3 * request.deadline_ms
-        waiting = episode.waiting = _Waiting(request, observations, episode, now, deadline)
+        loop = asyncio.get_running_loop()
+        waiting = episode.waiting = _Waiting(request, observations, episode, now, deadline, loop.create_future())
         self._queue.append(waiting)
         if deadline is not None:
-            waiting.expiry = asyncio.get_running_loop().call_at(deadline, self._expire, waiting)
+            waiting.expiry = loop.call_at(deadline, self._expire, waiting)
         return waiting
 
     def _expire(self, waiting: _Waiting) -> None:
@@ -280,10 +274,7 @@ class PlannerService:
             episode.step += 1
             episode.last = outcome
             self._counts["answers"] += 1
-        waiting.outcome = outcome
-        for listener in waiting.listeners:
-            if not listener.done():  # its call was cancelled
-                listener.set_result(outcome)
+        waiting.outcome.set_result(outcome)
 
     def _refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
         self._refused[code] += 1
@@ -340,7 +331,7 @@ class PlannerService:
             self._answer(batch, closed, planning.result())
         except Exception as error:  # whatever it is, out of memory above all, others may fare better
             for w in batch:
-                if w.outcome is None:
+                if not w.outcome.done():
                     self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
         self._begin_batch()
 
@@ -372,9 +363,9 @@ class PlannerService:
         t.observe(DECISION_SECONDS, planned.ended - planned.began, stage="plan")
         t.inc(DECISIONS, len(batch))
         for w in batch:
-            if isinstance(w.outcome, Answer):
-                t.inc(REQUESTS, outcome="answered_late" if w.outcome.late else "answered")
-                t.observe(DECISION_SECONDS, 1e-3 * w.outcome.queue_ms, stage="queue")
+            if isinstance(answer := w.outcome.result(), Answer):
+                t.inc(REQUESTS, outcome="answered_late" if answer.late else "answered")
+                t.observe(DECISION_SECONDS, 1e-3 * answer.queue_ms, stage="queue")
                 t.observe(DECISION_SECONDS, answered - w.arrived, stage="total")
 
     def _plan(self, batch: list[_Waiting], deadline: float | None) -> _Planned:

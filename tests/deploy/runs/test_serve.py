@@ -200,8 +200,8 @@ class TestMistakes:
         [
             (["--host", "0.0.0.0"], ["0.0.0.0", "--token-file"]),
             (["--host", "0.0.0.0", "--token-file", "nothing"], ["nothing", "cannot read the token"]),
-            (["--token-file", "empty"], ["empty: the token is empty"]),
-            (["--token-file", "spaced"], ["the token may have letters, digits and _ . ~ + - only"]),
+            (["--token-file", "empty"], ["empty: want a token of one or more letters"]),
+            (["--token-file", "spaced"], ["spaced: want a token", "letters, digits and _ . ~ + - only"]),
             (["--tls-cert", "empty"], ["--tls-cert and --tls-key belong together"]),
             (["--tls-cert", "empty", "--tls-key", "empty"], ["empty, empty: cannot be used for TLS"]),
             (["--port", "70000"], ["server.port", "70000", "65535"]),

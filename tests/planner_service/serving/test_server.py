@@ -263,12 +263,6 @@ class TestToken:
         assert "\n" not in str(error.value)
         Server(ServerConfig(host=host), service, INFO, token="secret")
 
-    @pytest.mark.parametrize("token", ["open sesame", "sésame", "a,b", "a\nb", ""])
-    def test_has_characters_that_a_subprotocol_may_have(self, token):
-        with pytest.raises(ConfigError, match="letters, digits and") as error:
-            Server(ServerConfig(), PlannerService(ServiceConfig(), tiny_policy(), tiny_data()), INFO, token=token)
-        assert not token or token not in str(error.value)
-
     def test_this_machine_is_told_from_others(self):
         assert all(map(is_loopback, ["127.0.0.1", "127.3.2.1", "::1", "localhost"]))
         assert not any(map(is_loopback, ["10.0.0.1", "0.0.0.0", "::", "fe80::1"]))

@@ -52,7 +52,7 @@ class Session:
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             text = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            answer = write_error(bad_message(text).refusal)
+            answer = write_error(Refusal("bad_message", text[:200]))
         except ServiceError as error:
             answer = write_error(error.refusal)
         return json.dumps(answer) if isinstance(message, str) else msgpack.packb(answer)

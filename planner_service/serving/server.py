@@ -49,7 +49,7 @@ class ServerConfig(Config):
     port: int = Field(default=PORT, ge=0, le=65535)
     """0: any that is free"""
     origins: tuple[str, ...] = ()
-    """web pages that may connect, such as `http://localhost:8000`; others may not"""
+    """of web pages that may connect, such as `http://localhost:8000`; others only from the same IP address and port"""
     max_connections: int = Field(default=64, gt=0)
     """WebSockets at once; as many more connections may be open that are none yet"""
     max_episodes: int = Field(default=256, gt=0)

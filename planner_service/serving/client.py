@@ -11,6 +11,7 @@ import json
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import msgpack
@@ -46,9 +47,9 @@ class Client:
     ) -> None:
         """timeout_s: longest that a call may take. Raises DisconnectedError if there is no service, RefusedError."""
         self.where = f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
-        self.timeout_s = timeout_s
+        self.timeout_s, self._closing = timeout_s, ExitStack()
         try:
-            self._socket = connect(
+            opening = connect(
                 self.where,
                 subprotocols=[Subprotocol("qttdm.2")],
                 additional_headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -60,6 +61,7 @@ class Client:
                 ping_interval=None,  # the service pings
                 max_size=None,
             )
+            self._socket = self._closing.enter_context(opening)
         except (OSError, WebSocketException) as error:
             if isinstance(error, InvalidStatus) and (body := error.response.body or b"").startswith(b'{"error"'):
                 raise RefusedError(**json.loads(body)["error"]) from None
@@ -101,7 +103,7 @@ class Client:
 
     def close(self) -> None:
         """Hang up; the service releases what was begun."""
-        self._socket.close()
+        self._closing.close()
 
     def __enter__(self) -> Client:
         return self

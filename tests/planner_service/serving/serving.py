@@ -77,7 +77,7 @@ class Raw:
 
     def __init__(self, port, subprotocols=("qttdm.2",), **more):
         more = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": 1, **more}
-        self.ws = connect(f"ws://127.0.0.1:{port}", subprotocols=subprotocols, **more)
+        self.ws = connect(f"ws://127.0.0.1:{port}", subprotocols=subprotocols, **more).__enter__()
         self.socket = self.ws.socket
 
     def call(self, as_text=False, **message):

@@ -139,7 +139,7 @@ def _per_task(per_task: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """["training.eval_every=5"] -> {"training": {"eval_every": 5}}; values are read as YAML, the last of equal keys wins.
+    """["env.action_repeat=5"] -> {"env": {"action_repeat": 5}}; values are read as YAML, the last of equal keys wins.
 
     ConfigError for an item that is not KEY=VALUE, and for two of which one sets keys inside the other's plain value.
     """

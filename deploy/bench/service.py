@@ -4,26 +4,27 @@
 
 A client asks again as soon as it is answered, so that as many requests as there are clients are under way at any time.
 One-at-a-time planning is the same policy in a plain loop, measured in the same run. Overhead is what an answer takes
-beyond its batch's planning (queue, two thread changes, msgpack, two trips over loopback), for a client that is alone;
-`bare` is that of a server which does nothing but call the policy in a thread of its own, raw numbers over loopback:
-what the machine takes to wake two processes and two threads. The difference is the service's.
+beyond its batch's planning (queue, thread changes, msgpack, two trips over loopback), for a client that is alone;
+`bare` is that of a WebSocket server which does nothing but call the policy in a thread of its own, raw numbers in and
+out: what the machine and the libraries take. The difference is the service's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
+from aiohttp import web
+from websockets.sync.client import connect
 
 from qttdm.common.config import load_config
 from qttdm.common.contracts import DataSpec, Policy, TaskSpec
@@ -115,12 +116,16 @@ def run_bare_server(case: Case, overrides: list[str], threads: int, port: Connec
         action = episodes.act({"observations": np.frombuffer(observation, np.float32)[None].copy()})[0]
         return np.append(action, time.perf_counter() - began).astype(np.float32).tobytes()
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while observation := await reader.read(4 * case.obs_dim):
-            writer.write(await asyncio.get_running_loop().run_in_executor(planner, decide, observation))
+    async def answer(request: web.BaseRequest) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(compress=False)
+        await socket.prepare(request)
+        async for message in socket:
+            action = await asyncio.get_running_loop().run_in_executor(planner, decide, message.data)
+            await socket.send_bytes(action)
+        return socket
 
     async def serve() -> None:
-        listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+        listener = await asyncio.get_running_loop().create_server(web.Server(answer), "127.0.0.1", 0)
         port.send(listener.sockets[0].getsockname()[1])
         await asyncio.Event().wait()
 
@@ -162,19 +167,19 @@ def drive(port: int, case: Case, clients: int) -> Measured:
             while not over.is_set():
                 began = time.perf_counter()
                 answer = episode.act(observations[episode.step % 1000])
-                measured.append((time.perf_counter() - began, 1e-3 * answer.plan_ms))
+                measured.append((time.perf_counter() - began, 1e-3 * answer["plan_ms"]))
 
     threads = [threading.Thread(target=act, args=(seed,)) for seed in range(clients)]
     for thread in threads:
         thread.start()
     with Client(port=port) as watcher:
         ready.wait()
-        before, began = watcher.health(), time.perf_counter()
+        before, began = watcher.call("health"), time.perf_counter()
         time.sleep(case.seconds)
         over.set()
         for thread in threads:
             thread.join()
-        after, seconds = watcher.health(), time.perf_counter() - began
+        after, seconds = watcher.call("health"), time.perf_counter() - began
     batch = (after["answers"] - before["answers"]) / (after["batches"] - before["batches"])
     latency, planning = np.array(measured).T
     return Measured(latency, planning, batch, seconds)
@@ -184,13 +189,14 @@ def bare_overhead(case: Case, overrides: list[str], threads: int) -> float:
     """Seconds that an answer takes beyond its planning, the median, where nothing is done that need not be."""
     observations = np.random.default_rng(0).standard_normal((1000, case.obs_dim), dtype=np.float32)
     beyond: list[float] = []
-    with server(case, overrides, threads, run_bare_server) as port, socket.create_connection(("127.0.0.1", port)) as s:
-        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with ExitStack() as stack:
+        port = stack.enter_context(server(case, overrides, threads, run_bare_server))
+        socket = stack.enter_context(connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None))
         until = time.perf_counter() + case.seconds
         while len(beyond) < 3 or time.perf_counter() < until:
             began = time.perf_counter()
-            s.sendall(observations[len(beyond) % 1000].tobytes())
-            answer = s.recv(4 * (case.action_dim + 1), socket.MSG_WAITALL)
+            socket.send(observations[len(beyond) % 1000].tobytes())
+            answer = socket.recv(decode=False)
             beyond.append(time.perf_counter() - began - float(np.frombuffer(answer, np.float32)[-1]))
     return float(np.median(beyond[1:]))
 

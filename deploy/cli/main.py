@@ -157,23 +157,22 @@ def serve(
     token_file: Path | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
-    metrics: Metrics = Metrics(),
     overrides: Overrides = Overrides(),
 ) -> None:
-    """Serve a run's newest checkpoint over the network: docs/protocol.md.
+    """Serve a run's newest checkpoint over WebSockets, with /metrics and /healthz: docs/protocol.md.
 
     Args:
         host: default: 127.0.0.1, this machine only; any other needs a token
         port: default: 7747; 0 takes any that is free
         watch: follow a run that is training: take each new checkpoint
-        token_file: what clients must say; default: $QTTDM_TOKEN
+        token_file: what clients must show; default: $QTTDM_TOKEN
         tls_cert: encrypt, with this certificate (PEM)
         tls_key: and this key (PEM)
     """
     from qttdm.deploy.runs import serve
 
     addresses = (host, port, token_file, tls_cert, tls_key)
-    serve.run(run, overrides.set, *addresses, watch, metrics.serve(), overrides.planner)
+    serve.run(run, overrides.set, *addresses, watch, overrides.planner)
 
 
 @app.command

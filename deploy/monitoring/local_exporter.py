@@ -1,6 +1,6 @@
 """Serve the metrics of a process without a cluster: its parts report to an exporter of its own.
 
-    LocalRun, PlannerService --Telemetry--> LocalExporter --/metrics--> Prometheus
+    LocalRun --Telemetry--> LocalExporter --/metrics--> Prometheus
 
 What was counted is kept in the run's directory, so that a resumed run counts on.
 """
@@ -34,7 +34,7 @@ class LocalExporter:
 
     def _make(self, run: str, seed: int, task: str, component: Component, index: int = 0) -> Telemetry:
         telemetry = Telemetry(Identity(run, str(seed), task, component, str(index)))
-        if component in ("driver", "planner"):  # one of them is in every process: its memory counts once
+        if component == "driver":  # memory counts once
             report_process_use(telemetry)
         telemetry.reporter = Reporter(telemetry, self._take)
         self._reporters.append(telemetry.reporter)

@@ -1,6 +1,6 @@
-"""`qttdm serve`: a trained agent for whoever can open a socket, with the newest weights of its run if asked to follow.
+"""`qttdm serve`: a trained agent for every program that has WebSockets; `--watch` follows its run's newest weights.
 
-RUN --TrainedAgent--> PlannerService <--Server-- clients
+RUN --TrainedAgent--> PlannerService <--Server-- clients, and Prometheus at /metrics
      --newer_weights, every watch_every_s-->
 """
 
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from qttdm.common.checkpoint import CheckpointError
 from qttdm.common.config import Config, ConfigError, merge, parse_overrides, validate
-from qttdm.common.metrics.telemetry import Telemetry
-from qttdm.deploy.monitoring.local_exporter import LocalExporter
+from qttdm.deploy.monitoring.scrape import Scrape
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
@@ -46,7 +45,7 @@ def split_settings(settings: Sequence[str], host: str | None, port: int | None) 
 
 
 def read_token(file: Path | None) -> str | None:
-    """What clients have to say: the file's content, or else the environment's. ConfigError if it is no use."""
+    """Read what clients have to show: the file's content, or else the environment's. ConfigError if it is no use."""
     if file is None:
         token, source = os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE
     else:
@@ -55,13 +54,13 @@ def read_token(file: Path | None) -> str | None:
             token = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: cannot read the token ({getattr(error, 'strerror', error)})") from None
-    if token == "":
-        raise ConfigError(f"{source}: the token is empty")
+    if token is not None and not re.fullmatch(r"[A-Za-z0-9_.~+-]+", token):  # so that it can be in a subprotocol
+        raise ConfigError(f"{source}: want a token of one or more letters, digits and _ . ~ + - only")
     return token
 
 
 def make_tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """What the server proves itself with. ConfigError unless the two belong together."""
+    """Make what the server proves itself with. ConfigError unless the two belong together."""
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
@@ -74,38 +73,31 @@ def make_tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | Non
     return context
 
 
-def describe(agent: TrainedAgent) -> dict[str, Any]:
-    """What `info` tells about the agent: docs/protocol.md."""
-    return {
-        "task": agent.config.task,
-        "agent": agent.config.agent,
-        "obs_dim": agent.spec.obs_dim,
-        "action_dim": agent.spec.action_dim,
-        "action_repeat": agent.spec.action_repeat,
-        "discount": agent.data.discount,
-    }
-
-
 async def serve(
     agent: TrainedAgent,
     config: ServeConfig,
     token: str | None,
     tls: ssl.SSLContext | None,
     watch: bool,
-    telemetry: Telemetry | None = None,
 ) -> bool:
-    """Until SIGTERM or Ctrl-C. True if everybody who had asked by then was answered."""
-    service = PlannerService(config.service, agent.policy, agent.data, telemetry)
-    server = Server(config.server, service, describe(agent), token, tls)
+    """Serve until SIGTERM or Ctrl-C. True if every call that had arrived by then was answered."""
+    c = agent.config
+    metrics = Scrape(agent.run_dir.path.name, c.seed, c.task)
+    service = PlannerService(config.service, agent.policy, agent.data, metrics.telemetry)
+    info = {
+        "task": c.task,
+        "agent": c.agent,
+        "action_repeat": agent.spec.action_repeat,
+        "discount": agent.data.discount,
+    }
+    server = Server(config.server, service, info, token, tls, metrics.text)
     agent.policy.warm_up(config.service.max_batch)  # the slow first decisions are nobody's
     port = await server.start()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     version = agent.policy.weights_version
-    print(
-        f"{agent.config.agent} on {agent.config.task}, weights {version}: {config.server.host} port {port}", flush=True
-    )
+    print(f"{c.agent} on {c.task}, weights {version}: {config.server.host} port {port}", flush=True)
     watcher = asyncio.create_task(follow(agent, service, config.watch_every_s)) if watch else None
     await stop.wait()
     if watcher:
@@ -135,7 +127,6 @@ def run(
     certificate: Path | None,
     key: Path | None,
     watch: bool,
-    metrics: LocalExporter | None = None,
     planner: str | None = None,
 ) -> None:
     """Serve until told to stop. ConfigError if it cannot begin."""
@@ -144,9 +135,6 @@ def run(
     agent = TrainedAgent(path, run_settings, planner)
     if watch and agent.run_dir.path != path:
         raise ConfigError(f"{path}: --watch follows a run, and this is one of its checkpoints")
-    telemetry = None
-    if metrics is not None:
-        telemetry = metrics.of_run(agent.run_dir.path.name, agent.config.seed, agent.config.task)("planner", 0)
-    if not asyncio.run(serve(agent, config, token, tls, watch, telemetry)):
+    if not asyncio.run(serve(agent, config, token, tls, watch)):
         print(f"gave up on unanswered calls after {config.server.stop_timeout_s:g} s", file=sys.stderr, flush=True)
         os._exit(1)  # planning goes on in its thread, and leaving in the usual way would wait for it

@@ -5,11 +5,11 @@ from qttdm.common.environments.make import make_env
 from qttdm.planner_service.serving.client import Client
 
 with Client(port=7747) as client:
-    info, episode = client.info(), client.episode(seed=0)
+    info, episode = client.call("info"), client.episode(seed=0)
     env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"]))
     (observation, _), score, over = env.reset(seed=0), 0.0, False
     while not over:
-        answer = episode.act(observation)
-        observation, reward, terminated, truncated, _ = env.step(answer.action)
+        action = episode.act(observation)["action"]
+        observation, reward, terminated, truncated, _ = env.step(action)
         score, over = score + reward, terminated or truncated
 print(f"return {score:.1f}")

@@ -10,9 +10,9 @@ from qttdm.planner_service.serving.client import Client
 
 PORT = 7747
 with Client(port=PORT) as client:
-    info = client.info()
+    info = client.call("info")
 env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"]))
-command = ["node", Path(__file__).with_name("client.mjs"), str(PORT)]
+command = ["node", Path(__file__).with_name("client.mjs"), f"ws://127.0.0.1:{PORT}"]
 with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as node:
     (observation, _), score, over = env.reset(seed=0), 0.0, False
     while not over:

@@ -1,23 +1,37 @@
-"""A blocking client of a planner service over TCP. It needs numpy and msgpack, no torch and no Ray.
+"""A blocking client of a planner service: docs/protocol.md. This file is all; it needs websockets, msgpack and numpy.
 
 with Client(port=7747) as client:
     episode = client.episode(seed=0)
-    action = episode.act(observation).action
+    action = episode.act(observation)["action"]
 """
 
 from __future__ import annotations
 
-import socket
+import json
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import msgpack
 import numpy as np
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
-from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError, ServiceLost
-from qttdm.planner_service.serving.wire import HEADER, PORT, PROTOCOL, frame, read_outcome, write_request
+
+class RefusedError(RuntimeError):
+    """A connection, a call or a request that the service refuses; docs/protocol.md lists the codes."""
+
+    def __init__(self, code: str, message: str, retry_ms: float | None = None) -> None:
+        """retry_ms: after which it makes sense to ask again; None: it does not."""
+        super().__init__(f"{code}: {message}")
+        self.code, self.retry_ms = code, retry_ms
+
+
+class DisconnectedError(RuntimeError):
+    """The service cannot be reached, or did not answer in time; the episodes of the connection are lost."""
 
 
 class Client:
@@ -26,84 +40,88 @@ class Client:
     def __init__(
         self,
         host: str = "127.0.0.1",
-        port: int = PORT,
+        port: int = 7747,
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
         timeout_s: float = 30.0,
     ) -> None:
-        """timeout_s: longest that a call may take.
-
-        Raises ServiceLost if there is no service, ServiceError if it refuses: `unauthorised`, `wrong_version`,
-        `too_many_connections`.
-        """
-        self.where = f"planner service at {host}:{port}"
+        """timeout_s: longest that a call may take. Raises DisconnectedError if there is no service, RefusedError."""
+        self.where = f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
+        self.timeout_s, self._closing = timeout_s, ExitStack()
         try:
-            plain = socket.create_connection((host, port), timeout_s)
-            self._socket = tls.wrap_socket(plain, server_hostname=host) if tls else plain
-        except OSError as error:
-            raise ServiceLost(f"{self.where}: {error}") from error
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            self.call("hello", protocol=PROTOCOL, **({} if token is None else {"token": token}))
-        except ServiceError:
-            self.close()
-            raise
+            opening = connect(
+                self.where,
+                subprotocols=[Subprotocol("qttdm.2")],
+                additional_headers={"Authorization": f"Bearer {token}"} if token else {},
+                ssl=tls,
+                open_timeout=timeout_s,
+                close_timeout=1.0,
+                compression=None,
+                proxy=None,
+                ping_interval=None,  # the service pings
+                max_size=None,
+            )
+            self._socket = self._closing.enter_context(opening)
+        except (OSError, WebSocketException) as error:
+            if isinstance(error, InvalidStatus) and (body := error.response.body or b"").startswith(b'{"error"'):
+                raise RefusedError(**json.loads(body)["error"]) from None
+            raise DisconnectedError(f"{self.where}: {error}") from error
+        self.info = self.call("info")
 
     def call(self, name: str, **fields: Any) -> dict[str, Any]:
-        """Any call of the protocol; returns its result. Raises ServiceError if it is refused, ServiceLost."""
+        """Make any call of the protocol: info, health, begin, act, end. Raises RefusedError, DisconnectedError."""
         try:
-            self._socket.sendall(frame({"call": name, **fields}))
-            (length,) = HEADER.unpack(self._receive(HEADER.size))
-            answer = msgpack.unpackb(self._receive(length))
-        except OSError as error:
+            self._socket.send(msgpack.packb({"call": name, **fields}))
+            answer: dict[str, Any] = msgpack.unpackb(self._socket.recv(self.timeout_s))
+        except (OSError, WebSocketException) as error:
             self.close()  # a late answer would be taken for the next one
-            raise ServiceLost(f"{self.where}: {name}: {error or type(error).__name__}") from error
+            raise DisconnectedError(f"{self.where}: {name}: {error or type(error).__name__}") from error
         if "error" in answer:
-            raise ServiceError(Refusal(**answer["error"]))
+            raise RefusedError(**answer["error"])
         return answer
-
-    def _receive(self, count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            if not (piece := self._socket.recv(count - len(data))):
-                raise ConnectionError("the connection was closed")
-            data += piece
-        return bytes(data)
-
-    def info(self) -> dict[str, Any]:
-        """What is served: docs/protocol.md."""
-        return self.call("info")
-
-    def health(self) -> dict[str, Any]:
-        """How the service is doing: docs/protocol.md."""
-        return self.call("health")
 
     def begin(self, seeds: Sequence[int], exploration: float = 0.0) -> list[int]:
         """Start one episode for each seed; returns their numbers."""
-        return self.call("begin", seeds=list(seeds), exploration=exploration)["episodes"]
+        episodes: list[int] = self.call("begin", seeds=list(seeds), exploration=exploration)["episodes"]
+        return episodes
 
-    def act(self, requests: Sequence[Request]) -> list[Answer | Refusal]:
-        """One decision for each request, in one batch if there is room, or why there is none."""
-        results = self.call("act", requests=[write_request(request) for request in requests])["results"]
-        return [read_outcome(result) for result in results]
+    def act(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Decide for each request: a map of `episode`, `step`, `observations` (arrays by name, or the only one), ..
 
-    def end(self, episodes: Sequence[int]) -> None:
-        """Release them."""
-        self.call("end", episodes=list(episodes))
+        Returns a result for each: a map with `action`, float32 [N] or int64 [N], or one with `error`.
+        """
+        sent = [{**request, "observations": self._pack(request["observations"])} for request in requests]
+        results: list[dict[str, Any]] = self.call("act", requests=sent)["results"]
+        for result in results:
+            if "action" in result:
+                result["action"] = np.asarray(result["action"], self.info["action"]["dtype"])
+        return results
 
     def episode(self, seed: int, exploration: float = 0.0) -> ClientEpisode:
-        """Start one."""
+        """Start one episode."""
         return ClientEpisode(self, *self.begin([seed], exploration))
 
     def close(self) -> None:
         """Hang up; the service releases what was begun."""
-        self._socket.close()
+        self._closing.close()
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _pack(self, observations: Any) -> dict[str, bytes]:
+        """Little-endian bytes of the wanted dtypes. RefusedError if a shape is wrong: bytes would not show it."""
+        known, packed = self.info["observations"], {}
+        if not isinstance(observations, Mapping):
+            observations = {next(iter(known)): observations}
+        for name, value in observations.items():
+            array, want = np.asarray(value), known.get(name, {"shape": None, "dtype": "float32"})
+            if want["shape"] not in (None, list(array.shape)):
+                raise RefusedError("bad_observation", f"{name}: got {list(array.shape)} numbers, want {want['shape']}")
+            packed[name] = array.astype(np.dtype(want["dtype"]).newbyteorder("<"), casting="same_kind").tobytes()
+        return packed
 
 
 class ClientEpisode:
@@ -112,23 +130,19 @@ class ClientEpisode:
     def __init__(self, client: Client, number: int) -> None:
         self.client, self.number, self.step = client, number, 0
 
-    def act(self, observation: np.ndarray, deadline_ms: float | None = None, anytime: bool = False) -> Answer:
-        """The decision for an observation [M]; while the service is busy, asks again when it says so.
+    def act(self, observations: Any, **wishes: Any) -> dict[str, Any]:
+        """Decide; while the service is busy, ask again when it says so. wishes: `deadline_ms`, `anytime`.
 
-        Raises ServiceError on any other refusal.
+        Returns a map with `action`, and what else docs/protocol.md lists. Raises RefusedError on any other refusal.
         """
-        request = Request(
-            self.number, self.step, {"observations": np.asarray(observation, np.float32)}, deadline_ms, anytime
-        )
-        while True:
-            (outcome,) = self.client.act([request])
-            if isinstance(outcome, Answer):
-                self.step += 1
-                return outcome
-            if outcome.code != "busy":
-                raise ServiceError(outcome)
-            time.sleep(1e-3 * (outcome.retry_ms or 1.0))
+        request = {"episode": self.number, "step": self.step, "observations": observations, **wishes}
+        while "error" in (result := self.client.act([request])[0]):
+            if result["error"]["code"] != "busy":
+                raise RefusedError(**result["error"])
+            time.sleep(1e-3 * result["error"].get("retry_ms", 1.0))
+        self.step += 1
+        return result
 
     def end(self) -> None:
         """Release it."""
-        self.client.end([self.number])
+        self.client.call("end", episodes=[self.number])

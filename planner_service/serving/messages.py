@@ -1,9 +1,9 @@
-"""What clients and the planner service say to each other: plain data, the same within a cluster and over TCP."""
+"""Requests to the planner service and its answers: plain data, the same within a cluster and over WebSockets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +27,8 @@ class Request:
     """as `begin` numbered it"""
     step: int
     """decisions answered in this episode so far; one that was answered last is answered again, from memory"""
-    observations: Mapping[str, np.ndarray]
-    """by name, as DataSpec.observations"""
+    observations: Any
+    """as `read_observations` takes them"""
     deadline_ms: float | None = None
     """ms after its arrival at the service by which the answer is wanted; None: whenever"""
     anytime: bool = False
@@ -67,12 +67,8 @@ class Refusal:
 
 
 class ServiceError(RuntimeError):
-    """A call that was refused as a whole."""
+    """A call, or a connection, that was refused as a whole."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(f"{refusal.code}: {refusal.message}")
         self.refusal = refusal
-
-
-class ServiceLost(RuntimeError):  # noqa: N818 - the network is at fault, or the service died
-    """The service cannot be reached, or did not answer in time; its episodes are lost."""

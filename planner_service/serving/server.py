@@ -1,6 +1,7 @@
-"""A planner service over TCP: framed msgpack, one call at a time on each connection (docs/protocol.md).
+"""A planner service over WebSockets, one call at a time on each (docs/protocol.md).
 
-    client --frame--> connection --> wire.read_call --> PlannerService --> frame --> client
+    clients ----------HTTP----------> Server: origin, token, version --upgrade--> calls --> PlannerService
+    Prometheus --GET /metrics, /healthz--^
 
 Whatever one client sends, or does not send, ends in an error on its own connection. Episodes belong to the connection
 that began them, and end with it.
@@ -10,43 +11,34 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import socket
+import logging
 import ssl
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
+from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp.http import HttpProcessingError
 from pydantic import Field
 
 from qttdm.common.config import Config, ConfigError
-from qttdm.planner_service.serving.messages import ServiceError
+from qttdm.planner_service.serving.calls import Session, write_error
+from qttdm.planner_service.serving.messages import Refusal, ServiceError
 from qttdm.planner_service.serving.service import PlannerService
-from qttdm.planner_service.serving.wire import (
-    HEADER,
-    PORT,
-    PROTOCOL,
-    Act,
-    Begin,
-    Call,
-    End,
-    Health,
-    Hello,
-    Info,
-    ProtocolError,
-    frame,
-    read_call,
-    read_request,
-    write_outcome,
-    write_refusal,
-)
 
-LINGER_S = 1.0
-"""how long a client may go on sending after an error that ends its connection"""
+PORT = 7747
+PROTOCOL = "qttdm.2"
+"""The WebSocket subprotocol. Its number changes when a client of the version before would misunderstand."""
 
-NOBODYS = 0
-"""a number that no episode has"""
+HTTP_STATUS = {"wrong_version": 400, "unauthorised": 401, "foreign_origin": 403, "too_many_connections": 503}
+"""Why a connection does not become a WebSocket."""
+
+CLOSE_S = 1.0
+"""how long a client may take to hang up in turn"""
+
+LOG = logging.getLogger(__name__)
+LOG.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))  # garbage
 
 
 class ServerConfig(Config):
@@ -56,18 +48,25 @@ class ServerConfig(Config):
     """address to listen on; any but this machine's own needs a token"""
     port: int = Field(default=PORT, ge=0, le=65535)
     """0: any that is free"""
+    origins: tuple[str, ...] = ()
+    """of web pages that may connect, such as `http://localhost:8000`; others only from the same IP address and port"""
     max_connections: int = Field(default=64, gt=0)
-    """from the moment they are accepted; as many more may be waiting to hear that there are too many, no others"""
+    """WebSockets at once; as many more connections may be open that are none yet"""
     max_episodes: int = Field(default=256, gt=0)
     """episodes of one connection"""
-    max_frame_bytes: int = Field(default=1 << 18, ge=1 << 10)
-    """longest frame taken from a client"""
-    frame_timeout_s: float = Field(default=5.0, gt=0)
-    """for the first frame of a connection, for the rest of one that has begun, and for a client to take an answer"""
-    idle_timeout_s: float = Field(default=600.0, gt=0)
-    """for the next frame to begin"""
+    max_message_bytes: int = Field(default=1 << 18, ge=1 << 10)
+    """longest message taken from a client"""
+    client_timeout_s: float = Field(default=5.0, gt=0)
+    """for a client's TLS handshake, for its HTTP request, and for taking an answer"""
+    heartbeat_s: float = Field(default=30.0, gt=0)
+    """silence after which a client is pinged; it has half as long to answer"""
     stop_timeout_s: float = Field(default=5.0, gt=0)
     """for the answers that are due when the service is stopped"""
+
+
+class _HangUp(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.abort()  # type: ignore[attr-defined]
 
 
 class Server:
@@ -80,22 +79,35 @@ class Server:
         info: Mapping[str, Any],
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
+        metrics: Callable[[], bytes] = bytes,
     ) -> None:
-        """info: what `info` tells beside the weights' version. token: what every client has to say first.
+        """info: what `info` says beside data and weights. token: wanted of each client. metrics: Prometheus text.
 
         ConfigError on an address that others reach without a token.
         """
         if token is None and not is_loopback(config.host):
             raise ConfigError(f"host {config.host} can be reached from elsewhere: it needs a token (--token-file)")
         self.config, self.service, self.info, self.token, self.tls = config, service, info, token, tls
+        self.metrics, self._scraping = metrics, asyncio.Lock()
+        self.sessions: dict[asyncio.Task[Any], Session] = {}
+        self._answering: set[asyncio.Task[Any]] = set()
         self.stopping = False
-        self._connections: dict[asyncio.Task[None], _Connection] = {}
 
     async def start(self) -> int:
         """Listen; returns the port. ConfigError if it cannot."""
         c = self.config
+        self.http = web.Server(
+            self._respond, access_log=None, logger=LOG, keepalive_timeout=c.client_timeout_s, lingering_time=CLOSE_S
+        )
         try:
-            self._listener = await asyncio.start_server(self._connected, c.host, c.port)
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._admit,
+                c.host,
+                c.port,
+                ssl=self.tls,
+                ssl_handshake_timeout=c.client_timeout_s if self.tls else None,
+                ssl_shutdown_timeout=CLOSE_S if self.tls else None,
+            )
         except OSError as error:
             raise ConfigError(f"cannot listen on {c.host} port {c.port} ({error.strerror or error})") from None
         return int(self._listener.sockets[0].getsockname()[1])
@@ -107,147 +119,114 @@ class Server:
         """
         self.stopping = True
         self._listener.close()
-        due: list[asyncio.Task[None]] = [asyncio.create_task(self.service.stop())]
-        for task, connection in self._connections.items():
-            if connection.answering:
-                due.append(task)
-            else:
-                task.cancel()
-        _, unanswered = await asyncio.wait(due, timeout=self.config.stop_timeout_s)
-        for task in self._connections:
+        for task in self.sessions.keys() - self._answering:
             task.cancel()
-        while self._connections:
-            await asyncio.wait(self._connections)
+        due = {asyncio.create_task(self.service.stop()), *self._answering}
+        _, unanswered = await asyncio.wait(due, timeout=self.config.stop_timeout_s)
+        for task in unanswered:
+            task.cancel()
+        if self.sessions:
+            await asyncio.wait(self.sessions, timeout=2 * CLOSE_S)
+        self.http.pre_shutdown()
+        await self.http.shutdown(CLOSE_S)
         return not unanswered
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection from beginning to end; asyncio runs it as a task of its own.
+    # --- HTTP ---
 
-        Choice: TLS begins here, not in asyncio's accepting. Why: a handshake counts as a connection, so that those who
-        never end theirs take nobody's file descriptors. Before it nothing may be awaited: the loop would read its
-        first bytes as ours.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        most, refused = self.config.max_connections, sum(c.one_too_many for c in self._connections.values())
-        full = len(self._connections) - refused >= most
-        if self.stopping or (full and refused >= most):
-            writer.transport.abort()
-            return
-        connection = self._connections[task] = _Connection(self, reader, writer, one_too_many=full)
+    def _admit(self) -> asyncio.Protocol:
+        full = len(self.http.connections) >= 2 * self.config.max_connections
+        return _HangUp() if full or self.stopping else self.http()
+
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            writer.transport.set_write_buffer_limits(high=0)  # so that what is drained is out
-            if self.tls is not None:
-                await writer.start_tls(self.tls, ssl_handshake_timeout=self.config.frame_timeout_s)
-                writer.transport.set_write_buffer_limits(high=1)  # at 0 asyncio's TLS takes an empty one for full
-            await connection.serve()
-        except (OSError, EOFError, TimeoutError, asyncio.CancelledError):
-            pass  # the client has gone, takes no answer, or the server stops; asyncio would print the last one
+            if request.path == "/healthz":
+                return web.Response(text="ok\n")
+            self._check(request)
+            if request.path == "/metrics":
+                async with self._scraping:
+                    text = await asyncio.to_thread(self.metrics)
+                return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
+            return await self._converse(request)
+        except ServiceError as error:
+            return web.json_response(write_error(error.refusal), status=HTTP_STATUS[error.refusal.code])
+
+    def _check(self, request: web.BaseRequest) -> None:
+        """ServiceError if a web page sent it that may not, or if it has not the token."""
+        for origin in request.headers.getall("Origin", ()):
+            if origin not in self.config.origins and not is_same_origin(origin, request.headers.get("Host", "")):
+                raise ServiceError(Refusal("foreign_origin", "this web page may not connect (server.origins)"))
+        if self.token is not None:
+            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer":
+                token = next((p[6:] for p in subprotocols(request) if p.startswith("token.")), "")
+            if not hmac.compare_digest(self.token.encode(), token.encode(errors="surrogateescape")):
+                raise ServiceError(Refusal("unauthorised", "the token is missing or wrong"))
+
+    # --- WebSockets ---
+
+    async def _converse(self, request: web.BaseRequest) -> web.WebSocketResponse:
+        """Upgrade to a WebSocket and serve it to its end. ServiceError if it does not become one."""
+        c, task, transport = self.config, asyncio.current_task(), request.transport
+        if PROTOCOL not in subprotocols(request):
+            raise ServiceError(Refusal("wrong_version", f"want a WebSocket with the subprotocol {PROTOCOL}"))
+        if len(self.sessions) >= c.max_connections:
+            raise ServiceError(Refusal("too_many_connections", f"there are {c.max_connections} already"))
+        socket = web.WebSocketResponse(
+            protocols=[PROTOCOL],
+            timeout=CLOSE_S,
+            heartbeat=c.heartbeat_s,
+            compress=False,
+            max_msg_size=c.max_message_bytes + 1,  # aiohttp refuses one of exactly that size
+            writer_limit=0,  # so that what is sent waits while the client does not read
+        )
+        if task is None or transport is None:
+            raise web.HTTPBadRequest  # the client has gone
+        session = self.sessions[task] = Session(self.service, self.info, c.max_episodes)
+        try:
+            await socket.prepare(request)
+            while not self.stopping:
+                message = await socket.receive()
+                if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    break  # closed by the client, or by aiohttp on a client that breaks the rules
+                self._answering.add(task)
+                answer = await session.answer(message.data)
+                async with asyncio.timeout(c.client_timeout_s):
+                    await (socket.send_str(answer) if isinstance(answer, str) else socket.send_bytes(answer))
+                self._answering.remove(task)
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # the client has gone, or takes no answers, or the server stops
         finally:
-            del self._connections[task]
-            writer.transport.abort()
-            await self.service.end(list(connection.episodes))
+            self._answering.discard(task)
+            await self.service.end(list(session.episodes))
+            asyncio.get_running_loop().call_later(2 * CLOSE_S, transport.abort)  # aiohttp waits for ever to be read
+            try:
+                if socket.prepared:
+                    await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the service is being stopped")
+            finally:
+                del self.sessions[task]
+        return socket
 
 
-class _Connection:
-    """What one client may do, and what it has begun."""
+def subprotocols(request: web.BaseRequest) -> list[str]:
+    """The WebSocket subprotocols that a client offers."""
+    return [p.strip() for line in request.headers.getall("Sec-WebSocket-Protocol", ()) for p in line.split(",")]
 
-    def __init__(
-        self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, one_too_many: bool
-    ) -> None:
-        """one_too_many: to be told so, and nothing else."""
-        self.server, self.config, self.service = server, server.config, server.service
-        self.reader, self.writer, self.one_too_many = reader, writer, one_too_many
-        self.episodes: set[int] = set()
-        self.answering = False
 
-    async def serve(self) -> None:
-        """Greet, then answer call after call. OSError, EOFError or TimeoutError when the client has gone."""
-        try:
-            if self.one_too_many:
-                raise ProtocolError("too_many_connections", f"there are {self.config.max_connections} already")
-            await self.write(self._welcome(await self._read(self.config.frame_timeout_s)))
-            while not self.server.stopping:
-                payload = await self._read(self.config.idle_timeout_s)
-                self.answering = True
-                await self.write(await self._answer(payload))
-                self.answering = False
-        except ProtocolError as error:
-            await self.write({"error": write_refusal(error.refusal)})
-            if self.writer.can_write_eof():
-                self.writer.write_eof()
-            with suppress(TimeoutError):  # hanging up with bytes unread would take the answer back
-                async with asyncio.timeout(LINGER_S):
-                    while await self.reader.read(1 << 16):
-                        pass
+def is_same_origin(origin: str, host: str) -> bool:
+    """Was the web page served at the address it connects to, an IP address or localhost?
 
-    async def _read(self, patience: float) -> bytes:
-        """The next frame, which has to begin within so many seconds. ProtocolError `too_large`, `timeout`."""
-        try:
-            async with asyncio.timeout(patience) as limit:
-                begun = await self.reader.readexactly(1)
-                limit.reschedule(asyncio.get_running_loop().time() + self.config.frame_timeout_s)
-                (length,) = HEADER.unpack(begun + await self.reader.readexactly(HEADER.size - 1))
-                if length > self.config.max_frame_bytes:
-                    raise ProtocolError("too_large", f"got {length} bytes, at most {self.config.max_frame_bytes}")
-                return await self.reader.readexactly(length)
-        except TimeoutError:
-            raise ProtocolError("timeout", "no frame, or only a part of one") from None
-
-    async def write(self, message: dict[str, Any]) -> None:
-        """Send a message. TimeoutError if the client does not take it."""
-        self.writer.write(frame(message))
-        async with asyncio.timeout(self.config.frame_timeout_s):
-            await self.writer.drain()
-
-    def _welcome(self, payload: bytes) -> dict[str, Any]:
-        """The answer to the first frame. ProtocolError for whom we do not talk to."""
-        hello = read_call(payload)
-        if not isinstance(hello, Hello):
-            raise ProtocolError("bad_message", "the first call has to be hello")
-        if hello.protocol != PROTOCOL:
-            raise ProtocolError("wrong_version", f"got protocol {hello.protocol}, want {PROTOCOL}")
-        token = self.server.token
-        if token is not None and not hmac.compare_digest(token.encode(), (hello.token or "").encode()):
-            raise ProtocolError("unauthorised", "the token is missing or wrong")
-        return {"protocol": PROTOCOL}
-
-    async def _answer(self, payload: bytes) -> dict[str, Any]:
-        try:
-            return await self._result(read_call(payload))
-        except (ProtocolError, ServiceError) as error:
-            return {"error": write_refusal(error.refusal)}
-
-    async def _result(self, call: Call) -> dict[str, Any]:
-        """What the call returns. ProtocolError or ServiceError when it is refused as a whole."""
-        match call:
-            case Act():
-                requests = [read_request(wire) for wire in call.requests]
-                own = [r if r.episode in self.episodes else replace(r, episode=NOBODYS) for r in requests]
-                return {"results": [write_outcome(outcome) for outcome in await self.service.act(own)]}
-            case Begin():
-                if len(self.episodes) + len(call.seeds) > self.config.max_episodes:
-                    begun = f"{len(self.episodes)} episodes begun and {len(call.seeds)} more"
-                    raise ProtocolError("busy", f"{begun}, at most {self.config.max_episodes}; end some first")
-                episodes = await self.service.begin(call.seeds, call.exploration)
-                self.episodes.update(episodes)
-                return {"episodes": episodes}
-            case End():
-                await self.service.end([episode for episode in call.episodes if episode in self.episodes])
-                self.episodes.difference_update(call.episodes)
-                return {}
-            case Info():
-                return {**self.server.info, "weights_version": self.service.policy.weights_version}
-            case Health():
-                return asdict(await self.service.status())
-            case Hello():
-                raise ProtocolError("bad_message", "hello is for the first frame only")
+    A name does not count: evil.example can be made to lead to this machine, and is then in both headers.
+    """
+    try:
+        url = urlsplit(origin)
+        return url.netloc == host and (url.hostname == "localhost" or bool(ip_address(url.hostname or "")))
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:
-    """Does the address, or everything that the name stands for, lead to this machine alone?"""
+    """Does the address lead to this machine alone? Of names only localhost does for certain."""
     try:
-        found = [str(info[4][0]) for info in socket.getaddrinfo(host, None)]
-    except OSError:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
         return False
-    return all(ip_address(address.partition("%")[0]).is_loopback for address in found)

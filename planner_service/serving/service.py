@@ -3,9 +3,9 @@
     act -> queue --a batch: full, or the first has waited max_wait_ms--> planner thread: policy.decide -> answers
     load ------------------------------------------------- between two batches -> planner thread: policy.load
 
-An asyncio class without sockets: `server.py` serves it over TCP, and a Ray actor can hold it as it is. What an episode
-carries from decision to decision stays here until it ends or its client falls silent. All methods run in one event
-loop; planning has a thread of its own, so that the loop always answers.
+An asyncio class without sockets: `server.py` serves it over WebSockets, and a Ray actor can hold it as it is. What an
+episode carries from decision to decision stays here until it ends or its client falls silent. All methods run in one
+event loop; planning has a thread of its own, so that the loop always answers.
 
 Choice: batches are closed and answered in plain callbacks. Why: with a task that waits for requests, a future for each
 and one for the thread, an answer takes seven turns of the loop where four do.
@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any, Literal
@@ -28,13 +28,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Policy
+from qttdm.common.contracts import DataSpec, Decisions, Policy
 from qttdm.common.metrics.gpu import report_gpu
 from qttdm.common.metrics.instruments import counter, histogram
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.weights import Weights
 from qttdm.planner_service.policies.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
 from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request, ServiceError
+from qttdm.planner_service.serving.observations import read_observations
 
 BATCH_SIZE = histogram(
     "qttdm_service_batch_size",
@@ -121,18 +122,13 @@ class _Waiting:
     """A request in the queue or in the batch being decided."""
 
     request: Request
+    observations: dict[str, np.ndarray]
     episode: _Episode
     arrived: float
     deadline: float | None
+    outcome: asyncio.Future[Answer | Refusal]
+    """shielded from those who wait for it: a call that is cancelled takes nobody's answer but its own"""
     expiry: asyncio.TimerHandle | None = None
-    outcome: Answer | Refusal | None = None
-    listeners: list[asyncio.Future[Answer | Refusal]] = field(default_factory=list)
-    """one for each call that waits: whoever goes away takes none but its own"""
-
-    def listen(self) -> asyncio.Future[Answer | Refusal]:
-        """Its outcome, when there is one."""
-        self.listeners.append(asyncio.get_running_loop().create_future())
-        return self.listeners[-1]
 
     @property
     def timed(self) -> bool:
@@ -204,9 +200,8 @@ class PlannerService:
     async def act(self, requests: Sequence[Request]) -> list[Answer | Refusal]:
         """One decision for each request, or why there is none."""
         admitted = [self._admit(request) for request in requests]
-        awaited = [a.listen() if isinstance(a, _Waiting) else a for a in admitted]
         self._begin_batch()
-        return [await a if isinstance(a, asyncio.Future) else a for a in awaited]
+        return [await asyncio.shield(a.outcome) if isinstance(a, _Waiting) else a for a in admitted]
 
     async def load(self, weights: Weights) -> None:
         """New network weights for the batches to come; older ones are left. ValueError if they do not fit."""
@@ -228,8 +223,8 @@ class PlannerService:
         """Answer those who wait, and refuse everyone else."""
         self._stopping = True
         self._begin_batch()
-        for listener in [waiting.listen() for waiting in (*self._batch, *self._queue)]:
-            await listener
+        for waiting in (*self._batch, *self._queue):
+            await asyncio.shield(waiting.outcome)
         self._planner.shutdown(wait=False)
 
     # --- one request ---
@@ -241,8 +236,10 @@ class PlannerService:
         if episode is None:
             return self._refuse("unknown_episode", "no such episode of this client; begin one")
         episode.seen = now
-        if problem := observation_problem(request.observations, self.data):
-            return self._refuse("bad_observation", problem)
+        try:
+            observations = read_observations(request.observations, self.data)
+        except ValueError as error:
+            return self._refuse("bad_observation", str(error))
         if episode.waiting is not None and request.step == episode.step:  # asked again
             return episode.waiting
         if episode.last is not None and request.step == episode.step - 1:
@@ -255,10 +252,11 @@ class PlannerService:
             batches = len(self._queue) / self.config.max_batch + 1
             return self._refuse("busy", f"{len(self._queue)} requests wait", 1e3 * batches * self._plan_seconds)
         deadline = None if request.deadline_ms is None else now + 1e-3 * request.deadline_ms
-        waiting = episode.waiting = _Waiting(request, episode, now, deadline)
+        loop = asyncio.get_running_loop()
+        waiting = episode.waiting = _Waiting(request, observations, episode, now, deadline, loop.create_future())
         self._queue.append(waiting)
         if deadline is not None:
-            waiting.expiry = asyncio.get_running_loop().call_at(deadline, self._expire, waiting)
+            waiting.expiry = loop.call_at(deadline, self._expire, waiting)
         return waiting
 
     def _expire(self, waiting: _Waiting) -> None:
@@ -276,10 +274,7 @@ class PlannerService:
             episode.step += 1
             episode.last = outcome
             self._counts["answers"] += 1
-        waiting.outcome = outcome
-        for listener in waiting.listeners:
-            if not listener.done():  # its call was cancelled
-                listener.set_result(outcome)
+        waiting.outcome.set_result(outcome)
 
     def _refuse(self, code: str, message: str, retry_ms: float | None = None) -> Refusal:
         self._refused[code] += 1
@@ -336,7 +331,7 @@ class PlannerService:
             self._answer(batch, closed, planning.result())
         except Exception as error:  # whatever it is, out of memory above all, others may fare better
             for w in batch:
-                if w.outcome is None:
+                if not w.outcome.done():
                     self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
         self._begin_batch()
 
@@ -368,18 +363,16 @@ class PlannerService:
         t.observe(DECISION_SECONDS, planned.ended - planned.began, stage="plan")
         t.inc(DECISIONS, len(batch))
         for w in batch:
-            if isinstance(w.outcome, Answer):
-                t.inc(REQUESTS, outcome="answered_late" if w.outcome.late else "answered")
-                t.observe(DECISION_SECONDS, 1e-3 * w.outcome.queue_ms, stage="queue")
+            if isinstance(answer := w.outcome.result(), Answer):
+                t.inc(REQUESTS, outcome="answered_late" if answer.late else "answered")
+                t.observe(DECISION_SECONDS, 1e-3 * answer.queue_ms, stage="queue")
                 t.observe(DECISION_SECONDS, answered - w.arrived, stage="total")
 
     def _plan(self, batch: list[_Waiting], deadline: float | None) -> _Planned:
         """In the planner's thread: a batch's decisions."""
         began = time.monotonic()
         states = [w.episode.state for w in batch]
-        observations = {
-            name: np.stack([w.request.observations[name] for w in batch]) for name in self.data.observations
-        }
+        observations = {name: np.stack([w.observations[name] for w in batch]) for name in self.data.observations}
         with self.watch:
             decisions = self.policy.decide(states, observations, deadline)
         return _Planned(decisions, self.policy.weights_version, began, time.monotonic())
@@ -390,21 +383,3 @@ class PlannerService:
             return
         with self.telemetry.timed(APPLY_SECONDS):
             self.policy.load(weights)
-
-
-def observation_problem(observations: ArrayTree, data: DataSpec) -> str | None:
-    """What is wrong with observations, which must be as `data` says and finite; None if nothing is."""
-    if missing := sorted(data.observations.keys() - observations.keys()):
-        return f"there is no {missing[0]!r}; want {', '.join(data.observations)}"
-    if unknown := sorted(observations.keys() - data.observations.keys()):
-        return f"got {unknown[0]!r}, want only {', '.join(data.observations)}"
-    for name, want in data.observations.items():
-        got = observations[name]
-        if got.dtype != np.dtype(want.dtype):
-            return f"{name}: got {got.dtype} numbers, want {want.dtype}"
-        if got.shape != want.shape:
-            return f"{name}: got {list(got.shape)} numbers, want {list(want.shape)}"
-        if not (finite := np.isfinite(got)).all():
-            worst = int(np.flatnonzero(~finite)[0])
-            return f"{name}: number {worst} is {got.flat[worst]}, want finite ones"
-    return None

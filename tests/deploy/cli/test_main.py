@@ -317,7 +317,9 @@ class TestEvalAndPlot:
 
     def test_eval_with_a_planner_by_name_and_set_wins_over_it(self, trained, monkeypatch):
         planners = []
-        monkeypatch.setattr(TrainedAgent, "evaluate", lambda agent, _: planners.append(agent.config.settings.planner) or 1 / 0)
+        monkeypatch.setattr(
+            TrainedAgent, "evaluate", lambda agent, _: planners.append(agent.config.settings.planner) or 1 / 0
+        )
         for name in PRESETS:
             for more in ([], ["--set", "qt-tdm.planner.samples=70"]):
                 with pytest.raises(ZeroDivisionError):

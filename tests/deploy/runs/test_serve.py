@@ -18,8 +18,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.main import main
 from qttdm.deploy.runs.local import new_run
 from qttdm.deploy.runs.trained import TrainedAgent
-from qttdm.planner_service.serving.client import Client
-from qttdm.planner_service.serving.messages import ServiceError, ServiceLost
+from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
 from tests.fakes import Acting, randomise, tiny_config
 
 ROOT = Path(__file__).parents[3]
@@ -55,16 +54,13 @@ def broken(monkeypatch, name):
 
 
 @contextmanager
-def serving(*arguments, greetings=1, **environment):
-    """`qttdm serve` in a process of its own, on a port of its own; killed at the end if it still runs.
-
-    greetings: lines that it begins with, of which the last says the port.
-    """
+def serving(*arguments, **environment):
+    """`qttdm serve` in a process of its own, on a port of its own; killed at the end if it still runs."""
     command = [sys.executable, "-m", "qttdm.deploy.cli.main", "serve", *map(str, arguments), "--port", "0"]
     own = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     child = subprocess.Popen(command, env=own, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        child.greeting = [child.stdout.readline() for _ in range(greetings)][-1]
+        child.greeting = child.stdout.readline()
         child.port = int(re.search(r" port (\d+)$", child.greeting).group(1))
         yield child
     finally:
@@ -98,16 +94,17 @@ def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, age
     with serving(run.run_dir.path) as child:
         assert child.greeting == f"{agent} on gym/Pendulum-v1, weights 1: 127.0.0.1 port {child.port}\n"
         with Client(port=child.port) as client:
-            info = client.info()
+            info = client.call("info")
             assert (info["task"], info["agent"], info["weights_version"]) == ("gym/Pendulum-v1", agent, 1)
-            assert (info["obs_dim"], info["action_dim"], info["action_repeat"]) == (3, 1, 20)
+            assert (info["action"]["shape"], info["action_repeat"]) == ([1], 20)
+            assert info["observations"] == {"observations": {"shape": [3], "dtype": "float32"}}
             episode = client.episode(seed=3)
-            got = np.stack([episode.act(observation(step)).action for step in range(4)])
+            got = np.stack([episode.act(observation(step))["action"] for step in range(4)])
             seconds, out, err = end(child)
             assert (child.returncode, out, err) == (0, "", "")
             assert seconds < 20
-            with pytest.raises(ServiceLost):
-                client.info()
+            with pytest.raises(DisconnectedError):
+                client.call("info")
     assert np.allclose(got, local_actions(run.run_dir.path, 3, range(4)), atol=1e-5)
 
 
@@ -116,7 +113,7 @@ def test_one_checkpoint_by_name(tmp_path):
     first = run.loop.store.newest()
     save(run, updates=2)
     with serving(first) as child, Client(port=child.port) as client:
-        assert client.info()["weights_version"] == 1
+        assert client.call("info")["weights_version"] == 1
 
 
 def test_follows_a_run_that_is_training_without_dropping_a_connection(tmp_path, monkeypatch):
@@ -133,12 +130,12 @@ def test_follows_a_run_that_is_training_without_dropping_a_connection(tmp_path, 
                 deadline = time.monotonic() + 30
                 while not seen or seen[-1] != updates:
                     assert time.monotonic() < deadline, seen
-                    seen.append(episode.act(observation(step)).weights_version)
+                    seen.append(episode.act(observation(step))["weights_version"])
                     step += 1
             assert sorted(seen) == seen
             assert set(seen) <= {1, 2, 4}
             fresh = client.episode(seed=5)
-            got = np.stack([fresh.act(observation(step)).action for step in range(3)])
+            got = np.stack([fresh.act(observation(step))["action"] for step in range(3)])
         _, out, err = end(child)
     assert (out, err) == ("weights 2\nweights 4\n", "")
     assert np.allclose(got, local_actions(run.run_dir.path, 5, range(3)), atol=1e-5)
@@ -155,18 +152,18 @@ def test_newer_weights_that_cannot_be_used_are_reported_and_the_old_ones_stay(tm
             pytest.fail("the service has gone")
         assert line.startswith("kept the weights in use: ")
         with Client(port=child.port) as client:
-            assert client.info()["weights_version"] == 1
+            assert client.call("info")["weights_version"] == 1
             client.episode(seed=0).act(observation(0))
 
 
 def test_a_token_opens_it_and_is_never_printed(trained, tmp_path):
     file = tmp_path / "token"
-    file.write_text("open sesame\n")
-    for arguments, environment in ((["--token-file", file], {}), ([], {"QTTDM_TOKEN": "open sesame"})):
+    file.write_text("open.sesame\n")
+    for arguments, environment in ((["--token-file", file], {}), ([], {"QTTDM_TOKEN": "open.sesame"})):
         with serving(trained, "--host", "0.0.0.0", *arguments, **environment) as child:
-            with pytest.raises(ServiceError, match="unauthorised"):
+            with pytest.raises(RefusedError, match="unauthorised"):
                 Client(port=child.port, token="open")
-            with Client(port=child.port, token="open sesame") as client:
+            with Client(port=child.port, token="open.sesame") as client:
                 client.episode(seed=0).act(observation(0))
             _, out, err = end(child)
         assert "sesame" not in child.greeting + out + err
@@ -186,7 +183,7 @@ def test_told_to_stop_in_the_middle_of_a_long_plan_it_exits_in_the_stated_time(t
         def ask():
             try:
                 outcome.append(episode.act(observation(0)))
-            except ServiceLost as error:
+            except DisconnectedError as error:
                 outcome.append(error)
 
         asking = threading.Thread(target=ask)
@@ -194,7 +191,7 @@ def test_told_to_stop_in_the_middle_of_a_long_plan_it_exits_in_the_stated_time(t
         time.sleep(0.5)
         seconds, _, err = end(child)
         asking.join()
-    assert isinstance(outcome[0], ServiceLost)
+    assert isinstance(outcome[0], DisconnectedError)
     assert 0.2 <= seconds < 20
     assert err == "gave up on unanswered calls after 0.2 s\n"
     assert child.returncode == 1
@@ -208,7 +205,8 @@ class TestMistakes:
         [
             (["--host", "0.0.0.0"], ["0.0.0.0", "--token-file"]),
             (["--host", "0.0.0.0", "--token-file", "nothing"], ["nothing", "cannot read the token"]),
-            (["--token-file", "empty"], ["empty: the token is empty"]),
+            (["--token-file", "empty"], ["empty: want a token of one or more letters"]),
+            (["--token-file", "spaced"], ["spaced: want a token", "letters, digits and _ . ~ + - only"]),
             (["--tls-cert", "empty"], ["--tls-cert and --tls-key belong together"]),
             (["--tls-cert", "empty", "--tls-key", "empty"], ["empty, empty: cannot be used for TLS"]),
             (["--port", "70000"], ["server.port", "70000", "65535"]),
@@ -225,6 +223,7 @@ class TestMistakes:
         monkeypatch.delenv("QTTDM_TOKEN", raising=False)
         Path("empty").write_text(" \n")
         Path("token").write_text("sesame")
+        Path("spaced").write_text("open sesame")
         assert_one_line(capsys, words, ["serve", str(trained), *arguments])
 
     def test_runs(self, trained, tmp_path, monkeypatch, capsys):

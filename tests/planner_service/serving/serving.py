@@ -1,13 +1,16 @@
-"""A planner service in a thread of its own, served over TCP, for tests that are its clients."""
+"""A planner service in a thread of its own, served over WebSockets, for tests that are its clients."""
 
 import asyncio
+import json
 import socket
-import struct
 import threading
+import urllib.error
+import urllib.request
 from contextlib import contextmanager
 
 import msgpack
 import torch
+from websockets.sync.client import connect
 
 from qttdm.planner_service.planners.mppi import MPPIConfig
 from qttdm.planner_service.serving.client import Client
@@ -16,7 +19,7 @@ from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 from tests.fakes import planning_policy, tiny_data, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
-INFO = {"task": "gym/FakePoint-v0", "agent": "qt-tdm", "obs_dim": 3, "action_dim": 2, "action_repeat": 8}
+INFO = {"task": "gym/FakePoint-v0", "agent": "qt-tdm", "action_repeat": 8}
 
 
 def tiny_policy(action_dim=2):
@@ -28,8 +31,8 @@ def tiny_policy(action_dim=2):
 class Serving:
     """A server and the loop it runs in."""
 
-    def __init__(self, policy, service, server, info, **more):
-        self.service = PlannerService(ServiceConfig(**service), policy, tiny_data())
+    def __init__(self, policy, service, server, info, data=None, **more):
+        self.service = PlannerService(ServiceConfig(**service), policy, data or tiny_data())
         self.server = Server(ServerConfig(port=0, **server), self.service, info, **more)
 
     def run(self, coroutine):
@@ -39,8 +42,17 @@ class Serving:
     def client(self, **more):
         return Client(port=self.port, timeout_s=30.0, **more)
 
-    def raw(self):
-        return Raw(self.port)
+    def raw(self, **more):
+        return Raw(self.port, **more)
+
+    def get(self, path, **headers):
+        """Status and text of an HTTP answer."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
 
 @contextmanager
@@ -61,48 +73,32 @@ def serving(policy=None, service=None, server=None, info=INFO, **more):
 
 
 class Raw:
-    """A connection on which anything can be sent."""
+    """A WebSocket on which any message can be sent."""
 
-    def __init__(self, port):
-        self.socket = socket.create_connection(("127.0.0.1", port), 30)
+    def __init__(self, port, subprotocols=("qttdm.2",), **more):
+        more = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": 1, **more}
+        self.ws = connect(f"ws://127.0.0.1:{port}", subprotocols=subprotocols, **more).__enter__()
+        self.socket = self.ws.socket
 
-    def send(self, data):
-        self.socket.sendall(data)
-
-    def call(self, **message):
+    def call(self, as_text=False, **message):
         """Send a message; returns the answer."""
-        payload = msgpack.packb(message)
-        self.send(struct.pack(">I", len(payload)) + payload)
+        self.ws.send(json.dumps(message) if as_text else msgpack.packb(message))
         return self.receive()
 
-    def hello(self):
-        assert self.call(call="hello", protocol=1) == {"protocol": 1}
-        return self
-
     def receive(self):
-        """The next message; None when the connection has been closed."""
-        header = self._exactly(4)
-        return None if header is None else msgpack.unpackb(self._exactly(*struct.unpack(">I", header)))
+        """The next answer."""
+        answer = self.ws.recv(30)
+        return json.loads(answer) if isinstance(answer, str) else msgpack.unpackb(answer)
 
-    def error(self):
-        """The code of the next message, which is an error."""
-        return self.receive()["error"]["code"]
 
-    def closed(self):
-        """Has the server hung up, with nothing more to say?"""
-        try:
-            return self.socket.recv(1) == b""
-        except ConnectionError:
-            return True
+def plain_socket(port):
+    """A connection that says nothing yet."""
+    return socket.create_connection(("127.0.0.1", port), 30)
 
-    def _exactly(self, count):
-        data = b""
-        while len(data) < count:
-            try:
-                piece = self.socket.recv(count - len(data))
-            except ConnectionError:
-                return None
-            if not piece:
-                return None
-            data += piece
-        return data
+
+def is_closed(connection):
+    """Has the server hung up, with nothing more to say?"""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True

@@ -1,5 +1,6 @@
 """The Python client against a real server: every call, and what it raises."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qttdm.planner_service.serving.client import Client
-from qttdm.planner_service.serving.messages import Answer, Request, ServiceError, ServiceLost
+from qttdm.common.contracts import ArraySpec, DataSpec, Decisions
+from qttdm.planner_service.serving import client as client_module
+from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
+from qttdm.planner_service.serving.server import PORT, PROTOCOL
 from tests.fakes import Acting
 from tests.planner_service.serving.serving import INFO, serving, tiny_policy
 from tests.planner_service.serving.test_service import GatedPolicy
 from tests.planner_service.serving.test_service import numbers as observation
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -31,76 +32,110 @@ def client(served):
 
 
 def local(seed, exploration, steps):
-    policy = tiny_policy()
-    policy = Acting(policy)
+    policy = Acting(tiny_policy())
     policy.begin([seed], exploration)
     return np.stack([policy.act(observation(step)[None])[0] for step in range(steps)])
 
 
 def test_an_episode_is_the_local_policys(client):
     episode = client.episode(seed=5, exploration=0.5)
-    actions = np.stack([episode.act(observation(step)).action for step in range(6)])
+    actions = np.stack([episode.act(observation(step))["action"] for step in range(6)])
     assert actions.dtype == np.float32
     assert np.allclose(actions, local(5, 0.5, 6), atol=1e-5)
 
 
 def test_any_numbers_may_be_observations(client):
-    want = client.episode(seed=5).act(np.array([1.0, 2.0, 3.0], np.float32)).action
-    assert np.array_equal(client.episode(seed=5).act(np.array([1, 2, 3])).action, want)
-    assert np.array_equal(client.episode(seed=5).act([1.0, 2.0, 3.0]).action, want)
+    want = client.episode(seed=5).act({"observations": np.array([1.0, 2.0, 3.0], np.float32)})["action"]
+    assert np.array_equal(client.episode(seed=5).act(np.array([1, 2, 3]))["action"], want)
+    assert np.array_equal(client.episode(seed=5).act([1.0, 2.0, 3.0])["action"], want)
 
 
 def test_answers_are_complete(client):
-    answer = client.episode(seed=5).act(observation(0))
-    assert isinstance(answer, Answer)
-    assert (answer.weights_version, answer.iterations, answer.late) == (0, 2, False)
-    assert np.isfinite([answer.value, answer.queue_ms, answer.plan_ms]).all()
+    answer = client.episode(seed=5).act(observation(0), deadline_ms=5000.0, anytime=True)
+    assert (answer["weights_version"], answer["iterations"], answer["late"]) == (0, 2, False)
+    assert np.isfinite([answer["value"], answer["queue_ms"], answer["plan_ms"]]).all()
 
 
 def test_many_episodes_in_one_call(client, served):
     episodes = client.begin([1, 2, 3])
     batches = served.service._counts["batches"]
-    outcomes = client.act([Request(e, 0, {"observations": observation(0)}) for e in [*episodes, 999]])
+    asked = [{"episode": e, "step": 0, "observations": observation(0)} for e in [*episodes, 999]]
+    outcomes = client.act(asked)
     for seed, answer in zip([1, 2, 3], outcomes, strict=False):
-        assert np.allclose(answer.action, local(seed, 0.0, 1)[0], atol=1e-5)
-    assert outcomes[3].code == "unknown_episode"
+        assert np.allclose(answer["action"], local(seed, 0.0, 1)[0], atol=1e-5)
+    assert outcomes[3]["error"]["code"] == "unknown_episode"
     assert served.service._counts["batches"] == batches + 1
-    client.end(episodes)
-    assert client.act([Request(episodes[0], 1, {"observations": observation(0)})])[0].code == "unknown_episode"
+    client.call("end", episodes=episodes)
+    assert client.act(asked[:1])[0]["error"]["code"] == "unknown_episode"
 
 
 def test_info_and_health(client):
-    assert client.info() == {**INFO, "weights_version": 0}
+    data = {"observations": {"observations": {"shape": [3], "dtype": "float32"}}}
+    data |= {"action": {"shape": [2], "dtype": "float32"}, "choices": None}
+    assert client.call("info") == {**INFO, **data, "weights_version": 0}
     client.episode(seed=0).act(observation(0))
-    health = client.health()
-    assert health["episodes"] >= 1
-    assert health["answers"] >= 1
-    assert set(health) == {
-        "weights_version",
-        "episodes",
-        "queued",
-        "answers",
-        "batches",
-        "refusals",
-        "plan_ms",
-    }
+    health = client.call("health")
+    assert min(health["episodes"], health["answers"]) >= 1
+    want = {"weights_version", "episodes", "queued", "answers", "batches", "refusals", "plan_ms"}
+    assert set(health) == want
 
 
 def test_refusals_are_errors_with_their_code(client):
-    with pytest.raises(ServiceError, match=r"bad_observation: observations: got \[4\] numbers, want \[3\]") as error:
+    with pytest.raises(RefusedError, match=r"bad_observation: observations: got \[4\] numbers, want \[3\]") as error:
         client.episode(seed=0).act(np.zeros(4))
-    assert error.value.refusal.code == "bad_observation"
-    with pytest.raises(ServiceError, match="bad_message: exploration"):
+    assert error.value.code == "bad_observation"
+    with pytest.raises(RefusedError, match="bad_message: exploration"):
         client.begin([0], exploration=2.0)
     episode = client.episode(seed=0)
+    with pytest.raises(RefusedError, match="bad_observation: got 'speed', want only observations"):
+        episode.act({"observations": observation(0), "speed": [1.0]})
     episode.act(observation(0))  # the connection goes on
 
 
 def test_ended_episodes_are_released(client, served):
     episode = client.episode(seed=0)
-    before = client.health()["episodes"]
+    before = client.call("health")["episodes"]
     episode.end()
-    assert client.health()["episodes"] == before - 1
+    assert client.call("health")["episodes"] == before - 1
+
+
+class Camera:
+    """A policy of several observations and discrete actions: it remembers what it was shown."""
+
+    device, weights_version, shown = "cpu", 0, None
+
+    def start(self, seed, exploration, goal=None):
+        return seed
+
+    def decide(self, episodes, observations, deadline=None):
+        self.shown = {name: array[0] for name, array in observations.items()}
+        return Decisions(np.full((len(episodes), 1), 3), np.zeros(len(episodes), np.float32))
+
+
+def test_observations_by_name_of_any_declared_kind():
+    specs = {"pixels": ArraySpec((4, 5, 3), "uint8"), "state": ArraySpec((2,), "float64"), "speed": ArraySpec(())}
+    data = DataSpec(specs, ArraySpec((1,), "int64"), window=2, discount=None, choices=6)
+    rng, policy = np.random.default_rng(0), Camera()
+    shown = {"pixels": rng.integers(256, size=(4, 5, 3), dtype=np.uint8), "state": rng.normal(size=2), "speed": 0.5}
+    with serving(policy, data=data) as it, it.client() as client:
+        raw = it.raw()
+        (number,) = raw.call(as_text=True, call="begin", seeds=[0])["episodes"]
+        lists = {name: np.asarray(value).tolist() for name, value in shown.items()}
+        request = {"episode": number, "step": 0, "observations": lists}
+        for ask in (
+            lambda: client.episode(0).act(shown),
+            lambda: raw.call(as_text=True, call="act", requests=[request])["results"][0],
+        ):
+            assert list(ask()["action"]) == [3]
+            for name, spec in specs.items():
+                assert policy.shown[name].dtype == spec.dtype
+                assert np.array_equal(policy.shown[name], np.asarray(shown[name], spec.dtype)), name
+        missing = {name: shown[name] for name in ("pixels", "state")}
+        with pytest.raises(RefusedError, match="bad_observation: there is no 'speed'; want pixels, state, speed"):
+            client.episode(0).act(missing)
+        turned = {**shown, "pixels": shown["pixels"].transpose(2, 0, 1)}
+        with pytest.raises(RefusedError, match=r"pixels: got \[3, 4, 5\] numbers, want \[4, 5, 3\]"):
+            client.episode(0).act(turned)
 
 
 def test_a_busy_service_is_asked_again():
@@ -125,30 +160,38 @@ def test_a_busy_service_is_asked_again():
             client.close()
 
 
-def test_no_service_is_lost(served):
+def test_no_service_is_lost():
     with serving() as it:
         client = it.client()
         episode = client.episode(0)
-    with pytest.raises(ServiceLost, match=r"planner service at 127\.0\.0\.1"):
+    with pytest.raises(DisconnectedError, match=r"ws://127\.0\.0\.1:\d+: act: .*the service is being stopped"):
         episode.act(observation(0))
-    with pytest.raises(ServiceLost, match=r"planner service at 127\.0\.0\.1"):
+    with pytest.raises(DisconnectedError, match=r"ws://127\.0\.0\.1:\d+: "):
         Client(port=it.port)
 
 
 def test_a_service_that_does_not_answer_in_time_is_lost():
     policy = GatedPolicy()
     with serving(policy) as it:
-        with Client(port=it.port, timeout_s=30) as client:
+        with it.client() as client:
             episode = client.episode(0)
-            client._socket.settimeout(0.2)  # not before: the greeting may take longer on a busy machine
-            with pytest.raises(ServiceLost, match="act: timed out"):
+            client.timeout_s = 0.2
+            with pytest.raises(DisconnectedError, match="act: timed out"):
                 episode.act(observation(0))
-            with pytest.raises(ServiceLost):  # not the answer to the question before
-                client.info()
+            with pytest.raises(DisconnectedError):  # not the answer to the question before
+                client.call("info")
         policy.gate.set()
 
 
-def test_needs_neither_torch_nor_ray():
-    """What a robot has to install."""
-    code = "import sys, qttdm.planner_service.serving.client as c; print(sorted({'torch', 'ray'} & sys.modules.keys()))"
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
+def test_the_file_alone_is_a_client(client, served, tmp_path):
+    """What a robot has to install: a copy of it, msgpack, numpy, websockets. Nothing of ours, no pydantic, no torch."""
+    shutil.copy(client_module.__file__, tmp_path / "robot.py")
+    code = (
+        "import sys, robot; c = robot.Client(port=int(sys.argv[1])); c.episode(0).act([0, 0, 0]); c.close();"
+        "print(sorted({'qttdm', 'torch', 'ray', 'aiohttp', 'pydantic'} & sys.modules.keys()))"
+    )
+    ran = subprocess.check_output([sys.executable, "-c", code, str(served.port)], cwd=tmp_path, text=True)
+    assert ran == "[]\n"
+    source = Path(client_module.__file__).read_text()
+    assert f'"{PROTOCOL}"' in source
+    assert f"port: int = {PORT}" in source

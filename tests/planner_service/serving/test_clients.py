@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,52 +21,61 @@ ROOT = Path(__file__).parents[3]
 CLIENTS = ROOT / "docs" / "clients"
 
 
-class TestNode:
-    @pytest.fixture(autouse=True)
-    def node(self):
-        if not shutil.which("node"):
-            pytest.skip("no node here")
+def node_options():
+    """Environment variables with which node has WebSockets."""
+    version = subprocess.check_output(["node", "--version"], text=True)
+    old = int(version[1:].split(".")[0]) < 22
+    return {"NODE_OPTIONS": "--experimental-websocket", "NODE_NO_WARNINGS": "1"} if old else {}
 
-    def run(self, *arguments, lines=(), **environment):
-        command = ["node", str(CLIENTS / "client.mjs"), *map(str, arguments)]
+
+def local_actions(seed, observations):
+    policy = Acting(tiny_policy())
+    policy.begin([seed], 0.0)
+    return [policy.act(o[None])[0] for o in observations]
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no node here")
+class TestNode:
+    def run(self, *command, lines=(), **environment):
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        own = os.environ | environment
-        return subprocess.run(command, input=text, capture_output=True, text=True, env=own, timeout=60)
+        own = os.environ | node_options() | environment
+        command = ["node", *map(str, command)]
+        return subprocess.run(command, input=text, capture_output=True, text=True, env=own, timeout=60, cwd=CLIENTS)
 
     def test_gets_the_local_policys_actions(self):
         observations = [observation(step) for step in range(5)]
-        with serving(token="sésame") as it:
-            ran = self.run(it.port, "127.0.0.1", 5, lines=[o.tolist() for o in observations], QTTDM_TOKEN="sésame")
+        with serving(token="s.e-s~a_m+e") as it:
+            url, lines = f"ws://127.0.0.1:{it.port}", [o.tolist() for o in observations]
+            ran = self.run("client.mjs", url, 5, lines=lines, QTTDM_TOKEN="s.e-s~a_m+e")
         assert (ran.returncode, ran.stderr) == (0, "")
         got = [json.loads(line) for line in ran.stdout.splitlines()]
-        policy = tiny_policy()
-        policy = Acting(policy)
-        policy.begin([5], 0.0)
-        assert np.allclose(got, [policy.act(o[None])[0] for o in observations], atol=1e-5)
+        assert np.allclose(got, local_actions(5, observations), atol=1e-5)
 
     def test_says_what_the_server_refuses(self):
         with serving(token="sesame") as it:
-            refused = self.run(it.port, QTTDM_TOKEN="guess")
-            assert (refused.returncode, refused.stderr) == (1, "unauthorised: the token is missing or wrong\n")
-            short = self.run(it.port, lines=[[1.0, 2.0]], QTTDM_TOKEN="sesame")
+            url = f"ws://127.0.0.1:{it.port}"
+            refused = self.run("client.mjs", url, QTTDM_TOKEN="guess")
+            assert refused.returncode == 1
+            assert refused.stderr == f"{url}: no service there, or it refused or hung up\n"
+            short = self.run("client.mjs", url, lines=[[1.0, 2.0]], QTTDM_TOKEN="sesame")
         assert (short.returncode, short.stderr) == (1, "bad_observation: observations: got [2] numbers, want [3]\n")
 
-    def test_packs_and_unpacks_all_that_the_protocol_has(self):
-        """Its msgpack against ours, both ways."""
-        import msgpack
-
-        values = [None, True, False, 0, 127, 128, 2**16, 2**32, 2**53 - 1, -1, -0.5, 1e300, "", "ä" * 40, "x" * 70_000]
-        values += [[], list(range(20)), list(range(70_000)), {}, {str(i): i for i in range(20)}, {"a": [{"b": None}]}]
-        ours = msgpack.packb(values)
-        script = (
-            f"import {{ pack, unpack }} from {json.dumps((CLIENTS / 'client.mjs').as_uri())};"
-            "const parts = []; for await (const part of process.stdin) parts.push(part);"
-            "process.stdout.write(pack(unpack(Buffer.concat(parts))));"
-        )
-        ran = subprocess.run(
-            ["node", "--input-type=module", "-e", script], input=ours, capture_output=True, check=True, timeout=60
-        )
-        assert msgpack.unpackb(ran.stdout) == values
+    def test_the_page_shows_the_action(self):
+        """Its script as it stands, in node, whose `document` is the form filled in."""
+        (script,) = re.findall(r'<script type="module">(.*)</script>', (CLIENTS / "page.html").read_text(), re.DOTALL)
+        with serving(token="sesame") as it:
+            fields = {"url": f"ws://127.0.0.1:{it.port}", "token": "sesame", "seed": "5"}
+            fields["observations"] = json.dumps({"observations": observation(0).tolist()})
+            page = f"""
+                const found = {{ form: {{}}, pre: {{ textContent: "" }} }};
+                globalThis.document = {{ querySelector: (name) => found[name] }};
+                globalThis.FormData = class {{ constructor() {{ return Object.entries({json.dumps(fields)}); }} }};
+                {script}
+                await found.form.onsubmit({{ preventDefault() {{}} }});
+                console.log(found.pre.textContent); process.exit();"""
+            ran = self.run("--input-type=module", "-e", page.replace("./client.mjs", (CLIENTS / "client.mjs").as_uri()))
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert np.allclose(json.loads(ran.stdout), local_actions(5, [observation(0)])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "port"), [("drive.py", "port=7747"), ("drive_node.py", "PORT = 7747")])
@@ -80,13 +90,12 @@ def test_the_examples_drive_a_gymnasium_environment_to_the_same_return(tmp_path,
     info = {**INFO, "task": "gym/Pendulum-v1", "action_repeat": 20}
     with serving(tiny_policy(action_dim=1), info=info) as it:
         example.write_text(source.replace("7747", str(it.port)))
-        own = os.environ | {"PYTHONPATH": str(ROOT)}
+        own = os.environ | {"PYTHONPATH": str(ROOT)} | (node_options() if name == "drive_node.py" else {})
         ran = subprocess.run([sys.executable, example], capture_output=True, text=True, env=own, timeout=120)
         assert ran.returncode == 0, ran.stderr
         assert it.service._counts["answers"] == 10  # 200 steps, each action held for 20
     env = make_env("gym/Pendulum-v1", EnvConfig(action_repeat=20))
-    policy = tiny_policy(action_dim=1)
-    policy = Acting(policy)
+    policy = Acting(tiny_policy(action_dim=1))
     policy.begin([0], 0.0)
     (observation, _), score, over = env.reset(seed=0), 0.0, False
     while not over:

@@ -1,9 +1,10 @@
-"""100,000 mutated frames: none stops the service, costs another client anything, or leaves memory behind.
+"""20,000 mutated messages: none stops the service, costs another client anything, or leaves memory behind.
 
-Deterministic: the frames are a function of the seed.
+Deterministic: the messages are a function of the seed. (What is wrong with a WebSocket's frames is aiohttp's to find.)
 """
 
 import copy
+import json
 import math
 import os
 import random
@@ -17,22 +18,26 @@ import pytest
 
 from qttdm.planner_service.planners.mppi import MPPIConfig
 from qttdm.planner_service.serving.messages import REFUSALS
-from qttdm.planner_service.serving.wire import ERRORS
 from tests.fakes import Acting, planning_policy, tiny_qt, tiny_tdm
 from tests.planner_service.serving.serving import serving
 from tests.planner_service.serving.test_service import numbers as observation
 
-FRAMES, BURST = 100_000, 100
-MAX_FRAME = 4096
+MESSAGES, BURST = 20_000, 100
+MAX_BYTES = 4096
 ODD_VALUES = [
     *(None, True, False, 0, -1, 1, 127, 2**31, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)),
     *(0.0, -0.0, 0.5, 1e308, math.nan, math.inf, -math.inf),
     *("", "act", "x" * 300, "é\0", b"", b"\0", b"\xff" * 12, [], [[]], [None], {}, {"": {}}, {"call": "act"}),
-    [0] * 1500,
-    msgpack.Timestamp(1, 2),
-    msgpack.ExtType(5, b"x"),
+    *(
+        [0] * 1500,
+        msgpack.Timestamp(1, 2),
+        msgpack.ExtType(5, b"x"),
+        [1e308] * 3,
+        [[1], [2, 3]],
+        {"observations": [9] * 3},
+    ),
+    *(struct.pack("<3f", *numbers) for numbers in ((0, math.nan, 0), (math.inf, 0, 0), (3.4e38, -3.4e38, 1e-45))),
 ]
-ODD_FLOATS = [math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e30, 1e-45, -0.0, 0.0, 1.0]
 
 
 def minimal_policy():
@@ -43,9 +48,8 @@ def minimal_policy():
 
 def messages(episode):
     """One of each call, all of them valid."""
-    request = {"episode": episode, "step": 0, "observation": observation(0).tobytes()}
+    request = {"episode": episode, "step": 0, "observations": observation(0).tobytes()}
     return [
-        {"call": "hello", "protocol": 1, "token": "x"},
         {"call": "info"},
         {"call": "health"},
         {"call": "begin", "seeds": [1, 2], "exploration": 0.5},
@@ -71,14 +75,11 @@ def mutate_fields(rng, message):
         place = message
         for step in inner:
             place = place[step]
-        match rng.randrange(4):
+        match rng.randrange(3):
             case 0 if isinstance(place, dict):
                 place.pop(key, None)
             case 1 if isinstance(place, dict):
                 place[rng.choice(("call", "more", "", "seeds", "id"))] = copy.deepcopy(rng.choice(ODD_VALUES))
-            case 2 if key == "observation":
-                numbers = [rng.choice(ODD_FLOATS) for _ in range(rng.choice((0, 2, 3, 3, 3, 4)))]
-                place[key] = struct.pack(f"<{len(numbers)}f", *numbers)[: rng.choice((99, 99, 7))]
             case _:
                 place[key] = copy.deepcopy(rng.choice(ODD_VALUES))
         if not message:
@@ -86,53 +87,37 @@ def mutate_fields(rng, message):
     return msgpack.packb(message)
 
 
-def mutate_bytes(rng, payload, other):
-    """Bits flipped, bytes cut out, repeated, inserted, cut off, or another frame's in their place."""
+def mutate_bytes(rng, payload):
+    """Bits flipped, and bytes cut out, repeated or put in."""
     data = bytearray(payload)
     for _ in range(rng.choice((1, 1, 1, 3, 10))):
-        at = rng.randrange(len(data) + 1)
-        length = rng.choice((1, 1, 2, 4, 16))
-        match rng.randrange(6):
-            case 0 if at < len(data):
-                data[at] ^= 1 << rng.randrange(8)
-            case 1 if at < len(data):
-                data[at] = rng.choice((0x00, 0x7F, 0x80, 0x90, 0xC0, 0xC1, 0xC4, 0xC6, 0xCB, 0xD9, 0xDD, 0xDF, 0xFF))
-            case 2:
-                del data[at : at + length]
-            case 3:
-                data[at:at] = data[at : at + length]
-            case 4:
-                data[at:at] = rng.randbytes(length)
-            case _:
-                data[at:] = other[rng.randrange(len(other)) :]
-    return bytes(data[:MAX_FRAME])
+        at, length = rng.randrange(len(data) + 1), rng.choice((1, 1, 2, 4, 16))
+        if rng.random() < 0.4:
+            data[at : at + 1] = [rng.randrange(256)]
+        else:
+            data[at : at + rng.choice((0, length))] = rng.choice((b"", data[at : at + length], rng.randbytes(length)))
+    return bytes(data[:MAX_BYTES])
 
 
-def mutated_frame(rng, corpus):
-    """One of the corpus, wrong in one way or several; its header is right, or it is the last of its connection."""
+def mutated_message(rng, corpus):
+    """One of the corpus, wrong in one way or several: msgpack, or now and then JSON."""
     message = rng.choice(corpus)
-    payload = mutate_fields(rng, message) if rng.random() < 0.5 else msgpack.packb(message)
-    if rng.random() < 0.6 or payload == msgpack.packb(message):
-        payload = mutate_bytes(rng, payload, msgpack.packb(rng.choice(corpus)))
-    return struct.pack(">I", len(payload)) + payload
-
-
-def breaking_frame(rng, corpus):
-    """A frame whose header lies, or half a frame: after it nothing on the connection can be understood."""
-    frame = mutated_frame(rng, corpus)
-    length = rng.choice((0, 1, len(frame), MAX_FRAME, MAX_FRAME + 1, 2**31, 2**32 - 1))
-    return rng.choice((struct.pack(">I", length) + frame[4:], frame[: rng.randrange(1, 8)], rng.randbytes(40)))
+    if rng.random() < 0.3:
+        text = json.dumps(message, default=lambda value: [0.5] * 3).encode()
+        return mutate_bytes(rng, text).decode(errors="replace")
+    payload = mutate_fields(rng, message)
+    return mutate_bytes(rng, payload) if rng.random() < 0.5 else payload
 
 
 def check_answer(answer):
     """Whatever was sent, what comes back is as specified."""
     errors = [answer["error"]] if "error" in answer else [r["error"] for r in answer.get("results", ()) if "error" in r]
     for error in errors:
-        assert error["code"] in {**REFUSALS, **ERRORS}, error
+        assert error["code"] in {*REFUSALS, "bad_message"}, error
         assert len(error["message"]) <= 300
     for result in answer.get("results", ()):
         if "error" not in result:
-            action = np.frombuffer(result["action"], "<f4")
+            action = np.array(result["action"])
             assert action.shape == (2,)
             assert np.abs(action).max() <= 1
     return len(errors)
@@ -146,8 +131,7 @@ def resident_megabytes():
 
 def local_actions(seed):
     """An episode's, [10, N]."""
-    policy = minimal_policy()
-    policy = Acting(policy)
+    policy = Acting(minimal_policy())
     policy.begin([seed], 0.5)
     return np.stack([policy.act(observation(step)[None])[0] for step in range(10)])
 
@@ -170,7 +154,7 @@ class GoodClient(threading.Thread):
     def _episode(self, seed):
         episode = self.client.episode(seed, exploration=0.5)
         for step, want in enumerate(self.wanted[seed]):
-            got = episode.act(observation(step)).action
+            got = episode.act(observation(step))["action"]
             if not np.allclose(got, want, atol=1e-5):
                 self.wrong.append((seed, step, got, want))
             self.decisions += 1
@@ -179,40 +163,36 @@ class GoodClient(threading.Thread):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_a_hundred_thousand_mutated_frames():
+def test_twenty_thousand_mutated_messages():
     rng, surprises = random.Random(0), []
-    limits = {"max_frame_bytes": MAX_FRAME, "max_episodes": 16}
+    limits = {"max_message_bytes": MAX_BYTES, "max_episodes": 16}
     with serving(minimal_policy(), server=limits, service={"max_wait_ms": 0.1}) as it, it.client() as client:
         it.loop.set_exception_handler(lambda _, context: surprises.append(context))
         good = GoodClient(client)
         good.start()
         refused, memory, answered_good = 0, [], []
-        for sent in range(0, FRAMES, BURST):
-            raw = it.raw().hello()
+        for sent in range(0, MESSAGES, BURST):
+            raw = it.raw(max_queue=None)
             (episode, _) = raw.call(call="begin", seeds=[1, 2])["episodes"]
             corpus = messages(episode)
-            burst = [mutated_frame(rng, corpus) for _ in range(BURST - 1)] + [breaking_frame(rng, corpus)]
-            raw.send(b"".join(burst))
-            raw.socket.shutdown(1)  # nothing more to come: the server need not wait for the rest of half a frame
-            while (answer := raw.receive()) is not None:
-                refused += check_answer(answer)
-            raw.socket.close()
-            if sent % (FRAMES // 10) == 0:
+            for _ in range(BURST):
+                raw.ws.send(mutated_message(rng, corpus))
+            refused += sum(check_answer(raw.receive()) for _ in range(BURST))
+            raw.ws.close()
+            if sent % (MESSAGES // 10) == 0:
                 memory.append(resident_megabytes())
                 answered_good.append(good.decisions)
         good.done.set()
         good.join(60)
-        health = client.health()
+        health = client.call("health")
     assert good.wrong == []
     assert surprises == []
-    assert refused > 0.8 * FRAMES  # they were read, one by one
+    assert refused > 0.7 * MESSAGES  # they were read, one by one
     assert np.diff(answered_good).min() > 0  # throughout
     assert health["refusals"].keys() <= REFUSALS.keys()
     assert health["answers"] > good.decisions  # some did reach the planner
     assert health["episodes"] <= 2 + 1
     growth = max(memory[2:]) - memory[1]
-    print(
-        f"{FRAMES:,} frames: {refused:,} errors answered, {good.decisions:,} right actions for the client beside them,"
-    )
+    print(f"{MESSAGES:,} messages: {refused:,} errors answered, {good.decisions:,} right actions for the other client,")
     print(f"resident memory {memory[1]:.1f} MiB after the first tenth, at most {growth:+.1f} MiB from then on")
     assert growth < 8, memory

@@ -1,0 +1,138 @@
+"""The calls of a client and their messages: docs/protocol.md, version 2.
+
+A message is one map: msgpack in a binary WebSocket message, JSON in a text one. The fields of a call are the arguments
+of a method of Session; they are checked one by one before it runs. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import msgpack
+from pydantic import ConfigDict, Field, ValidationError, validate_call
+
+from qttdm.common.config import Config
+from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
+from qttdm.planner_service.serving.service import PlannerService
+
+MAX_ITEMS = 1024
+"""Longest list in a call: reading one may not keep others waiting."""
+
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+Naturals = Annotated[list[Natural], Field(max_length=MAX_ITEMS)]
+checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+class WireRequest(Config):
+    """One decision that is wanted: a Request as it arrives."""
+
+    episode: Natural
+    step: Natural
+    observations: Any
+    deadline_ms: float | None = Field(default=None, ge=0)
+    anytime: bool = False
+
+
+class Session:
+    """What one client has begun, and what it may call."""
+
+    def __init__(self, service: PlannerService, description: Mapping[str, Any], max_episodes: int) -> None:
+        """description: what `info` says beside data and weights. max_episodes: at once."""
+        self.service, self.description, self.max_episodes = service, description, max_episodes
+        self.episodes: set[int] = set()
+
+    async def answer(self, message: bytes | str) -> bytes | str:
+        """Answer a call, in the form in which it came."""
+        try:
+            name, fields = read_call(message)
+            answer = await CALLS[name](self, **fields)
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            text = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            answer = write_error(Refusal("bad_message", text[:200]))
+        except ServiceError as error:
+            answer = write_error(error.refusal)
+        return json.dumps(answer) if isinstance(message, str) else msgpack.packb(answer)
+
+    @checked
+    async def info(self) -> dict[str, Any]:
+        """What is served."""
+        data = self.service.data
+        return {
+            **self.description,
+            "observations": {name: asdict(spec) for name, spec in data.observations.items()},
+            "action": asdict(data.actions),
+            "choices": data.choices,
+            "weights_version": self.service.policy.weights_version,
+        }
+
+    @checked
+    async def health(self) -> dict[str, Any]:
+        """How the service is doing."""
+        return asdict(await self.service.status())
+
+    @checked
+    async def begin(
+        self, seeds: Annotated[Naturals, Field(min_length=1)], exploration: Annotated[float, Field(ge=0, le=1)] = 0.0
+    ) -> dict[str, Any]:
+        """Start one episode for each seed."""
+        if len(self.episodes) + len(seeds) > self.max_episodes:
+            begun = f"{len(self.episodes)} episodes begun and {len(seeds)} more"
+            raise ServiceError(Refusal("busy", f"{begun}, at most {self.max_episodes}; end some first"))
+        episodes = await self.service.begin(seeds, exploration)
+        self.episodes.update(episodes)
+        return {"episodes": episodes}
+
+    @checked
+    async def act(
+        self, requests: Annotated[list[WireRequest], Field(min_length=1, max_length=MAX_ITEMS)]
+    ) -> dict[str, Any]:
+        """Decide for each request; another connection's episode has number 0, which no episode has."""
+        own = [r if r.episode in self.episodes else r.model_copy(update={"episode": 0}) for r in requests]
+        outcomes = await self.service.act([Request(**dict(request)) for request in own])
+        return {"results": [write_outcome(outcome) for outcome in outcomes]}
+
+    @checked
+    async def end(self, episodes: Naturals) -> dict[str, Any]:
+        """Release episodes."""
+        await self.service.end([episode for episode in episodes if episode in self.episodes])
+        self.episodes.difference_update(episodes)
+        return {}
+
+
+CALLS = {method.__name__: method for method in (Session.info, Session.health, Session.begin, Session.act, Session.end)}
+
+
+def read_call(message: bytes | str) -> tuple[str, dict[str, Any]]:
+    """Read the name and the fields of a call. ServiceError `bad_message`."""
+    try:
+        fields = json.loads(message) if isinstance(message, str) else msgpack.unpackb(message)
+    except (ValueError, RecursionError) as error:
+        kind = "JSON" if isinstance(message, str) else "msgpack"
+        raise bad_message(f"not one {kind} value ({error or type(error).__name__})") from None
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise bad_message(f"got a {type(fields).__name__}, want a map with string keys")
+    name = fields.pop("call", None)
+    if not isinstance(name, str) or name not in CALLS:
+        raise bad_message(f"call: got {str(name)[:50]!r}, want one of {', '.join(CALLS)}")
+    return name, fields
+
+
+def bad_message(text: str) -> ServiceError:
+    """The error of a message that is no call: not the whole of what a client sent."""
+    return ServiceError(Refusal("bad_message", text[:200]))
+
+
+def write_outcome(outcome: Answer | Refusal) -> dict[str, Any]:
+    """Write what an act's results carry."""
+    if isinstance(outcome, Refusal):
+        return write_error(outcome)
+    return {**vars(outcome), "action": outcome.action.tolist()}
+
+
+def write_error(refusal: Refusal) -> dict[str, Any]:
+    """Write a refusal, without what it does not say."""
+    return {"error": {name: value for name, value in vars(refusal).items() if value is not None}}

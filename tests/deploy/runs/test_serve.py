@@ -22,12 +22,12 @@ from qttdm.planner_service.serving.client import Client, DisconnectedError, Refu
 from tests.fakes import Acting, randomise, tiny_config
 
 ROOT = Path(__file__).parents[3]
-PENDULUM = ["env={action_repeat: 20, episode_steps: 200}", "qt-tdm.tdm.window=4"]
+PENDULUM = "env={action_repeat: 20, episode_steps: 200}"  # 10 decisions
 
 
 def pendulum_run(folder, agent="qt-tdm"):
     """A run with random weights and one checkpoint, of a task that other processes know too."""
-    run = new_run(tiny_config(*PENDULUM, task="gym/Pendulum-v1", agent=agent), RunDir.create(folder))
+    run = new_run(tiny_config(PENDULUM, task="gym/Pendulum-v1", agent=agent), RunDir.create(folder))
     save(run, updates=1)
     return run
 
@@ -47,9 +47,9 @@ def trained(tmp_path_factory):
 @contextmanager
 def broken(monkeypatch, name):
     """Checkpoints that are saved meanwhile have nothing in the file of that name, from the moment they are there."""
-    write = checkpoint._write
+    write = checkpoint.write_file
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write", lambda path, data: write(path, b"" if path.name == name else data))
+        patch.setattr(checkpoint, "write_file", lambda path, data: write(path, b"" if path.name == name else data))
         yield
 
 
@@ -172,7 +172,7 @@ def test_a_token_opens_it_and_is_never_printed(trained, tmp_path):
 def test_told_to_stop_in_the_middle_of_a_long_plan_it_exits_in_the_stated_time(trained):
     long = [
         "qt-tdm.planner.samples=5000",
-        "qt-tdm.planner.iterations=2000",
+        "qt-tdm.planner.iterations=600",
         "server.stop_timeout_s=0.2",
         "service.max_wait_ms=0",
     ]

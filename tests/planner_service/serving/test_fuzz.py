@@ -22,7 +22,7 @@ from tests.fakes import Acting, planning_policy, tiny_qt, tiny_tdm
 from tests.planner_service.serving.serving import serving
 from tests.planner_service.serving.test_service import numbers as observation
 
-MESSAGES, BURST = 20_000, 100
+MESSAGES, BURST = 6_000, 100
 MAX_BYTES = 4096
 ODD_VALUES = [
     *(None, True, False, 0, -1, 1, 127, 2**31, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)),

@@ -16,7 +16,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: someone asked
-    """Whoever watches asked to stop; the episodes in flight are dropped."""
+    """Collecting was asked to stop; the episodes in flight are dropped."""
 
 
 class EnvironmentFailure(RuntimeError):  # noqa: N818 - a simulation fails; the one line says which, where and why

@@ -14,7 +14,7 @@ from qttdm.common.contracts import ArrayTree, Decisions, Policy
 from qttdm.common.metrics.instruments import counter
 from qttdm.common.metrics.telemetry import Telemetry, TimeSpent
 from qttdm.common.weights import Weights
-from qttdm.planner_service.policies.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
+from qttdm.planner_service.policies.metrics import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
 
 ACTOR_SECONDS = counter(
     "qttdm_actor_seconds_total",

@@ -117,10 +117,10 @@ class DynamicsModel(Protocol):
         """Where the sequences stand, [B, ..] by name: what values and proposals read, such as `observations`."""
 
     def quantise(self, actions: Tensor) -> Tensor:
-        """Bring real-valued actions, any shape, to those that the model knows: the nearest bin, or the box."""
+        """Bring real-valued actions, any shape, to the nearest that the model knows: a bin, or the edge of the box."""
 
     def uniform(self, chance: Tensor) -> Tensor:
-        """Turn uniforms in [0, 1), any shape, into actions that are uniform over those that the model knows."""
+        """Turn uniforms in [0, 1), any shape, into uniform actions: over the bins, or over the box."""
 
 
 class ValueFunction(Protocol):

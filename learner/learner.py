@@ -127,10 +127,10 @@ class Learner:
         if not names:  # there are no parts: nothing is learned
             self._pending.clear()
             return {}
-        told = [row[name].float() for row in self._pending for name in names]
+        rows = [row[name].float() for row in self._pending for name in names]
         newest = {name: value for part in self.parts for name, value in part.now().items()}
-        values = torch.stack([*told, *newest.values()]).cpu()
-        table = values[: len(told)].view(-1, len(names))  # [updates, metrics]
+        values = torch.stack([*rows, *newest.values()]).cpu()
+        table = values[: len(rows)].view(-1, len(names))  # [updates, metrics]
         first = self.updates - len(self._pending) + 1
         self._pending.clear()
         for row, finite in enumerate(table.isfinite()):
@@ -140,7 +140,7 @@ class Learner:
         means = dict(zip(names, table.mean(dim=0).tolist(), strict=True))
         progress = self.updates / self.total_updates
         rates = {f"lr_{part.name}": part.optimizer.learning_rate(progress) for part in self.parts}
-        return means | dict(zip(newest, values[len(told) :].tolist(), strict=True)) | rates
+        return means | dict(zip(newest, values[len(rows) :].tolist(), strict=True)) | rates
 
     def weights(self) -> Weights:
         """What policies need, as of now."""

@@ -1,7 +1,7 @@
-"""Algorithm 1: as many updates as there are decisions, whoever collects them; evaluations and checkpoints when due.
+"""Algorithm 1: an update for each decision collected; evaluations and checkpoints when due.
 
     replay    --pages-->    counters, `train` lines of metrics.jsonl
-    replay    --batches-->  update --> weights for those that act, `update` lines
+    replay    --batches-->  update --> weights for actors and evaluator, `update` lines
     evaluator --results-->  `eval` lines
 
 Knows nothing of processes: replay, publishing, evaluating and collecting come in as objects. On a cluster they are

@@ -168,7 +168,7 @@ class Rates:
 
 
 def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> MetricsWriter:
-    """Open a MetricsWriter whose lines are reported, those that it keeps first."""
+    """Open a MetricsWriter whose lines are reported to Prometheus too, first those already in the file."""
     writer = MetricsWriter(path, keep_bytes, sinks=[partial(report_line, telemetry)])
     for line in read_metrics(path):
         report_line(telemetry, line)

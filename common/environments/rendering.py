@@ -1,4 +1,4 @@
-"""Training never needs OpenGL, and drawing a frame finds it without being told where it works headless."""
+"""Choose how MuJoCo draws: EGL where it works without a display. Training never needs it."""
 
 from __future__ import annotations
 

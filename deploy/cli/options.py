@@ -94,7 +94,7 @@ class Metrics:
     metrics_port: Port | None = None
     """serve metrics to Prometheus: docs/metrics.md"""
     metrics_host: str = "127.0.0.1"
-    """any other address shows them to whoever reaches the port"""
+    """any other address shows them to everybody who reaches the port"""
 
     def serve(self) -> LocalExporter | None:
         """Serve as asked for. ConfigError if that is not possible, before anything else is done."""

@@ -67,7 +67,7 @@ class ClusterConfig(Config):
     metrics_port: int | None = Field(default=9108, ge=1, le=65535)
     """where the cluster's exporter serves metrics to Prometheus, on the head node; null: nothing is measured"""
     metrics_host: str = "127.0.0.1"
-    """address that it listens on; others than loopback show the metrics to whoever reaches the port"""
+    """address that it listens on; any but loopback shows the metrics to everybody who reaches the port"""
 
     @model_validator(mode="after")
     def _shares_are_whole(self) -> ClusterConfig:

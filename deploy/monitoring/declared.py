@@ -11,6 +11,6 @@ import qttdm.learner.learner
 import qttdm.learner.metrics
 import qttdm.learner.parts.qt
 import qttdm.learner.parts.tdm
-import qttdm.planner_service.policies.measure
+import qttdm.planner_service.policies.metrics
 import qttdm.planner_service.serving.service
 import qttdm.replay.metrics  # noqa: F401

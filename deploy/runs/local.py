@@ -113,7 +113,7 @@ class LocalRun:
         should_stop: Callable[[], bool] = lambda: False,
         time_is_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Algorithm 1 until `env_steps` are collected, or until told to stop; then a checkpoint.
+        """Algorithm 1 until `env_steps` are collected, or until asked to stop; then a checkpoint.
 
         should_stop: at once, dropping the episode in flight. time_is_up: after the episode or the update under way, so
         that even a chain of short resumed sessions gets on.

@@ -129,7 +129,7 @@ def run(
     watch: bool,
     planner: str | None = None,
 ) -> None:
-    """Serve until told to stop. ConfigError if it cannot begin."""
+    """Serve until SIGTERM or Ctrl-C. ConfigError if it cannot begin."""
     config, run_settings = split_settings(settings, host, port)
     token, tls = read_token(token_file), make_tls(certificate, key)
     agent = TrainedAgent(path, run_settings, planner)

@@ -41,7 +41,7 @@ class AdamStep:
         )
 
     def clear(self) -> None:
-        """Forget all gradients: `backward` adds to those that are there."""
+        """Clear all gradients: `backward` adds to them."""
         self.adam.zero_grad(set_to_none=True)
 
     def step(self, progress: float) -> Tensor:

@@ -33,7 +33,7 @@ from qttdm.common.metrics.gpu import report_gpu
 from qttdm.common.metrics.instruments import counter, histogram
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.weights import Weights
-from qttdm.planner_service.policies.measure import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
+from qttdm.planner_service.policies.metrics import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
 from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request, ServiceError
 from qttdm.planner_service.serving.observations import read_observations
 
@@ -53,7 +53,7 @@ REQUESTS = counter(
     ("answered", "answered_late", *REFUSALS),
 )
 TELL_AFTER_S = 1e-3
-"""how long after a batch is answered what was measured of it is told: by then the answers are out"""
+"""delay of a batch's measurements after its answers: by then the answers are sent"""
 
 
 class ServiceConfig(Config):
@@ -157,7 +157,7 @@ class PlannerService:
         telemetry: Telemetry | None = None,
         watch: AbstractContextManager[None] = nullcontext(),  # noqa: B008 - it has no state
     ) -> None:
-        """telemetry: a planner's; None: nothing is told. watch: entered for each batch's planning: a Watchdog."""
+        """telemetry: a planner's; None: nothing is measured. watch: entered for each batch's planning: a Watchdog."""
         self.config, self.policy, self.data, self.watch = config, policy, data, watch
         self.telemetry = telemetry or Telemetry.silent("planner")
         self._episodes: dict[int, _Episode] = {}

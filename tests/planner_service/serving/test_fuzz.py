@@ -1,4 +1,4 @@
-"""20,000 mutated messages: none stops the service, costs another client anything, or leaves memory behind.
+"""Thousands of mutated messages: none stops the service, costs another client anything, or leaves memory behind.
 
 Deterministic: the messages are a function of the seed. (What is wrong with a WebSocket's frames is aiohttp's to find.)
 """

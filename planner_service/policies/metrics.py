@@ -19,7 +19,7 @@ DECISIONS = counter(
     "qttdm_acted_total",
     ACTING,
     "decisions",
-    "decisions made, also for episodes that were then dropped, and for those that wait for others to end",
+    "decisions made, also for episodes that are dropped later or wait for others of their batch to end",
 )
 APPLY_SECONDS = histogram(
     "qttdm_weights_apply_seconds", ACTING, "s", "loading a snapshot into the networks that act", QUICK

@@ -3,7 +3,8 @@
     plan(counts) -- learner has the updates --> hand_in --> desk --> results: (counts, values)
 
 An evaluation belongs to the environment steps it was planned at, and is of the weights with all the updates that these
-steps ask for: so its line is the same however fast actors and learner are. What is planned or under way is in the checkpoint.
+steps ask for, so its line is the same however fast actors and learner are. What is planned or under way is in the
+checkpoint.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from qttdm.common.metrics.process import FAILURES
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, updates_of
 from qttdm.learner.counters import Counters
+from qttdm.learner.cursors import Cursors
 from qttdm.learner.evaluations import EvaluationDesk, Evaluations
 from qttdm.learner.learner import NonFiniteLossError
 from qttdm.learner.metrics import Rates, open_metrics, seconds_per_update, time_spent
@@ -72,8 +73,7 @@ class LearningLoop:
         self.rounds, self.evaluations = Rounds(pace), Evaluations(evaluations)
         self.events = EventLog(run_dir.events_path, "learner")
         self.store = CheckpointStore(run_dir.checkpoints_dir, training.keep_checkpoints)
-        self.counters, self.cursors = Counters(), [0] * shards
-        self._accepted: list[set[int]] = [set() for _ in range(shards)]  # lost episodes gone on without, by shard
+        self.counters, self.cursors = Counters(), Cursors(shards)
         self.telemetry = learner.telemetry
         self.spent = time_spent(self.telemetry)
         self.version, self.finished = -1, False
@@ -200,7 +200,7 @@ class LearningLoop:
             for shard, page in enumerate(pages):
                 for episode in page.episodes:
                     self._count(episode)
-                self.cursors[shard] = page.cursor
+                self.cursors.positions[shard] = page.cursor
             more = any(len(page.episodes) == PAGE_EPISODES for page in pages)
         # The totals also know of episodes that were evicted before they could be read.
         c.env_steps = sum(page.totals.env_steps for page in pages)
@@ -216,7 +216,7 @@ class LearningLoop:
     def _next_pages(self) -> list[EpisodePage]:
         """Of each shard, from its cursor on; none if the shards did not answer in time, which is then in events.log."""
         try:
-            return self.replay.episodes_since(self.cursors)
+            return self.replay.episodes_since(self.cursors.positions)
         except TimeoutError as error:
             self._report_timeout(error)
             return []
@@ -349,8 +349,7 @@ class LearningLoop:
             meta = {
                 "counters": asdict(c),
                 "pace": self.pace.save(),
-                "cursors": self.cursors,
-                "accepted_losses": [sorted(sequences) for sequences in self._accepted],
+                **self.cursors.save(),
                 **evaluations,
                 "metrics_bytes": self.metrics.sync(),
                 "finished": self.finished,
@@ -362,13 +361,10 @@ class LearningLoop:
         meta = checkpoint.meta
         self.learner.load_state(checkpoint.tensors)
         self.counters = Counters(**meta["counters"])
-        if len(meta["cursors"]) != len(self.cursors):
-            raise ConfigError(
-                f"{self.run_dir.path}: its checkpoint is of {len(meta['cursors'])} replay shards, got "
-                f"{len(self.cursors)}; the number of shards of a run cannot change"
-            )
-        self.cursors = list(meta["cursors"])
-        self._accepted = [set(sequences) for sequences in meta["accepted_losses"]]
+        try:
+            self.cursors.load(meta)
+        except ValueError as error:
+            raise ConfigError(f"{self.run_dir.path}: {error}") from None
         self.pace.load(meta["pace"])
         self.finished = meta["finished"] and self.collected  # more steps may be wanted since
         self.replay.load(checkpoint.blobs)
@@ -383,13 +379,7 @@ class LearningLoop:
         while not (pages := self._next_pages()):  # a large shard takes its time to read itself back from disk
             pass
         held = sum(page.totals.decisions for page in pages)
-        missing = []  # by name: episodes stored since, or by other shards, could make up for the number of decisions
-        for shard, (page, cursor) in enumerate(zip(pages, self.cursors, strict=True)):
-            lost = {sequence: name for sequence, name in page.lost if sequence < cursor}
-            missing += [f"shard {shard}: {lost[sequence]}" for sequence in sorted(lost.keys() - self._accepted[shard])]
-            if page.cursor < cursor:
-                missing.append(f"shard {shard}: all from number {page.cursor} to {cursor - 1}")
-            self._accepted[shard] = set(lost)
+        missing = self.cursors.new_losses(pages)
         if held >= self.pace.decisions and not missing:
             return
         named = f" ({', '.join(missing[:3])}{', ..' if len(missing) > 3 else ''})" if missing else ""
@@ -403,7 +393,7 @@ class LearningLoop:
             )
         self.events.write(f"{losses}; goes on with those, as was asked for")
         self.pace.lost(max(0, self.pace.decisions - held))
-        self.cursors = [min(page.cursor, cursor) for page, cursor in zip(pages, self.cursors, strict=True)]
+        self.cursors.go_back(pages)
 
     def _report_timeout(self, error: TimeoutError) -> None:
         """Count that someone did not answer in time, and say who."""

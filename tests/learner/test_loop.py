@@ -496,7 +496,7 @@ class TestGoingOn:
         seed.run(until=lambda loop: loop.learner.updates == 15, then=LearningLoop.stop)
         meta = seed.checkpoint()
         loop = seed.loop()
-        assert loop.cursors == meta["cursors"] != [0, 0]
+        assert loop.cursors.positions == meta["cursors"] != [0, 0]
         assert loop.pace.save() == meta["pace"]
         assert loop.counters.env_steps == meta["counters"]["env_steps"]
         assert loop.status()["wall_seconds"] >= meta["counters"]["wall_seconds"] > 0

@@ -70,7 +70,7 @@ def model_errors(
     return error(0), error(horizon - 1)
 
 
-def tell_evaluation(telemetry: Telemetry, policy: MeasuredPolicy, episodes: Sequence[Episode]) -> None:
+def report_evaluation(telemetry: Telemetry, policy: MeasuredPolicy, episodes: Sequence[Episode]) -> None:
     """Report the model's errors on the episodes that the policy has just been evaluated on, if it has a model."""
     planning = policy.policy
     if not isinstance(planning, PlanningPolicy):

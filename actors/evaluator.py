@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from qttdm.actors.attempts import MOST_ATTEMPTS, Attempts
-from qttdm.actors.diagnosis import tell_evaluation
+from qttdm.actors.diagnosis import report_evaluation
 from qttdm.actors.episodes import EnvironmentFailure
 from qttdm.actors.evaluation import evaluate
 from qttdm.actors.measured import MeasuredPolicy
@@ -71,5 +71,5 @@ class Evaluator:
         with self.watchdog:
             result = evaluate(self.envs, self.policy, s.seed, before_decision, attempt)
             seconds = time.monotonic() - started
-            tell_evaluation(self.telemetry, self.policy, result.episodes)
+            report_evaluation(self.telemetry, self.policy, result.episodes)
         return result.returns, result.success, seconds

@@ -73,7 +73,7 @@ class CollectorActor(Collector):
         give_way()
         self._pull()
         if self.watchdog.found:
-            self._tell_failure(f"hung, see {self.watchdog.found}")
+            self._report_failure(f"hung, see {self.watchdog.found}")
         number = max(
             self._ask(shard.next_number.remote(self.index), f"the number of its next episode from shard {i}")
             for i, shard in enumerate(self.shards)
@@ -100,7 +100,7 @@ class CollectorActor(Collector):
             try:
                 episodes = self.collect(seeds, permit.random, permit.exploration, self._before_decision)
             except EnvironmentFailure as error:  # other numbers, so other seeds, next: these might fail again
-                self._tell_failure(str(error))
+                self._report_failure(str(error))
                 self.replace_environments()
                 continue
             for name, episode in zip(names, episodes, strict=True):
@@ -187,7 +187,7 @@ class CollectorActor(Collector):
         self.telemetry.set(STALENESS_LIMIT, self.settings.max_staleness)
         self.telemetry.set(CALLS, self._inserting, call="inserts")
 
-    def _tell_failure(self, why: str) -> None:
+    def _report_failure(self, why: str) -> None:
         """For the learner to count, and to write into events.log."""
         told = self._control("environment_failed").remote(self.index, why)
         self._ask(told, "the learner to hear of a failed environment")

@@ -40,7 +40,10 @@ class Config(BaseModel):
     def for_content(
         cls, raw: Mapping[str, Any], command_line: Mapping[str, Any]
     ) -> tuple[type[Config], Mapping[str, Any]]:
-        """The class and the values to validate, where they depend on what `raw` says. ConfigError."""
+        """The class and the values to validate, where they depend on what `raw` says.
+
+        ConfigError begins with the key that is wrong.
+        """
         return cls, raw
 
 
@@ -186,7 +189,12 @@ def validate(schema: type[C], raw: Mapping[str, Any], source: str, command_line:
     `command_line` is the part of `raw` that was given there and not in `source`. The values are checked as JSON, whose
     strict rules still take a list for a tuple, so that what `dump_config` writes can be read back.
     """
-    chosen, raw = schema.for_content(raw, command_line or {})
+    given = command_line or {}
+    try:
+        chosen, raw = schema.for_content(raw, given)
+    except ConfigError as error:
+        where = "command line" if str(error).partition(":")[0] in given else source
+        raise ConfigError(f"{where}: {error}") from None
     assert issubclass(chosen, schema)
     try:
         text = json.dumps(raw)
@@ -280,7 +288,8 @@ def _section(schema: type[Config], raw: Any, key: Sequence[str | int]) -> list[s
         types = (*types, *(inner for kind in types for inner in get_args(kind)))  # Annotated[.., Tag]
         nested = [kind for kind in dict.fromkeys(types) if isinstance(kind, type) and issubclass(kind, Config)]
         if isinstance(raw, Mapping) and "kind" in raw:
-            nested = [kind for kind in nested if kind.model_fields["kind"].default == raw["kind"]]
+            named = [kind for kind in nested if "kind" in kind.model_fields]
+            nested = [kind for kind in named if kind.model_fields["kind"].default == raw["kind"]] or nested
         elif nested and all("kind" in kind.model_fields for kind in nested):
             nested = nested[:1]
         if len(nested) != 1:

@@ -258,7 +258,11 @@ class Learner(Protocol):
         """What policies need, as of now."""
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs."""
+        """Everything that a resumed run needs.
+
+        `updates` and each parameter of the policy's networks, as NETWORK/network/PARAMETER: evaluation and serving read
+        those from a checkpoint.
+        """
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Undo `state`."""

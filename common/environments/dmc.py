@@ -108,13 +108,17 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         return np.concatenate([state, *(getattr(physics.model.ptr, n).flat[i] for n, i in self._drawn.items())])
 
     def set_simulator_state(self, state: NDArray[np.float64]) -> None:
-        """Go to a state [S] of any episode of this task; the environment must have been reset once."""
+        """Go to a state [S] of any episode of this task; the environment must have been reset once.
+
+        Raises dm_control's PhysicsError for a state that cannot be simulated.
+        """
         physics, start = self._env.physics, self._integration_size
         for name, index in self._drawn.items():
             getattr(physics.model.ptr, name).flat[index] = state[start : start + index.size]
             start += index.size
         mujoco.mj_setState(physics.model.ptr, physics.data.ptr, state[: self._integration_size], INTEGRATION)
-        mujoco.mj_step1(physics.model.ptr, physics.data.ptr)  # dm_control steps begin where positions are known
+        with physics.check_invalid_state():  # MuJoCo would go on from another state in silence
+            mujoco.mj_step1(physics.model.ptr, physics.data.ptr)  # dm_control steps begin where positions are known
         self._env._reset_next_step = False  # or the step after an ending would reset
 
     def render(self) -> NDArray[np.uint8]:

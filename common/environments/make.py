@@ -74,6 +74,8 @@ def _unknown(task: str, known: list[str]) -> ConfigError:
 def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskEnv:
     """Apply the time limit, flatten, rescale and repeat; ConfigError for what cannot be presented that way."""
     _check_spaces(task, raw.env)
+    if with_state and raw.simulator_state == 0:
+        raise ConfigError(f"{task} cannot show its simulator's state; want a dmc task (not dmc/quadruped-escape)")
     episode_steps = config.episode_steps or raw.episode_steps
     if episode_steps is None:
         raise ConfigError(f"{task} has no time limit of its own: set episode_steps")

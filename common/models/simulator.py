@@ -6,7 +6,6 @@ sequence's state in, takes its action, and reads the state out again. MuJoCo rel
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from qttdm.common.environments.make import make_env
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.trees import TensorTree
 
-UNLIMITED = 2**31
+UNLIMITED = 2**62
 """simulator steps; a model knows no time limit"""
 
 
@@ -50,10 +49,13 @@ class Simulator:
     """DynamicsModel of a task whose environments show `simulator_state`; on the CPU, without parameters."""
 
     def __init__(self, task: TaskSpec, threads: int | None = None) -> None:
-        """threads: of one step; None: one for each CPU of this process."""
+        """threads: of one step; None: as many as torch uses."""
         self.task = task
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self._environments: list[TaskEnv] = []  # one for each thread, made when first needed
+        self.threads = threads or torch.get_num_threads()
+        self._environments = [self._make() for _ in range(self.threads)]
+        from dm_control.rl.control import PhysicsError  # not before `make_env` has chosen how MuJoCo draws
+
+        self._physics_error = PhysicsError
         self._pool = ThreadPoolExecutor(self.threads, "simulator")
 
     def start(self, context: TensorTree) -> SimulatorRollout:
@@ -75,13 +77,16 @@ class Simulator:
 
         def simulate(env: TaskEnv, rows: np.ndarray) -> None:
             for row in rows:
-                env.unwrapped.set_simulator_state(rollout.states[row])  # type: ignore[attr-defined]
-                observation, rewards[row], terminated, _, _ = env.step(taken[row])
+                try:
+                    env.unwrapped.set_simulator_state(rollout.states[row])  # type: ignore[attr-defined]
+                    observation, rewards[row], terminated, truncated, _ = env.step(taken[row])
+                except self._physics_error:  # the sequence ends here; what others imagine goes on
+                    rollout.alive[row] = False
+                    continue
                 rollout.observations[row] = observation
                 rollout.states[row] = env.unwrapped.simulator_state()  # type: ignore[attr-defined]
-                rollout.alive[row] = not terminated
+                rollout.alive[row] = not (terminated or truncated)
 
-        self._environments = self._environments or [self._make() for _ in range(self.threads)]
         list(self._pool.map(simulate, self._environments, np.array_split(np.flatnonzero(rollout.alive), self.threads)))
         logits = None
         if self.task.terminates:

@@ -63,7 +63,7 @@ class QTAgent:
 
     def policy(self, device: torch.device, bfloat16: bool) -> GreedyPolicy:
         """Act greedily, in float32."""
-        qt = self._qt().to(device)
+        qt = self._qt()
         return GreedyPolicy(qt, nn.ModuleDict({"qt": qt}), self.data, device)
 
     def exploration(self, progress: float) -> float:

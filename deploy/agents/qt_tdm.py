@@ -80,7 +80,7 @@ class QTTDM:
 
     def policy(self, device: torch.device, bfloat16: bool) -> PlanningPolicy:
         """Plan with both."""
-        c, tdm, qt = self.settings, self._tdm().to(device), self._qt().to(device)
+        c, tdm, qt = self.settings, self._tdm(), self._qt()
         planner = c.planner.make(c.discount, self.task.action_dim, tdm, qt)
         return PlanningPolicy(
             planner, nn.ModuleDict({"tdm": tdm, "qt": qt}), self.data, device, bfloat16, c.planner.compile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from qttdm.common.config import Config, ConfigError
@@ -30,16 +31,19 @@ def agent_class(name: str) -> type[Agent]:
     if path is None:
         raise ConfigError(f"agent: there is no {name!r}; want one of {', '.join(AGENTS)}, or module:Class of your own")
     module, _, class_name = path.partition(":")
-    if "" not in sys.path and ":" in name:
-        sys.path.insert(0, "")  # an own agent's module may lie in the working directory
+    if name not in AGENTS and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where an own agent's module may lie
     try:
         found = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"agent: cannot import {name} ({error}); want module:Class") from None
+    except Exception as error:  # the module is anybody's code
+        raise ConfigError(f"agent: cannot import {name} ({type(error).__name__}: {error}); want module:Class") from None
     missing = [method for method in METHODS if not hasattr(found, method)]
-    settings = getattr(found, "Settings", None)
-    if not (isinstance(settings, type) and issubclass(settings, Config)):
-        missing.append("Settings, a qttdm.common.config.Config")
+    try:
+        settings = found.Settings()
+    except (AttributeError, TypeError, ValueError):
+        settings = None
+    if not isinstance(settings, Config):
+        missing.append("Settings, a qttdm.common.config.Config with a default for each field")
     if missing:
         raise ConfigError(f"agent: {name} is no agent: it has no {', '.join(missing)} (common/contracts.py, Agent)")
     kind: type[Agent] = found

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from qttdm.common.config import Config, ConfigError
+from qttdm.common.config import Config
 from qttdm.common.contracts import ArraySpec, TaskSpec, vector_data
 from qttdm.common.models.simulator import Simulator
 from qttdm.learner.learner import Learner, LearnerConfig
@@ -24,7 +24,7 @@ class SimulatorShootingConfig(Config):
     planner: RandomShootingConfig = RandomShootingConfig()
     """the search"""
     threads: int | None = Field(default=None, gt=0)
-    """that simulate at a time; null: one for each CPU of the process"""
+    """that simulate at a time; null: as many as torch uses"""
 
     @model_validator(mode="after")
     def _fits(self) -> SimulatorShootingConfig:
@@ -46,12 +46,7 @@ class SimulatorShooting:
         self.batch_size = 1
 
     def check(self, task: TaskSpec) -> None:
-        """ConfigError unless the task can show its simulator's state."""
-        if task.simulator_state == 0:
-            raise ConfigError(
-                f"{task.name} cannot show its simulator's state; want a dmc task (and not dmc/quadruped-escape, whose "
-                f"terrain is too large to keep with every step)"
-            )
+        """Fit any task that can show its simulator's state, as `data` asks for."""
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Count updates; there is nothing to learn."""

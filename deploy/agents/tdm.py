@@ -69,7 +69,7 @@ class TDMAgent:
 
     def policy(self, device: torch.device, bfloat16: bool) -> PlanningPolicy:
         """Plan with it."""
-        c, tdm = self.settings, self._tdm().to(device)
+        c, tdm = self.settings, self._tdm()
         planner = c.planner.make(c.discount, self.task.action_dim, tdm)
         return PlanningPolicy(planner, nn.ModuleDict({"tdm": tdm}), self.data, device, bfloat16, c.planner.compile)
 

@@ -186,7 +186,7 @@ def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
             f"replay.capacity={config.replay.capacity} over cluster.shards={c.shards} does not leave a shard one "
             f"episode of {spec.episode_decisions} decisions; want at least {c.shards * spec.episode_decisions}"
         )
-    if config.device not in ("auto", *(("cuda", "cuda:0") if c.gpus_per_seed > 0 else ("cpu", "mps"))):
+    if config.device not in ("auto", *(("cuda", "cuda:0") if c.gpus_per_seed > 0 else ("cpu",))):
         raise ConfigError(
             f"device={config.device} and cluster.gpus_per_seed={c.gpus_per_seed:g} contradict each other; leave device "
             f"at auto: each process then uses the one GPU that it is given a share of"
@@ -245,7 +245,9 @@ def submit(directory: Path, *flags: str) -> None:
 
     name = directory.name
     words = ["-m", "qttdm.deploy.cli.main", "cluster", "resume", name, "--runs-dir", str(directory.parent), *flags]
-    job, command = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}", shlex.join([sys.executable, *words])
+    job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # From this directory, where a user's own agent or task may lie.
+    command = f"cd {shlex.quote(os.getcwd())} && {shlex.join([sys.executable, *words])}"
     deadline = time.monotonic() + JOB_SERVICE_SECONDS
     while True:
         try:

@@ -122,12 +122,12 @@ def evaluate(
         episodes: how many
         video: film the first episode
     """
-    from qttdm.deploy.runs.acting import untrained
+    from qttdm.deploy.runs.acting import agent_without_training
     from qttdm.deploy.runs.trained import TrainedAgent
     from qttdm.deploy.screens.video import write_video
 
     if run is None:
-        agent, video_path = untrained(choice.load()), Path("eval.mp4")
+        agent, video_path = agent_without_training(choice.load()), Path("eval.mp4")
     else:
         for option in ("preset", "task", "agent"):
             if getattr(choice, option) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -20,6 +21,10 @@ from qttdm.learner.schedule import TrainingConfig
 from qttdm.planner_service.planners.mppi import PRESETS
 from qttdm.replay.buffer import ReplayConfig
 
+DEFAULT_AGENT = "qt-tdm"
+BEFORE_SECTIONS = {"discount", "epsilon", "learner", "planner"}
+"""Keys at the top of a page from before agents had sections."""
+
 
 class RunConfig(Config):
     """What `config.yaml` holds. The agent's own settings stand in the section named like it."""
@@ -29,7 +34,7 @@ class RunConfig(Config):
 
     task: str
     """<family>/<name>; `qttdm tasks` lists them"""
-    agent: str = "qt-tdm"
+    agent: str = DEFAULT_AGENT
     """which agent learns: qt-tdm, tdm, qt, simulator-shooting, or module:Class of one's own, with the section `own`"""
     seed: int = Field(default=0, ge=0)
     """every random stream derives from it"""
@@ -57,15 +62,21 @@ class RunConfig(Config):
         cls, raw: Mapping[str, Any], command_line: Mapping[str, Any]
     ) -> tuple[type[RunConfig], dict[str, Any]]:
         """Take the chosen agent's section for `settings`; other agents' sections of a preset are left out."""
-        agent = raw.get("agent", "qt-tdm")
+        agent = raw.get("agent", DEFAULT_AGENT)
         if not isinstance(agent, str):
-            return cls, dict(raw)
+            raise ConfigError(f"agent: got {agent!r}, want a name or module:Class")
         section, kind = section_of(agent), with_settings(agent)
-        others = {*AGENTS, OWN} - {section}
-        if ignored := [key for key in command_line if key in others]:
+        if old := sorted(BEFORE_SECTIONS & raw.keys() - command_line.keys()):
             raise ConfigError(
-                f"command line: {ignored[0]} has no effect, the agent is {agent}; its settings begin with {section}"
+                f"{old[0]}: an agent's settings stand in its section, {section}.{old[0]}; a run of the older format "
+                f"can only be used by the version of qttdm that made it"
             )
+        others = {*AGENTS, OWN} - {section}
+        for key in others & raw.keys():
+            if key in command_line:
+                raise ConfigError(f"{key}: has no effect, the agent is {agent}; its settings begin with {section}")
+            if not isinstance(raw[key], Mapping):
+                raise ConfigError(f"{key}: got {raw[key]!r}, want a mapping of settings")
         return kind, {key: value for key, value in raw.items() if key not in others}
 
     def make_agent(self, task: TaskSpec) -> Agent:
@@ -93,11 +104,13 @@ def _restored(raw: dict[str, Any]) -> RunConfig:
 
 def load_run_config(path: Path, overrides: Sequence[str] = (), planner: str | None = None, **chosen: Any) -> RunConfig:
     """As `load_config`; planner: the name of planner settings that `overrides` win over. ConfigError."""
-    config = load_config(RunConfig, path, overrides=overrides, **chosen)
     if planner is None:
-        return config
+        return load_config(RunConfig, path, overrides=overrides, **chosen)
     if planner not in PRESETS:
         raise ConfigError(f"there is no planner {planner!r}; want one of {', '.join(PRESETS)}")
+    of_planner = re.compile(r"[^.=]+\.planner\b")  # which may only fit together with the named ones
+    others = [item for item in overrides if not of_planner.match(item)]
+    config = load_config(RunConfig, path, overrides=others, **chosen)
     own = getattr(config.settings, "planner", None)
     if getattr(own, "kind", None) != "mppi":
         raise ConfigError(f"--planner {planner}: agent={config.agent} does not plan by kind mppi, which it is for")
@@ -107,10 +120,17 @@ def load_run_config(path: Path, overrides: Sequence[str] = (), planner: str | No
 
 def check_fits(config: RunConfig, task: TaskSpec) -> None:
     """ConfigError, naming keys, values and what would do, if the settings contradict each other or the task."""
+    agent = config.make_agent(task)
     try:
-        config.make_agent(task).check(task)
+        agent.check(task)
     except ConfigError as error:
         raise ConfigError(f"{config.section}: {error}") from None
+    shown = ("observations", "simulator_state") if task.simulator_state else ("observations",)
+    if missing := [name for name in agent.data.observations if name not in shown]:
+        raise ConfigError(
+            f"agent={config.agent} asks for {', '.join(missing)}, {task.name} shows {', '.join(shown)}; dmc tasks also "
+            f"show simulator_state (not dmc/quadruped-escape, whose terrain is too large to keep with every step)"
+        )
     decisions, total = task.episode_decisions, config.training.env_steps // task.action_repeat
     if config.replay.capacity < decisions:
         raise ConfigError(

@@ -49,7 +49,7 @@ class ActingAgent:
             env.close()
 
 
-def untrained(config: RunConfig) -> ActingAgent:
+def agent_without_training(config: RunConfig) -> ActingAgent:
     """An agent that needs no training. ConfigError if it has networks to train."""
     agent = ActingAgent(config)
     if any(True for _ in agent.policy.networks.parameters()):

@@ -54,7 +54,7 @@ class GreedyPolicy:
     ) -> None:
         """networks: the value function's, in the learner's order; they are frozen and take the weights loaded."""
         self.value_function, self.networks, self.data, self.device = value_function, networks, data, device
-        freeze(networks)
+        freeze(networks, device)
         self.weights_version = 0
 
     def load(self, weights: Weights) -> None:

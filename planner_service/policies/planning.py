@@ -46,7 +46,7 @@ class PlanningPolicy:
         """
         self.planner, self.networks, self.data = planner, networks, data
         self.device, self.bfloat16 = device, bfloat16
-        freeze(networks)
+        freeze(networks, device)
         self.weights_version = 0
         # One graph, or an error: a break in it would be a wait for the device in the middle of a decision.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -113,8 +113,9 @@ class PlanningPolicy:
             size *= 2
 
 
-def freeze(networks: nn.Module) -> None:
-    """Eval mode, no gradients: a policy's networks are never trained."""
+def freeze(networks: nn.Module, device: torch.device) -> None:
+    """Move a policy's networks to its device, in eval mode and without gradients: they are never trained."""
+    networks.to(device)
     networks.eval()
     networks.requires_grad_(False)
 

@@ -72,6 +72,7 @@ def refusal(load, *arguments: object, **keywords: object) -> str:
     [
         ("sed=1", ["unknown key sed", "known keys here are", "seed"]),
         ("planner.horzon=1", ["unknown key planner.horzon", "horizon, mode, temperature"]),
+        ("extra.kind=1", ["unknown key extra.kind", "horizon, mode, temperature"]),
         ("extra.horzon=1", ["unknown key extra.horzon", "horizon, mode, temperature"]),
         ("stages=[{horzon: 1}]", ["unknown key stages.0.horzon", "horizon, mode, temperature"]),
         ("seed=true", ["seed: got True", "want integer"]),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from qttdm.common.config import ConfigError
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import list_tasks, make_env
 from qttdm.common.models.simulator import Simulator
@@ -55,6 +56,8 @@ def test_what_a_task_draws_for_an_episode_comes_along():
 @pytest.mark.parametrize("task", [*TOO_LARGE, "metaworld/reach", "gym/Pendulum-v1"])
 def test_where_no_state_can_be_shown_the_task_says_so(task):
     assert make_env(task, EnvConfig()).task_spec.simulator_state == 0
+    with pytest.raises(ConfigError, match=f"{task} cannot show its simulator's state"):
+        make_env(task, EnvConfig(), with_state=True)
 
 
 def test_nothing_is_earned_after_the_end():
@@ -73,6 +76,18 @@ def test_nothing_is_earned_after_the_end():
     assert second.rewards[1] == 0
     assert second.rewards[0] != 0
     assert second.continuation_logits.tolist() == [np.inf, -np.inf]
+
+
+def test_a_sequence_that_cannot_be_simulated_ends_and_the_others_go_on():
+    env = make_env("dmc/cartpole-swingup", EnvConfig(), with_state=True)
+    observation, _ = env.reset(seed=0)
+    simulator = Simulator(env.task_spec, threads=1)
+    context = {name: torch.from_numpy(np.stack([array] * 2)) for name, array in env.observe(observation).items()}
+    context["simulator_state"][0, 1:] = 1e12
+    rollout = simulator.select(simulator.start(context), torch.tensor([0, 1]), 1)
+    rewards = simulator.step(rollout, torch.zeros(2, 1)).rewards
+    assert rollout.alive.tolist() == [False, True]
+    assert rewards.tolist() == [0.0, env.step(np.zeros(1, np.float32))[1]]
 
 
 def test_actions_of_the_box():

@@ -27,7 +27,7 @@ class Curious:
         """Anything goes."""
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
-        part = TDMLearner(TDMLearnerConfig(), self._model())
+        part = TDMLearner(TDMLearnerConfig(), self._model().to(device))
         return Learner(LearnerConfig(), [part], device, total_updates, bfloat16)
 
     def policy(self, device: torch.device, bfloat16: bool) -> PlanningPolicy:

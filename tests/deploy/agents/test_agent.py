@@ -11,7 +11,7 @@ from qttdm.common.contracts import TaskSpec
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.configs.run_config import RunConfig
-from qttdm.deploy.runs.acting import untrained
+from qttdm.deploy.runs.acting import agent_without_training
 from qttdm.deploy.runs.build import (
     choose_device,
     exploration,
@@ -111,6 +111,10 @@ class TestOwn:
             ("nowhere:Agent", "cannot import nowhere:Agent"),
             ("tests.deploy.agents.own_agent:Absent", "cannot import"),
             ("os:PathLike", "is no agent: it has no check, learner, policy, exploration, Settings"),
+            (
+                "tests.deploy.agents.broken_agent:Any",
+                "cannot import tests.deploy.agents.broken_agent:Any (ZeroDivisionError",
+            ),
             ("dreamer", "there is no 'dreamer'; want one of qt-tdm, tdm, qt, simulator-shooting, or module:Class"),
         ],
     )
@@ -132,7 +136,7 @@ class TestSimulatorShooting:
         return tiny_config(*own, *overrides, task=task, agent="simulator-shooting", **more)
 
     def test_its_values_are_the_rewards_it_gets_in_a_search_of_one_step(self):
-        agent = untrained(self.config("simulator-shooting.planner.horizon=1"))
+        agent = agent_without_training(self.config("simulator-shooting.planner.horizon=1"))
         policy, values, rewards = agent.policy, [], []
         env = make_task_env(agent.config, agent.spec)
         observation, _ = env.reset(seed=3)
@@ -157,12 +161,15 @@ class TestSimulatorShooting:
 
     @pytest.mark.parametrize("task", ["gym/FakePoint-v0", "metaworld/reach", "dmc/quadruped-escape"])
     def test_other_suites_are_one_line(self, task):
-        with pytest.raises(ConfigError, match=rf"simulator-shooting: {task} cannot show its simulator's state; want a"):
-            untrained(self.config(task=task))
+        with pytest.raises(
+            ConfigError,
+            match=rf"agent=simulator-shooting asks for simulator_state, {task} shows observations; dmc tasks",
+        ):
+            agent_without_training(self.config(task=task))
 
     def test_an_agent_with_networks_needs_a_run(self):
         with pytest.raises(ConfigError, match="agent=qt-tdm acts with trained networks; want the directory of one"):
-            untrained(tiny_config())
+            agent_without_training(tiny_config())
 
 
 def test_devices():

@@ -7,7 +7,7 @@ import pytest
 from qttdm.common.config import Config, ConfigError, dump_config, load_config
 from qttdm.common.contracts import TaskSpec
 from qttdm.deploy.agents.registry import AGENTS
-from qttdm.deploy.configs.run_config import RunConfig, check_fits, preset_path, with_settings
+from qttdm.deploy.configs.run_config import RunConfig, check_fits, load_run_config, preset_path, with_settings
 from qttdm.deploy.runs.serve import ServeConfig
 from qttdm.planner_service.planners.random_shooting import RandomShootingConfig
 from tests.fakes import tiny_config
@@ -165,8 +165,21 @@ class TestFits:
             tiny_config(f"tdm.{planner}", agent="tdm")
 
     def test_another_agents_settings_are_not_ignored_in_silence(self):
-        with pytest.raises(ConfigError, match=r"^command line: tdm has no effect, .*qt-tdm; .* begin with qt-tdm"):
+        with pytest.raises(ConfigError, match=r"^command line: tdm: has no effect, .*qt-tdm; .* begin with qt-tdm"):
             tiny_config("tdm.planner.horizon=2")
+
+    def test_a_page_from_before_sections_is_refused_as_such(self, tmp_path):
+        (tmp_path / "config.yaml").write_text("task: dmc/walker-walk\nagent: tdm\ntdm: {window: 5}\nplanner: {}\n")
+        with pytest.raises(
+            ConfigError, match=r"config.yaml: planner: .* section, tdm.planner; a run of the older form"
+        ):
+            load_config(RunConfig, tmp_path / "config.yaml")
+
+    def test_a_named_planner_is_checked_together_with_what_is_set_beside_it(self):
+        config = load_run_config(preset_path("laptop"), ["qt-tdm.planner.elites=128"], planner="exact")
+        assert (config.settings.planner.samples, config.settings.planner.elites) == (512, 128)
+        with pytest.raises(ConfigError, match="agent=qt does not plan by kind mppi"):
+            load_run_config(preset_path("laptop"), planner="exact", agent="qt")
 
     def test_another_kind_of_planner_begins_from_its_own_defaults(self):
         config = tiny_config("tdm.planner={kind: random-shooting, horizon: 4}", agent="tdm")

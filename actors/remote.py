@@ -58,7 +58,7 @@ class CollectorActor(Collector):
         torch.set_num_threads(settings.threads)
         super().__init__(settings, index)
         self.learner, self.shards = ray.get_actor(learner), [ray.get_actor(name) for name in shards]
-        self.boot = uuid.uuid4().hex
+        self.process = uuid.uuid4().hex
         self.events = EventLog(RunDir(settings.run_dir).events_path, f"actor {index}")
         self._offered: deque[Weights] = deque(maxlen=1)
         """the newest that were sent, until they are loaded: put in by one thread, taken out by another"""
@@ -83,7 +83,7 @@ class CollectorActor(Collector):
         collected = stored = 0
         refused = self._waiting()
         while True:
-            asked = self._control("request_collect").remote(self.index, self.boot, stored)
+            asked = self._control("request_collect").remote(self.index, self.process, stored)
             permit = self._ask(asked, "a permit from the learner")
             stored = 0
             if permit.verdict == "done":

@@ -50,7 +50,8 @@ class ShardConfig(Config):
     fsync: Fsync = "interval"
     """when it gets to the disk itself (replay/log.py)"""
     keep_states: int = Field(default=3, ge=1)
-    """newest `save_state`s that can be gone back to; their episodes stay on disk. As many as checkpoints are kept."""
+    """newest `save_state`s that can be gone back to; their episodes stay on disk. One more than checkpoints are kept: a
+    state may be saved whose checkpoint never is."""
 
 
 class ReplayShard:
@@ -132,7 +133,8 @@ class ReplayShard:
         """What `load_state` needs to come back to this moment, besides this directory; in it that is kept possible."""
         with self._writing, self._sampling:
             self._log.sync()
-            self._pins = [*self._pins, self._oldest()][-self.config.keep_states :]
+            if self._pins[-1:] != [oldest := self._oldest()]:  # a retried call, say, moves no pin
+                self._pins = [*self._pins, oldest][-self.config.keep_states :]
             state = self._state()
             self._write_index(state)
             return seal(state)
@@ -270,7 +272,7 @@ class ReplayShard:
         except (ValueError, FileNotFoundError):
             first = min(self._log.sizes)
             is_new = not self._log.next and not self._index_path.exists()
-            lost = [] if is_new else [(first - 1, f"index, of what was before number {first}")]
+            lost = [] if is_new or first == 0 else [(first - 1, f"index, of what was before number {first}")]
             nothing = {"before": [], "highest": [], "pins": [], "sequences": [0, 0], "digest": None}
             return {"version": VERSION, "first": first, "lost": lost, **nothing}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,10 @@ NUMBERS: dict[str, Number] = {}
 
 
 def declare(*numbers: tuple[str, str, str]) -> tuple[str, ...]:
-    """Declare numbers by name, unit and meaning; return the names. ValueError if a name is taken."""
+    """Declare numbers by name, unit and meaning; return the names. ValueError if a name is taken or no plain word."""
     for name, unit, meaning in numbers:
+        if not re.fullmatch(r"\w{1,64}", name):  # which Prometheus' label takes
+            raise ValueError(f"{name}: want a name of at most 64 letters, digits and underscores")
         if NUMBERS.setdefault(name, number := Number(name, unit, meaning)) != number:
             raise ValueError(f"{name}: declared twice")
     return tuple(name for name, _, _ in numbers)

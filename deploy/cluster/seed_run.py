@@ -286,7 +286,7 @@ class SeedRun:
         c = self.config
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // c.cluster.shards)})
         return ReplaySettings(
-            ShardConfig(replay=share, fsync=c.cluster.fsync, keep_states=c.training.keep_checkpoints),
+            ShardConfig(replay=share, fsync=c.cluster.fsync, keep_states=c.training.keep_checkpoints + 1),
             self.agent.data,
             self._make_telemetry,
         )

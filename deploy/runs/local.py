@@ -236,7 +236,7 @@ class LocalRun:
             shutil.rmtree(folder)  # the run begins again, with the same episodes; a cluster's are kept
         number = max(1, len(list(folder.glob("shard-*"))))
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // number)})
-        config = ShardConfig(replay=share, fsync=c.cluster.fsync, keep_states=c.training.keep_checkpoints)
+        config = ShardConfig(replay=share, fsync=c.cluster.fsync, keep_states=c.training.keep_checkpoints + 1)
         shards: list[ReplayShard] = []
         telemetry = [self.telemetry("replay", i) for i in range(number)]
         seed = derive_seed(c.seed, "replay")

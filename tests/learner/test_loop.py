@@ -138,7 +138,7 @@ class Seed:
         self.run_dir = RunDir(self.directory)
         self.desk = Desk()
         self.numbers = [0] * self.actors  # of each actor's next episode
-        self.boot = "first"
+        self.process = "first"
         self.pay = 1.0
 
     def loop(
@@ -174,7 +174,7 @@ class Seed:
         if loop.counters.decisions < self.replay.decisions:
             return
         for actor in range(self.actors):
-            if loop.request_collect(actor, self.boot).verdict == "collect":
+            if loop.request_collect(actor, self.process).verdict == "collect":
                 self.insert(actor)
 
     def insert(self, actor: int) -> None:
@@ -609,7 +609,7 @@ class TestPermits:
         permits: dict[int, Permit] = {}
 
         def look(loop):
-            permit = loop.request_collect(0, seed.boot)
+            permit = loop.request_collect(0, seed.process)
             if permit.verdict == "collect":
                 permits[loop.counters.decisions] = permit
 
@@ -627,12 +627,12 @@ class TestPermits:
             seed.insert(0)
         seed.replay.refusals.append("late")
         loop._read_new_episodes()
-        assert loop.request_collect(0, seed.boot).verdict == "wait"
+        assert loop.request_collect(0, seed.process).verdict == "wait"
         loop._read_new_episodes()
         assert loop.pace.backlog == 4 * LENGTH
-        assert loop.request_collect(0, seed.boot).verdict == "wait"
+        assert loop.request_collect(0, seed.process).verdict == "wait"
         loop.pace.sampled(4 * LENGTH)
-        assert loop.request_collect(0, seed.boot).verdict == "collect"
+        assert loop.request_collect(0, seed.process).verdict == "collect"
 
     def test_wait_while_the_backlog_is_too_large(self, seed):
         loop = seed.loop()
@@ -640,7 +640,7 @@ class TestPermits:
         waits, owed = [], []
 
         def insert_regardless():
-            permit = loop.request_collect(0, seed.boot)
+            permit = loop.request_collect(0, seed.process)
             assert permit.verdict == "done" or (permit.verdict == "wait") == (loop.pace.backlog >= LEAD)
             if permit.verdict == "wait":
                 assert 0.005 <= permit.retry_seconds <= 1.0
@@ -670,8 +670,8 @@ class TestPermits:
 
     def test_restarts_are_counted_and_told(self, seed):
         loop = seed.loop()
-        for actor, boot in [(0, "a"), (1, "b"), (0, "a"), (0, "c"), (1, "b"), (0, "c"), (0, "d")]:
-            loop.request_collect(actor, boot)
+        for actor, process in [(0, "a"), (1, "b"), (0, "a"), (0, "c"), (1, "b"), (0, "c"), (0, "d")]:
+            loop.request_collect(actor, process)
         loop.environment_failed(1, "Point failed\nat the reset")
         status = loop.status()
         assert (status["actor_restarts"], status["environment_failures"]) == (2, 1)
@@ -711,7 +711,7 @@ class TestWaiting:
             time.sleep(0.3)  # the loop waits by then
             for _ in range(SEED_DECISIONS // LENGTH + 1):
                 seed.insert(actor=0)
-                loop.request_collect(0, seed.boot, stored=LENGTH)
+                loop.request_collect(0, seed.process, stored=LENGTH)
             learned.wait(30)
             loop.stop()
 

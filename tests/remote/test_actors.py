@@ -72,7 +72,7 @@ class ScriptedLearner:
         self.version_now = VERSION
         self.asked = 0
 
-    def request_collect(self, actor: int, boot: str, stored: int) -> Permit:
+    def request_collect(self, actor: int, process: str, stored: int) -> Permit:
         time.sleep(self.slow)
         self.slow = 0.0
         permit = self.permits.pop(0)

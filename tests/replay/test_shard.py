@@ -243,6 +243,30 @@ def test_only_the_newest_states_can_be_gone_back_to_and_hold_disk_space(tmp_path
         assert totals(shard).episodes == count
 
 
+def test_a_save_that_is_retried_costs_no_older_state(tmp_path):
+    shard = open_shard(tmp_path, keep_states=2)
+    for number in range(60):
+        shard.insert(encode(make_episode(number)))
+        if number == 19:
+            older = shard.save_state()
+        if number == 39:
+            newer = [shard.save_state() for _ in range(3)]
+    for state, count in ((newer[0], 40), (older, 20)):
+        shard.load_state(state)
+        assert totals(shard).episodes == count
+
+
+def test_an_index_that_is_lost_before_anything_was_deleted_costs_no_episode(tmp_path):
+    shard = open_shard(tmp_path)
+    for number in range(3):
+        shard.insert(encode(make_episode(number)))
+    shard.close()
+    (tmp_path / "index").unlink()
+    again = open_shard(tmp_path)
+    assert totals(again).episodes == 3
+    assert again.episodes_since(0).lost == []
+
+
 def test_a_state_of_another_history_is_refused(tmp_path):
     shard = open_shard(tmp_path)
     early = shard.save_state()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,13 @@ class RunDir:
         except OSError as error:
             raise ConfigError(f"{path}: cannot make the run directory ({error.strerror})") from None
         return cls(path)
+
+    @property
+    def name(self) -> str:
+        """The run's name in metrics: its directory's, or for a seed of a cluster's run (NAME/seed-0) that run's."""
+        path = self.path.absolute()
+        of_cluster = re.fullmatch(r"seed-\d+", path.name) and self.events_path.exists()
+        return path.parent.name if of_cluster else path.name
 
     @property
     def config_path(self) -> Path:

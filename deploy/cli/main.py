@@ -71,7 +71,7 @@ def train(
     def telemetry_of(config: RunConfig) -> MakeTelemetry:
         """Report to the metrics served here, if they are."""
         state = directory.path / "metrics-state"
-        return exporter.of_run(directory.path.name, config.seed, config.task, state) if exporter else silent(config)
+        return exporter.of_run(directory.name, config.seed, config.task, state) if exporter else silent(config)
 
     if resume:
         given = [n for n, v in {**vars(settings), "seed": seed, "run_dir": run_dir}.items() if v not in (None, ())]

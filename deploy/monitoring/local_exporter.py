@@ -18,7 +18,7 @@ from qttdm.deploy.monitoring.exporter import Exporter, serve
 
 
 class LocalExporter:
-    """An exporter in this process, of the parts of one run or of a planner service."""
+    """An exporter in this process, of the parts of one run."""
 
     def __init__(self, host: str, port: int) -> None:
         """Serve from now on. ConfigError, one line, if the port is taken."""

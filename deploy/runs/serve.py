@@ -82,7 +82,7 @@ async def serve(
 ) -> bool:
     """Serve until SIGTERM or Ctrl-C. True if every call that had arrived by then was answered."""
     c = agent.config
-    metrics = Scrape(agent.run_dir.path.name, c.seed, c.task)
+    metrics = Scrape(agent.run_dir.name, c.seed, c.task)
     service = PlannerService(config.service, agent.policy, agent.data, metrics.telemetry)
     info = {
         "task": c.task,
@@ -114,7 +114,7 @@ async def follow(agent: TrainedAgent, service: PlannerService, every_s: float) -
             if weights is not None:
                 await service.load(weights)
                 print(f"weights {service.policy.weights_version}", flush=True)
-        except (CheckpointError, ValueError) as error:
+        except (CheckpointError, OSError, ValueError) as error:
             print(f"kept the weights in use: {error}", file=sys.stderr, flush=True)
 
 

@@ -26,7 +26,7 @@ Naturals = Annotated[list[Natural], Field(max_length=MAX_ITEMS)]
 checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
-class WireRequest(Config):
+class ActRequest(Config):
     """One decision that is wanted: a Request as it arrives."""
 
     episode: Natural
@@ -79,16 +79,17 @@ class Session:
         self, seeds: Annotated[Naturals, Field(min_length=1)], exploration: Annotated[float, Field(ge=0, le=1)] = 0.0
     ) -> dict[str, Any]:
         """Start one episode for each seed."""
+        self.episodes.intersection_update(self.service.release_silent())
         if len(self.episodes) + len(seeds) > self.max_episodes:
             begun = f"{len(self.episodes)} episodes begun and {len(seeds)} more"
-            raise ServiceError(Refusal("busy", f"{begun}, at most {self.max_episodes}; end some first"))
+            raise ServiceError(self.service.refuse_episodes(f"{begun}, at most {self.max_episodes}; end some first"))
         episodes = await self.service.begin(seeds, exploration)
         self.episodes.update(episodes)
         return {"episodes": episodes}
 
     @checked
     async def act(
-        self, requests: Annotated[list[WireRequest], Field(min_length=1, max_length=MAX_ITEMS)]
+        self, requests: Annotated[list[ActRequest], Field(min_length=1, max_length=MAX_ITEMS)]
     ) -> dict[str, Any]:
         """Decide for each request; another connection's episode has number 0, which no episode has."""
         own = [r if r.episode in self.episodes else r.model_copy(update={"episode": 0}) for r in requests]

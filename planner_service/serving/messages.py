@@ -60,7 +60,7 @@ class Refusal:
     """No decision, and why."""
 
     code: str
-    """a key of REFUSALS, or an error of the wire protocol"""
+    """a key of REFUSALS, or another error that docs/protocol.md lists"""
     message: str
     retry_ms: float | None = None
     """after which it makes sense to ask again; None: it does not"""

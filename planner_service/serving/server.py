@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,11 +66,6 @@ class ServerConfig(Config):
     """for the answers that are due when the service is stopped"""
 
 
-class _HangUp(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.abort()  # type: ignore[attr-defined]
-
-
 class Server:
     """Connections to one planner service."""
 
@@ -91,26 +88,23 @@ class Server:
         self.metrics, self._scraping = metrics, asyncio.Lock()
         self.sessions: dict[asyncio.Task[Any], Session] = {}
         self._answering: set[asyncio.Task[Any]] = set()
+        self._opening: dict[asyncio.BaseProtocol, asyncio.Task[None]] = {}  # connections until TLS is agreed on
         self.stopping = False
 
     async def start(self) -> int:
         """Listen; returns the port. ConfigError if it cannot."""
-        c = self.config
+        c, loop = self.config, asyncio.get_running_loop()
         self.http = web.Server(
             self._respond, access_log=None, logger=LOG, keepalive_timeout=c.client_timeout_s, lingering_time=CLOSE_S
         )
         try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                self._admit,
-                c.host,
-                c.port,
-                ssl=self.tls,
-                ssl_handshake_timeout=c.client_timeout_s if self.tls else None,
-                ssl_shutdown_timeout=CLOSE_S if self.tls else None,
-            )
+            found = await loop.getaddrinfo(c.host or None, c.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            addresses = sorted({(family, address) for family, *_, address in found})
+            listening = [socket.create_server(address, family=family) for family, address in addresses]
         except OSError as error:
             raise ConfigError(f"cannot listen on {c.host} port {c.port} ({error.strerror or error})") from None
-        return int(self._listener.sockets[0].getsockname()[1])
+        self._accepting = [loop.create_task(self._accept(each)) for each in listening]
+        return int(listening[0].getsockname()[1])
 
     async def stop(self) -> bool:
         """Accept nobody else, answer what has been asked, hang up; over after `stop_timeout_s` whatever happens.
@@ -118,7 +112,8 @@ class Server:
         True if all was answered by then.
         """
         self.stopping = True
-        self._listener.close()
+        for opening in (*self._accepting, *self._opening.values()):
+            opening.cancel()
         for task in self.sessions.keys() - self._answering:
             task.cancel()
         due = {asyncio.create_task(self.service.stop()), *self._answering}
@@ -131,27 +126,63 @@ class Server:
         await self.http.shutdown(CLOSE_S)
         return not unanswered
 
-    # --- HTTP ---
+    # --- connections ---
 
-    def _admit(self) -> asyncio.Protocol:
-        full = len(self.http.connections) >= 2 * self.config.max_connections
-        return _HangUp() if full or self.stopping else self.http()
+    async def _accept(self, listening: socket.socket) -> None:
+        """Accept connections until cancelled; close those above the limit at once, before any TLS handshake."""
+        loop = asyncio.get_running_loop()
+        listening.setblocking(False)
+        with listening:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listening)
+                except OSError:  # no file descriptors left
+                    await asyncio.sleep(CLOSE_S)
+                    continue
+                if len(self._opening.keys() | self.http.connections) < 2 * self.config.max_connections:
+                    handler = self.http()
+                    self._opening[handler] = loop.create_task(self._open(connection, handler))
+                else:
+                    connection.close()
+                await asyncio.sleep(0)  # sock_accept does not let others run while more connections are waiting
+
+    async def _open(self, connection: socket.socket, handler: asyncio.BaseProtocol) -> None:
+        """Agree on TLS if wanted, and leave the connection to its handler, which is in `http.connections` then."""
+        c, tls = self.config, self.tls
+        limits = {"ssl_handshake_timeout": c.client_timeout_s, "ssl_shutdown_timeout": CLOSE_S} if tls else {}
+        try:
+            with suppress(OSError):  # no TLS, or not in time
+                await asyncio.get_running_loop().connect_accepted_socket(lambda: handler, connection, ssl=tls, **limits)
+        finally:
+            del self._opening[handler]
+
+    # --- HTTP ---
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            if request.path == "/healthz":
-                return web.Response(text="ok\n")
-            self._check(request)
-            if request.path == "/metrics":
-                async with self._scraping:
-                    text = await asyncio.to_thread(self.metrics)
-                return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
-            return await self._converse(request)
+            response = await self._answer(request)
         except ServiceError as error:
-            return web.json_response(write_error(error.refusal), status=HTTP_STATUS[error.refusal.code])
+            response = web.json_response(write_error(error.refusal), status=HTTP_STATUS[error.refusal.code])
+        response.force_close()  # a connection that is kept alive would hold its place without a token
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """ServiceError if it is refused."""
+        if request.path == "/healthz":
+            return web.Response(text="ok\n")
+        self._check(request)
+        if request.path == "/metrics":
+            async with self._scraping:
+                text = await asyncio.to_thread(self.metrics)
+            return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
+        return await self._converse(request)
 
     def _check(self, request: web.BaseRequest) -> None:
         """ServiceError if a web page sent it that may not, or if it has not the token."""
+        if self.token is None and request.path == "/metrics" and not is_address(request.headers.get("Host", "")):
+            raise ServiceError(
+                Refusal("foreign_origin", "Host: want an IP address or localhost, or serve with a token")
+            )
         for origin in request.headers.getall("Origin", ()):
             if origin not in self.config.origins and not is_same_origin(origin, request.headers.get("Host", "")):
                 raise ServiceError(Refusal("foreign_origin", "this web page may not connect (server.origins)"))
@@ -167,11 +198,7 @@ class Server:
     async def _converse(self, request: web.BaseRequest) -> web.WebSocketResponse:
         """Upgrade to a WebSocket and serve it to its end. ServiceError if it does not become one."""
         c, task, transport = self.config, asyncio.current_task(), request.transport
-        if PROTOCOL not in subprotocols(request):
-            raise ServiceError(Refusal("wrong_version", f"want a WebSocket with the subprotocol {PROTOCOL}"))
-        if len(self.sessions) >= c.max_connections:
-            raise ServiceError(Refusal("too_many_connections", f"there are {c.max_connections} already"))
-        socket = web.WebSocketResponse(
+        websocket = web.WebSocketResponse(
             protocols=[PROTOCOL],
             timeout=CLOSE_S,
             heartbeat=c.heartbeat_s,
@@ -179,19 +206,23 @@ class Server:
             max_msg_size=c.max_message_bytes + 1,  # aiohttp refuses one of exactly that size
             writer_limit=0,  # so that what is sent waits while the client does not read
         )
+        if PROTOCOL not in subprotocols(request) or not websocket.can_prepare(request):
+            raise ServiceError(Refusal("wrong_version", f"want a WebSocket with the subprotocol {PROTOCOL}"))
+        if len(self.sessions) >= c.max_connections:
+            raise ServiceError(Refusal("too_many_connections", f"there are {c.max_connections} already"))
         if task is None or transport is None:
             raise web.HTTPBadRequest  # the client has gone
         session = self.sessions[task] = Session(self.service, self.info, c.max_episodes)
         try:
-            await socket.prepare(request)
+            await websocket.prepare(request)
             while not self.stopping:
-                message = await socket.receive()
+                message = await websocket.receive()
                 if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                     break  # closed by the client, or by aiohttp on a client that breaks the rules
                 self._answering.add(task)
                 answer = await session.answer(message.data)
                 async with asyncio.timeout(c.client_timeout_s):
-                    await (socket.send_str(answer) if isinstance(answer, str) else socket.send_bytes(answer))
+                    await (websocket.send_str(answer) if isinstance(answer, str) else websocket.send_bytes(answer))
                 self._answering.remove(task)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
             pass  # the client has gone, or takes no answers, or the server stops
@@ -200,11 +231,11 @@ class Server:
             await self.service.end(list(session.episodes))
             asyncio.get_running_loop().call_later(2 * CLOSE_S, transport.abort)  # aiohttp waits for ever to be read
             try:
-                if socket.prepared:
-                    await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the service is being stopped")
+                if websocket.prepared:
+                    await websocket.close(code=WSCloseCode.GOING_AWAY, message=b"the service is being stopped")
             finally:
                 del self.sessions[task]
-        return socket
+        return websocket
 
 
 def subprotocols(request: web.BaseRequest) -> list[str]:
@@ -213,13 +244,18 @@ def subprotocols(request: web.BaseRequest) -> list[str]:
 
 
 def is_same_origin(origin: str, host: str) -> bool:
-    """Was the web page served at the address it connects to, an IP address or localhost?
+    """Was the web page served at the address it connects to, an IP address or localhost?"""
+    return origin.partition("://")[2] == host and is_address(host)
 
-    A name does not count: evil.example can be made to lead to this machine, and is then in both headers.
+
+def is_address(host: str) -> bool:
+    """Is a request's `Host` an IP address or localhost, with or without a port?
+
+    A name does not count: evil.example can be made to lead to this machine, and its pages may then read the answers.
     """
     try:
-        url = urlsplit(origin)
-        return url.netloc == host and (url.hostname == "localhost" or bool(ip_address(url.hostname or "")))
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name))
     except ValueError:
         return False
 

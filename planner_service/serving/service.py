@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -179,17 +179,27 @@ class PlannerService:
         """
         if self._stopping:
             raise ServiceError(self._refuse("stopping", "no new episodes"))
-        now = time.monotonic()
-        silent = now - self.config.silence_s
-        self._episodes = {n: e for n, e in self._episodes.items() if e.seen > silent or e.waiting}
+        self.release_silent()
         if len(self._episodes) + len(seeds) > self.config.max_episodes:
             message = (
                 f"{len(self._episodes)} episodes under way and {len(seeds)} more, at most {self.config.max_episodes}"
             )
-            raise ServiceError(self._refuse("busy", message, 1e3 * self.config.silence_s))
-        begun = {next(self._numbers): _Episode(self.policy.start(seed, exploration), now) for seed in seeds}
+            raise ServiceError(self.refuse_episodes(message))
+        begun = {
+            next(self._numbers): _Episode(self.policy.start(seed, exploration), time.monotonic()) for seed in seeds
+        }
         self._episodes |= begun
         return list(begun)
+
+    def release_silent(self) -> Set[int]:
+        """Release the episodes whose clients have been silent for too long; returns the numbers of the others."""
+        silent = time.monotonic() - self.config.silence_s
+        self._episodes = {n: e for n, e in self._episodes.items() if e.seen > silent or e.waiting}
+        return self._episodes.keys()
+
+    def refuse_episodes(self, message: str) -> Refusal:
+        """Refuse and count a `begin` of too many episodes: silent ones make room in a while."""
+        return self._refuse("busy", message, 1e3 * self.config.silence_s)
 
     async def end(self, episodes: Sequence[int]) -> None:
         """Release them; those that are not there need none."""

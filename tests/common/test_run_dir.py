@@ -98,3 +98,14 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 def test_no_lock_without_the_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot lock"), RunDir(tmp_path / "none").lock():
         pass
+
+
+def test_the_seeds_of_a_clusters_run_have_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "walk" / "seed-0").mkdir(parents=True)
+    (tmp_path / "walk" / "seed-0" / "events.log").touch()
+    (tmp_path / "alone" / "seed-0").mkdir(parents=True)
+    assert RunDir(tmp_path / "walk" / "seed-0").name == "walk"
+    assert RunDir(tmp_path / "alone" / "seed-0").name == "seed-0"
+    assert RunDir(tmp_path / "walk").name == "walk"
+    monkeypatch.chdir(tmp_path / "walk" / "seed-0")
+    assert RunDir(Path()).name == "walk"

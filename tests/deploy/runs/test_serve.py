@@ -1,5 +1,7 @@
 """`qttdm serve`, as a user starts it: what it refuses, what it serves, how it follows a run, how it ends."""
 
+import asyncio
+import errno
 import os
 import re
 import signal
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +20,10 @@ from qttdm.common import checkpoint
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.main import main
 from qttdm.deploy.runs.local import new_run
+from qttdm.deploy.runs.serve import follow
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
+from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 from tests.fakes import Acting, randomise, tiny_config
 
 ROOT = Path(__file__).parents[3]
@@ -154,6 +159,38 @@ def test_newer_weights_that_cannot_be_used_are_reported_and_the_old_ones_stay(tm
         with Client(port=child.port) as client:
             assert client.call("info")["weights_version"] == 1
             client.episode(seed=0).act(observation(0))
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_end_the_following(tmp_path, monkeypatch, capsys):
+    run = pendulum_run(tmp_path / "run")
+    agent = TrainedAgent(run.run_dir.path)
+    save(run, updates=2)
+    newest, failures = agent.store.newest, [OSError(errno.ESTALE, "Stale file handle")]
+    monkeypatch.setattr(agent.store, "newest", lambda: newest() if not failures else throw(failures.pop()))
+
+    async def follow_to(version):
+        service = PlannerService(ServiceConfig(), agent.policy, agent.data)
+        following = asyncio.create_task(follow(agent, service, 0.01))
+        async with asyncio.timeout(30):
+            while agent.policy.weights_version != version and not following.done():
+                await asyncio.sleep(0.01)
+        assert not following.done()
+        following.cancel()
+
+    asyncio.run(follow_to(2))
+    assert "kept the weights in use: [Errno 116] Stale file handle\n" in capsys.readouterr().err
+
+
+def throw(error):
+    raise error
+
+
+def test_metrics_name_the_run_of_a_clusters_seed(tmp_path):
+    run = pendulum_run(tmp_path / "walk" / "seed-0")
+    run.run_dir.events_path.touch()
+    with serving(run.run_dir.path) as child:
+        text = urllib.request.urlopen(f"http://127.0.0.1:{child.port}/metrics", timeout=30).read().decode()
+    assert set(re.findall(r'[{,]run="([^"]*)"', text)) == {"walk"}
 
 
 def test_a_token_opens_it_and_is_never_printed(trained, tmp_path):

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import msgpack
 import numpy as np
@@ -59,6 +59,24 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
+@contextmanager
+def held_up(loop):
+    """Hold up the event loop, so that what happens meanwhile comes to it at once."""
+    go_on = threading.Event()
+    loop.call_soon_threadsafe(go_on.wait, 20)
+    yield
+    go_on.set()
+
+
+def is_open(connection):
+    """Has the server not hung up on it within half a second?"""
+    connection.settimeout(0.5)
+    try:
+        return not is_closed(connection)
+    except TimeoutError:
+        return True
+
+
 def refusal(connecting):
     """Status and code of a connection that is refused."""
     with pytest.raises(InvalidStatus) as error:
@@ -95,7 +113,8 @@ class TestHandshake:
         assert capfd.readouterr() == ("", "")
 
     def test_a_request_without_an_upgrade_is_refused(self, served):
-        assert served.get("/", **{"Sec-WebSocket-Protocol": "qttdm.2"})[0] == 400
+        status, text = served.get("/", **{"Sec-WebSocket-Protocol": "qttdm.2"})
+        assert (status, json.loads(text)["error"]["code"]) == (400, "wrong_version")
 
 
 class TestOrigin:
@@ -123,6 +142,15 @@ class TestOrigin:
                 assert it.raw(origin=origin).call(call="info")["task"] == INFO["task"]
             assert refusal(lambda: it.raw(origin="http://localhost:8001")) == (403, "foreign_origin")
             assert it.get("/metrics", Origin="https://evil.example")[0] == 403
+
+    def test_metrics_are_not_read_under_a_name_that_leads_here(self):
+        with serving(metrics=lambda: b"up 1\n") as it:
+            for host in ("evil.example", f"evil.example:{it.port}", "localhost.evil.example", "[::1", ""):
+                assert it.get("/metrics", Host=host)[0] == 403, host
+            for host in ("127.0.0.1", f"[::1]:{it.port}", f"localhost:{it.port}"):
+                assert it.get("/metrics", Host=host) == (200, "up 1\n"), host
+        with serving(metrics=lambda: b"up 1\n", token="secret") as it:
+            assert it.get("/metrics", Host="robot.example", Authorization="Bearer secret") == (200, "up 1\n")
 
 
 class TestMessages:
@@ -199,6 +227,16 @@ class TestEpisodes:
             client.call("end", episodes=episodes[:1])
             client.begin([0, 1, 2])
 
+    def test_that_the_service_released_after_silence_do_not_count(self):
+        with serving(server={"max_episodes": 2}, service={"silence_s": 0.5}) as it, it.client() as client:
+            client.begin([0, 1])
+            with pytest.raises(RefusedError, match="busy: 2 episodes begun") as error:
+                client.begin([2])
+            assert error.value.retry_ms == 500
+            assert client.call("health")["refusals"] == {"busy": 1}
+            time.sleep(0.6)
+            client.begin([2, 3])
+
 
 def test_a_flood_of_connections_is_turned_away_and_room_is_made_again():
     with serving(server={"max_connections": 3}) as it:
@@ -217,6 +255,22 @@ def test_a_flood_of_connections_is_turned_away_and_room_is_made_again():
         wait_for(lambda: len(it.server.http.connections) == 2)
         with it.client() as again:
             assert again.call("info")["task"] == INFO["task"]
+
+
+def test_a_burst_of_connections_is_turned_away_too():
+    with serving(server={"max_connections": 2}) as it:
+        with held_up(it.loop):
+            burst = [plain_socket(it.port) for _ in range(20)]
+        assert sum(is_open(connection) for connection in burst) == 4
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics", "/"])
+def test_an_http_request_holds_no_connection(served, path):
+    with plain_socket(served.port) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        answer = connection.makefile("rb").read()  # to its end
+        assert answer.count(b"HTTP/1.1") == 1
+        assert b"\r\nConnection: close\r\n" in answer
 
 
 def test_a_client_that_takes_no_answers_is_dropped():
@@ -314,6 +368,18 @@ class TestTLS:
         with pytest.raises(DisconnectedError, match="certificate verify failed"):
             encrypted.client(tls=ssl.create_default_context())
 
+    def test_who_is_silent_counts_until_the_handshake_has_failed(self, certificate, trusting):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        with serving(tls=context, server={"max_connections": 2, "client_timeout_s": 4.0}) as it:
+            silent = [plain_socket(it.port) for _ in range(4)]
+            wait_for(lambda: len(it.server._opening) == 4)
+            assert not any(is_open(plain_socket(it.port)) for _ in range(3))
+            assert all(is_closed(connection) for connection in silent)
+            wait_for(lambda: not it.server._opening)
+            with it.client(tls=trusting) as client:
+                assert client.call("info")["task"] == INFO["task"]
+
     def test_plain_text_is_not_understood(self, encrypted, trusting):
         with pytest.raises(DisconnectedError):
             encrypted.client()
@@ -338,7 +404,7 @@ class TestStop:
             stopping = asyncio.run_coroutine_threadsafe(it.server.stop(), it.loop)
             with pytest.raises(DisconnectedError, match="the service is being stopped"):
                 idle.call("info")
-            wait_for(lambda: it.server._listener.sockets == ())
+            wait_for(lambda: all(task.done() for task in it.server._accepting))
             with pytest.raises(DisconnectedError):
                 it.client()
             assert not answers

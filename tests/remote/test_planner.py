@@ -103,7 +103,7 @@ class Service:
     def client(self, max_staleness: int = 1000, **asking) -> Acting:
         """An actor's policy, which has the learner's weights as well."""
         own = local().policy
-        greedy = greedy_beside(own, tiny_data())
+        greedy = greedy_beside(own)
         return Acting(ServicePolicy(AskingConfig(**asking), "planner", own, greedy, max_staleness))
 
     def close(self) -> None:
@@ -245,9 +245,7 @@ class TestStale:
     def test_or_acts_greedily_by_its_own(self, start):
         client = self.client(start(), max_staleness=9, when_busy="greedy")
         got = client.act(observations(1, 1))
-        np.testing.assert_allclose(
-            got, play(Acting(greedy_beside(policy(5), tiny_data())), [0], 1, first=1)[0], atol=1e-5
-        )
+        np.testing.assert_allclose(got, play(Acting(greedy_beside(policy(5))), [0], 1, first=1)[0], atol=1e-5)
         assert client.weights_version == self.NEW
 
     def test_what_acted_last_is_not_gone_back_behind_however_old_weights_may_be(self, start):
@@ -369,7 +367,7 @@ class TestBusy:
         client = start(**self.QUEUE).client(when_busy="greedy")
         first, second = play(client, [0, 1], 4).swapaxes(0, 1)
         np.testing.assert_allclose(first, play(local(), [0, 1], 4)[:, 0], atol=1e-5)
-        greedy = Acting(greedy_beside(policy(0), tiny_data()))
+        greedy = Acting(greedy_beside(policy(0)))
         np.testing.assert_allclose(second, play(greedy, [0, 1], 4)[:, 1], atol=1e-5)
         assert client.lost == 0
 

@@ -8,6 +8,8 @@ Knows nothing of processes: replay, publishing, evaluating and collecting come i
 elsewhere and ask for permits (learner/remote.py); on one machine an episode is collected here whenever no update is
 due, the paper's alternation (deploy/runs/local.py). What counts is what the replay has on disk: the loop reads on
 from where its last checkpoint left off, so a kill neither loses nor doubles an episode in the counters or the metrics.
+
+Over 400 lines, since saving, loading and reporting are of the same counters that the algorithm moves.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 from qttdm.common.environments.config import EnvConfig
@@ -17,7 +18,9 @@ with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, te
     (observation, _), score, over = env.reset(seed=0), 0.0, False
     while not over:
         print(json.dumps(observation.tolist()), file=node.stdin)
-        observation, reward, terminated, truncated, _ = env.step(json.loads(node.stdout.readline()))
+        if not (action := node.stdout.readline()):
+            sys.exit("client.mjs ended, see above; it needs Node 22 or newer, or `npm install ws` in docs/clients")
+        observation, reward, terminated, truncated, _ = env.step(json.loads(action))
         score, over = score + reward, terminated or truncated
     node.stdin.close()
 print(f"return {score:.1f}")

@@ -14,7 +14,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
-from qttdm.common.models.transformer import StateEmbedding, Transformer, TransformerConfig, init_weights
+from qttdm.common.models.transformer import (
+    StateEmbedding,
+    Transformer,
+    TransformerConfig,
+    init_weights,
+    outside_autocast,
+)
 from qttdm.common.shapes import check_shape
 from qttdm.common.trees import TensorTree
 
@@ -118,7 +124,7 @@ class QT(nn.Module):
         Outside of autocast: in bfloat16 values around 50 are multiples of 0.25, so that many bins tie for the best, and
         the first of them, the most negative action, wins.
         """
-        with torch.autocast(hidden.device.type, enabled=False):
+        with outside_autocast(hidden.device):
             hidden = hidden.to(self.position_embedding.weight.dtype)
             return [head(hidden) for head in self.heads]
 

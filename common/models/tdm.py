@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from qttdm.common.models.dropout import Dropout
 from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
-from qttdm.common.models.transformer import KeyValueCache, StateEmbedding, Transformer, TransformerConfig, init_weights
+from qttdm.common.models.transformer import (
+    KeyValueCache,
+    StateEmbedding,
+    Transformer,
+    TransformerConfig,
+    init_weights,
+    outside_autocast,
+)
 from qttdm.common.shapes import check_shape
 from qttdm.common.trees import TensorTree
 
@@ -146,7 +153,7 @@ class TDM(nn.Module):
 
         Outside of autocast: in bfloat16 a reward near 1 is a multiple of 0.008, and so is a state.
         """
-        with torch.autocast(hidden.device.type, enabled=False):
+        with outside_autocast(hidden.device):
             hidden = hidden.to(self.position_embedding.weight.dtype)
             state = self.state_head(hidden)
             return Prediction(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -73,9 +74,15 @@ class KeyValueCache:
         if out is None or out.layers[0].shape[1] != len(index) or out.layers[0].shape[3] < room:
             out = KeyValueCache(len(self.layers), num_heads, len(index), room, head_dim, self.layers[0])
         for source, target in zip(self.layers, out.layers, strict=True):
-            target[:, :, :, : self.length] = source[:, index, :, : self.length]
+            target[:, :, :, : self.length] = source[:, :, :, : self.length].index_select(1, index)
         out.length = self.length
         return out
+
+
+def outside_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Leave autocast, where it is on: entering its context takes as long as a small product."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
 class StateEmbedding(nn.Linear):
@@ -83,7 +90,7 @@ class StateEmbedding(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """Embed them in the parameters' own precision."""
-        with torch.autocast(states.device.type, enabled=False):
+        with outside_autocast(states.device):
             return super().forward(states.to(self.weight.dtype))
 
 

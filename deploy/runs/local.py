@@ -52,7 +52,7 @@ ACTOR = 0  # as which episodes are collected here
 PROCESSES = (f"actor-{ACTOR}", "evaluator", "learner")
 """of a cluster, whose work is done here, each under its own watchdog"""
 
-MeasureRun = Callable[[RunConfig], MakeTelemetry]
+TelemetryOf = Callable[[RunConfig], MakeTelemetry]
 
 
 def silent(config: RunConfig) -> MakeTelemetry:
@@ -105,7 +105,7 @@ class LocalRun:
             raise
         if self.collector.watchdog.found:
             self.loop.environment_failed(ACTOR, f"hung, see {self.collector.watchdog.found}")
-        self._measure()
+        self._report_run()
 
     def train(
         self,
@@ -173,7 +173,7 @@ class LocalRun:
         number = max(counters.episodes + counters.environment_failures, self.replay.next_number(ACTOR))
         again = (self._hangs,) if self._hangs else ()  # the episode that the last process hung in is not tried again
         seed = derive_seed(self.config.seed, "episode", number, *again)
-        stop = self._asking(f"collecting episode {counters.episodes}")
+        stop = self._stop_showing(f"collecting episode {counters.episodes}")
         try:
             (episode,) = self.collector.collect([seed], permit.random, permit.exploration, stop)
         except Stopped:
@@ -202,10 +202,10 @@ class LocalRun:
         done = []
         while self._waiting:
             key, weights = self._waiting.popleft()
-            done.append((key, *self.evaluator.evaluate(weights, self._asking("evaluating"))))
+            done.append((key, *self.evaluator.evaluate(weights, self._stop_showing("evaluating"))))
         return done
 
-    def _asking(self, what: str) -> Callable[[], bool]:
+    def _stop_showing(self, what: str) -> Callable[[], bool]:
         """`should_stop`, asked before each decision, that also shows how far the episode is."""
         decisions = count()
 
@@ -283,29 +283,29 @@ class LocalRun:
             f"{self.run_dir.path}: its checkpoint does not fit its settings ({reason}); undo the change to config.yaml"
         )
 
-    def _measure(self) -> None:
+    def _report_run(self) -> None:
         """Report to Prometheus as the parts that the run would have on a cluster."""
         report_run(self.loop)
         driver = self.telemetry("driver", 0)
         driver.set(SEED_STATE, 1.0, state="running")
 
 
-def open_run(run_dir: RunDir, measure: MeasureRun = silent) -> LocalRun:
+def open_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
     """Go on with the run in that directory from its newest good checkpoint. ConfigError if that cannot be."""
     config = load_config(RunConfig, run_dir.config_path)
-    return LocalRun(config, run_dir, newest_checkpoint(run_dir), measure(config))
+    return LocalRun(config, run_dir, newest_checkpoint(run_dir), telemetry_of(config))
 
 
-def resume_run(run_dir: RunDir, measure: MeasureRun = silent) -> LocalRun:
+def resume_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
     """As `open_run`; a run that was killed before its first checkpoint begins again."""
     if CheckpointStore(run_dir.checkpoints_dir).newest() is None:
         print(f"{run_dir.path}: there is no checkpoint yet, starting from the beginning")
         config = load_config(RunConfig, run_dir.config_path)
-        return LocalRun(config, run_dir, telemetry=measure(config))
-    return open_run(run_dir, measure)
+        return LocalRun(config, run_dir, telemetry=telemetry_of(config))
+    return open_run(run_dir, telemetry_of)
 
 
-def new_run(config: RunConfig, run_dir: RunDir, measure: MeasureRun = silent) -> LocalRun:
+def new_run(config: RunConfig, run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
     """A fresh run in a directory just made; its resolved configuration is written first.
 
     If the run cannot be built the directory goes again, so that the corrected command finds its name free.
@@ -313,7 +313,7 @@ def new_run(config: RunConfig, run_dir: RunDir, measure: MeasureRun = silent) ->
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"shards": 1})})
     run_dir.config_path.write_text(dump_config(config))
     try:
-        return LocalRun(config, run_dir, telemetry=measure(config))
+        return LocalRun(config, run_dir, telemetry=telemetry_of(config))
     except ConfigError:
         shutil.rmtree(run_dir.path)
         raise

@@ -37,7 +37,7 @@ from tests.fakes import point_env, tiny_config
 
 LENGTH = 5  # decisions of an episode; of 2 simulator steps each
 SEED_DECISIONS = 10
-LEAD = 12.0
+MAX_BACKLOG = 12.0
 CONFIG = tiny_config("tdm.planner.horizon=1", "tdm.tdm={window: 3, embed_dim: 8}", agent="tdm")
 
 
@@ -157,7 +157,7 @@ class Seed:
             ),
             learner=learner_,
             replay=self.replay,
-            pace=Pace(PaceConfig(max_backlog=LEAD), self.ratio, SEED_DECISIONS),
+            pace=Pace(PaceConfig(max_backlog=MAX_BACKLOG), self.ratio, SEED_DECISIONS),
             run_dir=self.run_dir,
             publish_every=1,
             publish=self.published.append,
@@ -276,7 +276,7 @@ class TestPace:
         def look(loop):
             asked = max(0.0, ratio * (seed.replay.decisions - SEED_DECISIONS))
             in_flight = seed.actors * LENGTH
-            assert asked - LEAD - ratio * in_flight <= loop.learner.updates <= asked
+            assert asked - MAX_BACKLOG - ratio * in_flight <= loop.learner.updates <= asked
             seen.append((seed.replay.decisions, loop.learner.updates))
             return False
 
@@ -291,9 +291,9 @@ class TestPace:
         seed.kill_when(lambda loop: loop.learner.updates >= 23)
         loop = seed.loop()
         assert loop.learner.updates < 23
-        owed = []
-        assert seed.run(loop, until=lambda loop: owed.append(loop.pace.backlog)) == "finished"
-        assert max(owed) <= 23 + LEAD + seed.actors * LENGTH
+        backlogs = []
+        assert seed.run(loop, until=lambda loop: backlogs.append(loop.pace.backlog)) == "finished"
+        assert max(backlogs) <= 23 + MAX_BACKLOG + seed.actors * LENGTH
         check_finished(seed)
 
     def test_decisions_that_were_not_counted_yet_count_for_permits(self, seed):
@@ -304,7 +304,7 @@ class TestPace:
         while loop.request_collect(0, "first", LENGTH if stored else 0).verdict == "collect":
             seed.insert(0)
             stored += LENGTH
-        assert LEAD <= stored < LEAD + LENGTH
+        assert MAX_BACKLOG <= stored < MAX_BACKLOG + LENGTH
         loop._read_new_episodes()
         assert loop.pace.backlog == stored  # each is counted once
         assert loop.request_collect(0, "first").verdict == "wait"
@@ -568,13 +568,13 @@ class TestGoingOn:
         assert SEED_DECISIONS < left < had
         loop = seed.loop(accept_losses=True)
         assert f"counts on {had} decisions in replay, its shards have had {left} (shard 1: all from" in seed.events
-        owed = before["pace"]["decisions"] - SEED_DECISIONS - before["pace"]["updates"]
-        assert loop.pace.backlog == owed
+        backlog = before["pace"]["decisions"] - SEED_DECISIONS - before["pace"]["updates"]
+        assert loop.pace.backlog == backlog
         seed.numbers = [max(shard.next_number(actor) for shard in seed.replay.shards) for actor in range(seed.actors)]
         assert seed.run(loop) == "finished"
         stored = seed.replay.decisions
         assert seed.checkpoint()["counters"]["env_steps"] == 2 * stored
-        assert seed.loop().learner.updates == before["pace"]["updates"] + owed + stored - left
+        assert seed.loop().learner.updates == before["pace"]["updates"] + backlog + stored - left
         late = [line for line in seed.lines("eval") if line["updates"] > before["pace"]["updates"]]
         assert late
         for line in late:
@@ -637,22 +637,22 @@ class TestPermits:
     def test_wait_while_the_backlog_is_too_large(self, seed):
         loop = seed.loop()
         loop._read_new_episodes()
-        waits, owed = [], []
+        waits, backlogs = [], []
 
         def insert_regardless():
             permit = loop.request_collect(0, seed.process)
-            assert permit.verdict == "done" or (permit.verdict == "wait") == (loop.pace.backlog >= LEAD)
+            assert permit.verdict == "done" or (permit.verdict == "wait") == (loop.pace.backlog >= MAX_BACKLOG)
             if permit.verdict == "wait":
                 assert 0.005 <= permit.retry_seconds <= 1.0
                 waits.append(permit)
-                owed.append(loop.pace.backlog)
+                backlogs.append(loop.pace.backlog)
             elif permit.verdict == "collect" and loop.counters.decisions == seed.replay.decisions:
                 for actor in (0, 1, 0, 1):
                     seed.insert(actor)
 
         loop.run(insert_regardless)
         assert waits
-        assert max(owed) >= LEAD
+        assert max(backlogs) >= MAX_BACKLOG
 
     def test_done_at_the_end_and_after_a_stop(self, seed):
         loop = seed.loop()

@@ -12,18 +12,18 @@ from qttdm.learner.permits import Rounds
 from qttdm.replay.limiter import Pace, PaceConfig
 
 LENGTH = 5  # decisions of a round
-LEAD = 12
+MAX_BACKLOG = 12
 UPDATE = 1.0  # seconds
 
 
 @pytest.fixture
 def rounds() -> Rounds:
     """Actors that may begin: the seed decisions are in."""
-    return fresh(LENGTH, LEAD)
+    return fresh(LENGTH, MAX_BACKLOG)
 
 
-def fresh(length: int, lead: float) -> Rounds:
-    pace = Pace(PaceConfig(max_backlog=lead), update_ratio=1.0, seed_decisions=length)
+def fresh(length: int, most: float) -> Rounds:
+    pace = Pace(PaceConfig(max_backlog=most), update_ratio=1.0, seed_decisions=length)
     pace.inserted(length)
     return Rounds(pace)
 
@@ -38,10 +38,10 @@ def ask(rounds: Rounds, actor: int, now: float, stored: int = 0) -> str:
 
 
 def test_actors_that_are_faster_than_the_learner_take_turns(rounds: Rounds) -> None:
-    """Not all begin when the lead allows one, only to wait together when they have collected."""
+    """Not all begin when the backlog allows one, only to wait together when they have collected."""
     assert [ask(rounds, actor, now=0.0) for actor in range(3)] == ["collect"] * 3  # the learner waits
     verdicts = [ask(rounds, actor, now=0.1, stored=LENGTH) for actor in range(3)]
-    assert verdicts == ["collect", "wait", "wait"]  # a backlog of 5; 10, and 5 to come; LEAD is 12
+    assert verdicts == ["collect", "wait", "wait"]  # a backlog of 5; 10, and 5 to come; MAX_BACKLOG is 12
     assert rounds.pace.backlog == 0  # not heard of yet
     rounds.pace.inserted(3 * LENGTH)
     rounds.counted(math.inf)
@@ -59,7 +59,7 @@ def test_slow_actors_begin_before_the_backlog_is_made(rounds: Rounds) -> None:
         rounds.ended(actor, LENGTH, now=100.0)
     rounds.counted(math.inf)
     rounds.pace.inserted(4 * LENGTH)
-    assert rounds.pace.backlog == 20 > LEAD
+    assert rounds.pace.backlog == 20 > MAX_BACKLOG
     assert [ask(rounds, actor, now=100.0) for actor in range(4)] == [
         "collect",
         "collect",
@@ -71,7 +71,7 @@ def test_slow_actors_begin_before_the_backlog_is_made(rounds: Rounds) -> None:
 
 
 def test_what_was_stored_after_the_shards_were_asked_still_counts(rounds: Rounds) -> None:
-    rounds.ended(0, LEAD, now=5.0)
+    rounds.ended(0, MAX_BACKLOG, now=5.0)
     rounds.counted(5.0)
     assert ask(rounds, 1, now=6.0) == "wait"
     rounds.counted(5.1)  # the pace would count it now, had it been read
@@ -86,7 +86,7 @@ def test_an_actor_that_died_while_it_collected_counts_once(rounds: Rounds) -> No
     for _ in range(4):  # begun, and killed
         assert ask(rounds, 0, now=1.0) == "collect"
     rounds.pace.inserted(LENGTH)
-    assert rounds.updates_before_insert(1, UPDATE) == LENGTH + LENGTH - LEAD  # the backlog, and what is to come
+    assert rounds.updates_before_insert(1, UPDATE) == LENGTH + LENGTH - MAX_BACKLOG  # the backlog, and what is to come
 
 
 @pytest.mark.parametrize("actors", [1, 2, 4, 8])
@@ -98,8 +98,8 @@ def test_the_learner_is_kept_as_busy_as_the_actors_can(actors: int, speed: float
     together: they share one core, so that one alone is as fast as all. Whoever had to wait for a round that began too
     late would show here; so would a debt beyond the bound of replay/limiter.py.
     """
-    length, lead, seconds = 50, 50.0, 6000
-    rounds = fresh(length, lead)
+    length, most, seconds = 50, 50.0, 6000
+    rounds = fresh(length, most)
     pace = rounds.pace
     left = [0.0] * actors  # decisions, of the round under way
     for now in range(seconds):
@@ -112,7 +112,7 @@ def test_the_learner_is_kept_as_busy_as_the_actors_can(actors: int, speed: float
                 rounds.counted(math.inf)
         if pace.can_sample:  # an update takes one second, as a step does
             pace.sampled()
-        assert pace.backlog <= lead + actors * length
+        assert pace.backlog <= most + actors * length
         for actor in range(actors):
             if left[actor] <= 0 and ask(rounds, actor, now) == "collect":
                 left[actor] = length
@@ -121,9 +121,9 @@ def test_the_learner_is_kept_as_busy_as_the_actors_can(actors: int, speed: float
 
 @pytest.mark.parametrize("actors", [1, 3, 8])
 def test_when_the_learner_stops_no_more_than_the_bound_piles_up(actors: int) -> None:
-    """Rounds of any length: `lead`, and one round of each actor, the longer of its last and its present one."""
-    rng, lead = random.Random(actors), 50.0
-    rounds = fresh(50, lead)
+    """Rounds of any length: `max_backlog`, and one round of each actor, the longer of its last and its present one."""
+    rng, most = random.Random(actors), 50.0
+    rounds = fresh(50, most)
     pace = rounds.pace
     last, length, left = [0] * actors, [0] * actors, [0] * actors
     for now in range(4000):
@@ -134,13 +134,13 @@ def test_when_the_learner_stops_no_more_than_the_bound_piles_up(actors: int) -> 
                 rounds.counted(math.inf)
                 last[actor] = length[actor]
             left[actor] = max(0, left[actor] - 1)
-        assert pace.backlog < lead + sum(map(max, last, length))
+        assert pace.backlog < most + sum(map(max, last, length))
         if now < 2000 and pace.can_sample:
             pace.sampled()
         for actor in range(actors):
             if left[actor] == 0 and ask(rounds, actor, now) == "collect":
                 left[actor] = length[actor] = rng.randint(10, 200)
-    assert pace.backlog >= lead, "it has stopped while there was nothing to do"
+    assert pace.backlog >= most, "it has stopped while there was nothing to do"
     assert left == [0] * actors
 
 
@@ -171,7 +171,7 @@ def turns(
 @pytest.mark.parametrize("seconds", [5, 10, 15, 25, 50])
 def test_an_actor_that_comes_late_has_its_turns(seconds: int) -> None:
     """Where two actors were there before it and are enough for the learner."""
-    rounds = fresh(20, lead=20.0)
+    rounds = fresh(20, most=20.0)
     done = turns(rounds, 3, 20, 6000, come=lambda actor: 300 if actor == 2 else 0, lasts=lambda pace: seconds)
     assert done[2] > 0.5 * sum(done) / 3, done
 

@@ -313,32 +313,32 @@ def check_books(seed: SeedRun) -> Books:
 
 
 def check_pace(seed: SeedRun, books: Books) -> None:
-    """Updates against decisions: never ahead; behind by no more than the lead and what was in flight.
+    """Updates against decisions: never ahead; behind by no more than the backlog allowed and what was in flight.
 
     A learner that was killed has fewer updates than its decisions ask for until it has caught up; so the second holds
     for the end, and `behind` says it for the lines of a run whose learner lived.
     """
     pace = books.meta["pace"]
-    owed = owed_updates(seed.config, pace["decisions"]) - pace["updates"]
-    assert owed >= 0
+    backlog = updates_due(seed.config, pace["decisions"]) - pace["updates"]
+    assert backlog >= 0
     for line in books.lines:
-        assert line["updates"] <= owed_updates(seed.config, line["decisions"]), line
+        assert line["updates"] <= updates_due(seed.config, line["decisions"]), line
     if books.meta["finished"]:
-        assert owed < 1
+        assert backlog < 1
 
 
-def owed_updates(config: RunConfig, decisions: int) -> float:
+def updates_due(config: RunConfig, decisions: int) -> float:
     """Updates that so many decisions ask for."""
     return max(0.0, config.training.update_ratio * (decisions - config.training.seed_decisions))
 
 
 def behind(config: RunConfig, books: Books) -> float:
     """The most updates that any line was behind its decisions."""
-    return max(owed_updates(config, line["decisions"]) - line["updates"] for line in books.lines)
+    return max(updates_due(config, line["decisions"]) - line["updates"] for line in books.lines)
 
 
 def tolerance(config: RunConfig, decisions: int = 20) -> float:
-    """What `behind` may be: the lead, and an episode of so many decisions in flight in every environment."""
+    """What `behind` may be: the backlog allowed, and an episode of so many decisions in flight in every environment."""
     c = config.cluster
     return math.ceil(c.pace.max_backlog + config.training.update_ratio * c.actors * c.envs_per_actor * decisions)
 

@@ -61,7 +61,7 @@ def test_killed_shard(live):
     def inserted():
         return live.ask("replay-0", "episodes_since", 0).totals.episodes
 
-    # Stopped first, so that inserts, batches and news are surely under way when it is killed.
+    # Stopped first, so that inserts, batches and pages are surely under way when it is killed.
     pid = live.kill("replay-1", signal.SIGSTOP)
     there = inserted()
     live.until(lambda: live.ask("learner", "status")["seconds_since_progress"] > 4, "the learner waits for it")

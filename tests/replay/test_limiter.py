@@ -79,7 +79,7 @@ def test_a_dead_actor_holds_nobody_up() -> None:
 
 
 def test_an_actor_looks_ahead() -> None:
-    """To what will be owed when it has collected: what others are collecting, less what is learned meanwhile."""
+    """To the backlog when it has collected: what others are collecting, less what is learned meanwhile."""
     pace = make(max_backlog=10, ratio=2.0, seed=5)
     pace.inserted(7)
     assert pace.backlog == 4

@@ -92,7 +92,7 @@ def report(metrics: LocalExporter) -> None:
 
 
 def test_it_serves_what_the_files_say_and_the_run_is_the_same(tmp_path, metrics):
-    run = start(tmp_path, TRAINING, measure=measured(metrics, tmp_path))
+    run = start(tmp_path, TRAINING, telemetry_of=measured(metrics, tmp_path))
     train(run)
     report(metrics)
     samples = scrape(metrics.port)
@@ -107,7 +107,7 @@ def test_it_serves_what_the_files_say_and_the_run_is_the_same(tmp_path, metrics)
 
 
 def test_every_metric_of_its_parts_is_there(tmp_path, metrics):
-    run = start(tmp_path, TRAINING, measure=measured(metrics, tmp_path))
+    run = start(tmp_path, TRAINING, telemetry_of=measured(metrics, tmp_path))
     train(run)
     report(metrics)
     there = {
@@ -120,7 +120,7 @@ def test_every_metric_of_its_parts_is_there(tmp_path, metrics):
 
 
 def test_a_resumed_run_counts_on(tmp_path, metrics):
-    run = start(tmp_path, TRAINING, measure=measured(metrics, tmp_path))
+    run = start(tmp_path, TRAINING, telemetry_of=measured(metrics, tmp_path))
     decisions = iter(range(1000))
     train(run, should_stop=lambda: next(decisions) > 25)
     report(metrics)

@@ -39,8 +39,8 @@ class Output:
 OPEN = {}  # the newest run in each directory
 
 
-def start(tmp_path, *overrides, name="run", measure=silent, **more):
-    run = new_run(tiny_config(*overrides, **more), RunDir.create(tmp_path / name), measure)
+def start(tmp_path, *overrides, name="run", telemetry_of=silent, **more):
+    run = new_run(tiny_config(*overrides, **more), RunDir.create(tmp_path / name), telemetry_of)
     OPEN[run.run_dir.path] = run
     return run
 
@@ -154,7 +154,7 @@ class TestAlternation:
         assert lines(run, "update")[0]["loss_continuation"] > 0
 
     def test_an_evaluation_made_early_is_not_the_one_that_is_due(self, tmp_path):
-        """Time runs out while updates are owed, `finish` evaluates what there is; what is due comes after them."""
+        """Time runs out while updates are due, `finish` evaluates what there is; what is due comes after them."""
         run = start(tmp_path, "training.eval_every=160")
         run.train(Output().progress, time_is_up=lambda: run.learner.updates == 22)  # one more
         assert run.loop.pace.backlog >= 1
@@ -170,7 +170,7 @@ class TestAlternation:
 
     def test_a_stop_during_the_last_evaluation_is_obeyed_and_it_is_made_later(self, tmp_path):
         run = start(tmp_path)
-        stop = StopAt(lambda c: run.loop.collected and c.owed < 1, calls=4)
+        stop = StopAt(lambda c: run.loop.collected and c.backlog < 1, calls=4)
         assert "stopped early" in train(run, stop.of(run))
         assert lines(run, "eval") == []
         again = reopen(run)
@@ -235,7 +235,7 @@ class Now:
 
     episodes: int
     updates: int
-    owed: float
+    backlog: float
 
 
 class StopAt:
@@ -256,11 +256,11 @@ class StopAt:
 
 
 STOPS = {
-    "between episodes": lambda: StopAt(lambda c: c.updates == 10 and c.owed < 1),
+    "between episodes": lambda: StopAt(lambda c: c.updates == 10 and c.backlog < 1),
     "in an episode": lambda: StopAt(lambda c: c.episodes == 2 and c.updates == 10, calls=8),
     "in the seed episode": lambda: StopAt(lambda c: c.episodes == 0, calls=5),
     "in the updates": lambda: StopAt(lambda c: c.updates == 13),
-    "in an evaluation": lambda: StopAt(lambda c: c.updates == 20 and c.owed < 1, calls=4),
+    "in an evaluation": lambda: StopAt(lambda c: c.updates == 20 and c.backlog < 1, calls=4),
 }
 
 

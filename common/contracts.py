@@ -14,7 +14,7 @@ and padding are generic (common/trees.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -247,6 +247,12 @@ class Learner(Protocol):
     """which start of the run's learner this is; weights of a later one have higher versions"""
     telemetry: Any
     """common.metrics.telemetry.Telemetry: where it reports its times"""
+
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        """Fit what follows from the data's scale (bins, units) once, before the first update.
+
+        batches: endless, drawn as for updates. A learner that fits nothing takes none.
+        """
 
     def update(self, batch: Batch) -> None:
         """Make one update. It need not wait for the device."""

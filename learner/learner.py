@@ -9,7 +9,7 @@ The learner is a composition: QT-TDM has both parts, the ablations one each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -60,6 +60,7 @@ class Part(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
+    def prepare(self, batches: Iterator[Batch]) -> None: ...
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]: ...
     def now(self) -> dict[str, Tensor]: ...
     def state(self) -> dict[str, Tensor]: ...
@@ -84,6 +85,11 @@ class Learner:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._copying = Stopwatch(device, lambda seconds: self._took("copy", seconds), self._copies)
         self._computing = Stopwatch(device, lambda seconds: self._took("compute", seconds))
+
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        """Prepare every part."""
+        for part in self.parts:
+            part.prepare(batches)
 
     def update(self, batch: Batch) -> None:
         """Make one update of every part."""

@@ -251,6 +251,8 @@ class LearningLoop:
         """Make one update (lines 3-14); publish and log when due."""
         try:
             with self.spent.on("waiting_for_batches"):
+                if self.learner.updates == 0:
+                    self.learner.prepare(iter(self.replay.next, None))
                 batch = self.replay.next()
         except TimeoutError as error:
             self._report_timeout(error)

@@ -48,7 +48,7 @@ class QT(nn.Module):
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         dim = config.embed_dim
         self.tokenizer = ActionTokenizer(config.bins)
-        self.state_embedding = StateEmbedding(obs_dim, dim)
+        self.state_embedding = StateEmbedding(obs_dim, dim, config.normalise)
         self.action_embedding = ActionEmbedding(action_dim, config.bins, dim)
         self.position_embedding = nn.Embedding(action_dim, dim)
         self.trunk = Transformer(config)

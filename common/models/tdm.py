@@ -81,7 +81,7 @@ class TDM(nn.Module):
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         dim = config.embed_dim
         self.tokenizer = ActionTokenizer(config.bins)
-        self.state_embedding = StateEmbedding(obs_dim, dim)
+        self.state_embedding = StateEmbedding(obs_dim, dim, config.normalise)
         self.action_embedding = ActionEmbedding(action_dim, config.bins, dim)
         self.position_embedding = nn.Embedding(config.window * (action_dim + 1), dim)
         self.embedding_norm = nn.LayerNorm(dim)
@@ -155,9 +155,13 @@ class TDM(nn.Module):
         """
         with outside_autocast(hidden.device):
             hidden = hidden.to(self.position_embedding.weight.dtype)
-            state = self.state_head(hidden)
+            state, scale = self.state_head(hidden), self.state_embedding.scale
+            if self.config.predict_change:
+                state = observations + (state if scale is None else state * scale.std)
+            elif scale is not None:
+                state = scale.undo(state)
             return Prediction(
-                observations=observations + state if self.config.predict_change else state,
+                observations=state,
                 rewards=self.reward_head(hidden).squeeze(-1),
                 continuation_logits=self.continuation_head(hidden).squeeze(-1) if self.continuation_head else None,
             )

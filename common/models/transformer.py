@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from qttdm.common.config import Config
 from qttdm.common.models.dropout import Dropout
+from qttdm.common.models.scale import ObservationScale
 
 
 class TransformerConfig(Config):
@@ -33,6 +34,8 @@ class TransformerConfig(Config):
     """transformer blocks"""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """on embeddings, attention and residual branches"""
+    normalise: bool = False
+    """scale observations to mean 0 and standard deviation 1, as they are in the first batches drawn"""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TransformerConfig:
@@ -88,10 +91,15 @@ def outside_autocast(device: torch.device) -> AbstractContextManager[object]:
 class StateEmbedding(nn.Linear):
     """States [..., M] -> [..., D], outside of autocast: bfloat16 would round a position to 4 mm."""
 
+    def __init__(self, obs_dim: int, dim: int, normalise: bool = False) -> None:
+        super().__init__(obs_dim, dim)
+        self.scale = ObservationScale(obs_dim) if normalise else None
+
     def forward(self, states: Tensor) -> Tensor:
-        """Embed them in the parameters' own precision."""
+        """Embed them, scaled if so configured, in the parameters' own precision."""
         with outside_autocast(states.device):
-            return super().forward(states.to(self.weight.dtype))
+            states = states.to(self.weight.dtype)
+            return super().forward(self.scale(states) if self.scale is not None else states)
 
 
 @functools.lru_cache(maxsize=256)

@@ -35,12 +35,17 @@ def dynamics_loss(
     mask: Tensor,
     state_weight: float,
     reward_weight: float,
+    unit: Tensor | None = None,
 ) -> DynamicsLoss:
     """Eq. 8: beta_1 * squared error of the next state - beta_2 * ln p(reward), and the continuation's cross-entropy.
 
     prediction [B, L, ..], next_observations [B, L, M], rewards [B, L], terminated and mask bool [B, L].
+    unit: of each dimension's error, [M]; None: 1.
     """
-    state = masked_mean((prediction.observations - next_observations).square().mean(dim=-1), mask)
+    error = prediction.observations - next_observations
+    if unit is not None:
+        error = error / unit
+    state = masked_mean(error.square().mean(dim=-1), mask)
     reward = masked_mean(0.5 * (prediction.rewards - rewards).square(), mask) + HALF_LOG_TWO_PI
     total = state_weight * state + reward_weight * reward
     continuation = torch.zeros_like(state)

@@ -30,7 +30,7 @@ class AdamStep:
 
     def __init__(self, config: OptimizerConfig, network: nn.Module) -> None:
         self.config = config
-        self.parameters = list(network.parameters())
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.adam = torch.optim.Adam(
             self.parameters,
             lr=config.learning_rate,

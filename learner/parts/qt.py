@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from qttdm.common.batch import Batch
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.qt import QT
 from qttdm.common.tensors import Tensors, prefixed, under
@@ -58,6 +60,12 @@ class QTLearner:
         self.optimizer = AdamStep(self.config, network)
         self.updates = 0
         self.loss = torch.compile(self._loss) if compile else self._loss
+
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        """Fit the observations' scale, if there is one; the target network has the same."""
+        if (scale := self.network.state_embedding.scale) is not None:
+            scale.fit(batches)
+            self.target.load_state_dict(self.network.state_dict())
 
     def _loss(self, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what else there is to know of the batch."""

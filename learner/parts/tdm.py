@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from qttdm.common.batch import Batch
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.tdm import TDM
 from qttdm.common.tensors import Tensors, prefixed, under
@@ -15,7 +17,7 @@ from qttdm.learner.parts.losses import dynamics_loss
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
 
 declare(
-    ("loss_state", "observation unit^2", "mean squared error per dimension of the next state, dynamics model"),
+    ("loss_state", "observation unit^2", "mean squared error per dimension of the next (scaled) state, dynamics model"),
     ("loss_reward", "nats", "-log p(scaled reward) under Normal(prediction, 1), so at least 0.919"),
     ("loss_continuation", "nats", "binary cross-entropy of going on; 0 for a task that cannot terminate"),
     ("grad_norm_tdm", "1", "dynamics model's gradient norm before clipping"),
@@ -46,9 +48,14 @@ class TDMLearner:
         self.optimizer = AdamStep(self.config, network)
         self.loss = torch.compile(self._loss) if compile else self._loss
 
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        """Fit the observations' scale, if there is one."""
+        if (scale := self.network.state_embedding.scale) is not None:
+            scale.fit(batches)
+
     def _loss(self, batch: Tensors) -> Any:
         prediction = self.network(batch["observations"][:, :-1], batch["actions"])
-        c = self.config
+        c, scale = self.config, self.network.state_embedding.scale
         return dynamics_loss(
             prediction,
             batch["observations"][:, 1:],
@@ -57,6 +64,7 @@ class TDMLearner:
             batch["mask"],
             c.state_weight,
             c.reward_weight,
+            None if scale is None else scale.std,
         )
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:

@@ -95,6 +95,12 @@ def assert_same_state(run, other):
     assert run.loop.pace.save() == other.loop.pace.save()
 
 
+def scales(run):
+    """Mean and standard deviation in the checkpoint, the target network's apart."""
+    state = run.learner.state()
+    return [state[f"{part}/network/state_embedding.scale.{name}"] for part in ("tdm", "qt") for name in ("mean", "std")]
+
+
 class TestAlternation:
     def test_one_episode_then_as_many_updates_as_decisions(self, tmp_path):
         run = start(tmp_path, "training.eval_every=160", "training.log_every=4")
@@ -127,6 +133,21 @@ class TestAlternation:
         after = {line["decisions"]: line["updates"] for line in lines(run, "train", "update")}
         assert list(after.values()) == updates
         assert run.learner.updates == updates[-1]
+
+    def test_observations_are_scaled_by_those_of_the_seed_episodes_for_good(self, tmp_path):
+        options = ["qt-tdm.tdm.normalise=true", "qt-tdm.qt.normalise=true", "training.log_every=1"]
+        run = start(tmp_path, *options, name="whole")
+        train(run)
+        seen = np.concatenate([episode.observations[:-1] for episode in stored(run)[:2]])
+        assert scales(run)[0].numpy() == pytest.approx(seen.mean(axis=0), abs=0.3 * float(seen.std(axis=0).max()))
+        assert scales(run)[1].numpy() == pytest.approx(seen.std(axis=0), rel=0.3, abs=0.02)
+        part = start(tmp_path, *options, name="part")
+        train(part, StopAt(lambda c: c.updates == 13).of(part))
+        early = scales(part)
+        part = reopen(part)
+        train(part)
+        assert all(map(torch.equal, early, scales(part)))
+        assert_same_state(part, run)
 
     def test_seed_episodes_are_random_and_come_before_any_update(self, tmp_path):
         run = start(tmp_path, "training.seed_decisions=25")  # the third episode begins before 25, and is random too

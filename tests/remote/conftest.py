@@ -1,4 +1,4 @@
-"""One Ray for each process of tests: starting and stopping it costs about 5 s. Tests may add nodes to it, and kill them."""
+"""One Ray for each process of tests: to start and stop it takes 5 s. Tests may add nodes to it, and kill them."""
 
 from __future__ import annotations
 

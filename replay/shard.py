@@ -131,11 +131,12 @@ class ReplayShard:
 
     def save_state(self) -> bytes:
         """What `load_state` needs to come back to this moment, besides this directory; in it that is kept possible."""
-        with self._writing, self._sampling:
+        with self._writing:
             self._log.sync()
             if self._pins[-1:] != [oldest := self._oldest()]:  # a retried call, say, moves no pin
                 self._pins = [*self._pins, oldest][-self.config.keep_states :]
-            state = self._state()
+            with self._sampling:  # no longer: a slow disk holds up no batch
+                state = self._state()
             self._write_index(state)
             return seal(state)
 

@@ -659,3 +659,28 @@ def test_concurrent_inserts_of_one_episode_store_it_once(tmp_path):
         thread.join()
     assert sum(answers) == 30
     assert sorted(names(shard)) == [(0, number) for number in range(30)]
+
+
+def test_batches_are_drawn_while_a_slow_disk_saves(tmp_path, monkeypatch):
+    shard = open_shard(tmp_path)
+    for number in range(3):
+        shard.insert(encode(make_episode(number)))
+    started, may_end, sync = threading.Event(), threading.Event(), shard._log.sync
+
+    def slow() -> None:
+        started.set()
+        assert may_end.wait(60)
+        sync()
+
+    monkeypatch.setattr(shard._log, "sync", slow)
+    saving = threading.Thread(target=shard.save_state)
+    saving.start()
+    try:
+        assert started.wait(60)
+        drawing = threading.Thread(target=shard.sample, args=(4,), daemon=True)
+        drawing.start()
+        drawing.join(60)
+        assert not drawing.is_alive()
+    finally:
+        may_end.set()
+        saving.join()

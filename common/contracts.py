@@ -179,7 +179,7 @@ class Planner(Protocol):
         explore: bool | Tensor,
         more: Callable[[int], bool] | None = None,
     ) -> Plan:
-        """Decide for each environment: context, the newest observations by name, [E, ..].
+        """Decide for each environment: context, the newest observations by name, [E, ..]. Called without gradients.
 
         explore: for all, or bool [E]. more: asked after each iteration, with their number so far, whether there is
         time for another.

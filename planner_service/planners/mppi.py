@@ -158,7 +158,6 @@ class MPPI:
             "action": action.view(len(generators), 2, n),
         }
 
-    @torch.inference_mode()
     def plan(
         self,
         context: TensorTree,

@@ -71,7 +71,6 @@ class RandomShooting:
         shape = (self.config.samples, self.config.horizon, self.action_dim)
         return {"normal": torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])}
 
-    @torch.inference_mode()
     def plan(
         self,
         context: TensorTree,

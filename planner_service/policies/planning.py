@@ -69,7 +69,7 @@ class PlanningPolicy:
         carry = join([e.carry for e in episodes])
         context = on_device(observations, self.device)
         explores = [e.exploration > 0 for e in episodes]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if deadline is None and self.compiled is not None:
                 plan = self._plan_padded(context, carry, noise, torch.tensor(explores, device=self.device))
             else:  # with a deadline never compiled: that would be for one number of iterations

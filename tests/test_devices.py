@@ -6,6 +6,7 @@ results looks for it.
 """
 
 import contextlib
+import functools
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from torch.utils._pytree import tree_leaves
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.metrics.gpu import report_gpu
 from qttdm.common.metrics.telemetry import Telemetry
+from qttdm.common.weights import Weights
 from qttdm.deploy.bench.models import random_batch
 from qttdm.deploy.cluster.seed_run import evaluating_policy
 from qttdm.deploy.runs.build import make_learner, make_policy
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.stopwatch import Stopwatch
 from qttdm.planner_service.planners.mppi import MPPI, MPPIConfig
+from qttdm.planner_service.policies.lockstep import Lockstep
 from qttdm.planner_service.policies.planning import PlanningPolicy
 from tests.fakes import tiny_config, tiny_qt, tiny_tdm
 
@@ -247,6 +250,18 @@ def test_an_evaluator_with_a_gpu_plans_on_it(calls, monkeypatch):
         chosen.append((policy.device.type, policy.bfloat16))
     assert chosen == [("cuda", True), ("cuda", False), ("cpu", False)]
     assert warmed == [tiny_config().training.eval_episodes] * 3
+
+
+def test_a_compiled_decision_can_be_traced_as_torch_s_compilers_do(monkeypatch):
+    """Which fails in inference mode."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    spec, observations = TaskSpec(3, 1, 8, 80, True, False), {"observations": np.ones((2, 3), np.float32)}
+    policy = make_policy(tiny_config("qt-tdm.planner.compile=true"), spec, torch.device("cpu"))
+    plain = make_policy(tiny_config(), spec, torch.device("cpu"))
+    plain.load(Weights.of(policy.networks, 1))
+    for _ in range(2):
+        actions = [Lockstep(p, [1, 2], exploration=1.0).act(observations) for p in (policy, plain)]
+        np.testing.assert_allclose(*actions, atol=1e-5)
 
 
 def test_a_compiled_decision_is_one_cuda_graph(calls, monkeypatch):

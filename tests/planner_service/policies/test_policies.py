@@ -256,12 +256,6 @@ class TestCompiled:
 
         return run
 
-    def test_its_operations_can_be_traced_as_torch_s_compilers_do(self, monkeypatch):
-        """Which fails for a planner that turns off gradients itself."""
-        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-        compiled = mpc(compile=True, horizon=2, keep_elites=2)
-        np.testing.assert_allclose(act(compiled), act(mpc(horizon=2, keep_elites=2)), atol=1e-5)
-
     def test_sizes(self):
         assert [next_power_of_two(n) for n in (1, 2, 3, 4, 5, 63, 64, 65)] == [1, 2, 4, 4, 8, 64, 64, 128]
 

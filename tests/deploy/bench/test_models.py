@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qttdm.deploy.bench import models as bench
-from qttdm.deploy.bench.arithmetic import cpu_threads
+from qttdm.deploy.bench.timing import cpu_threads
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, names, capsys):
 def test_a_shape_runs_on_its_presets_threads_and_is_held_against_as_many(arguments, want, capsys, monkeypatch):
     measured, used = [], []
     monkeypatch.setattr(bench, "product_rate", lambda device, dtype, threads: measured.append(threads) or 1e9)
-    monkeypatch.setattr(bench, "time_decision", lambda *_, **__: used.append(torch.get_num_threads()) or 1.0)
-    monkeypatch.setattr(bench, "time_update", lambda *_: used.append(torch.get_num_threads()) or 1.0)
+    monkeypatch.setattr(bench, "timings", lambda *_: used.append(torch.get_num_threads()) or [1.0])
     with cpu_threads(3):
         assert bench.main(["--device", "cpu", "--only", "laptop", *arguments]) == 0
         assert torch.get_num_threads() == 3

@@ -166,10 +166,6 @@ class Exporter(Collector):
             if instrument.name in by_name:
                 yield family(instrument, by_name[instrument.name])
 
-    def describe(self) -> list[Metric]:
-        """Describe nothing (prometheus_client would collect to find the names)."""
-        return []
-
     def _take(self, data: bytes) -> None:
         try:
             report = Report.unpacked(data)
@@ -206,9 +202,13 @@ class Exporter(Collector):
             temporary.write_bytes(msgpack.packb({"version": VERSION, "processes": processes}))
             temporary.replace(self._state)  # whole, whenever this process dies
         except OSError as error:
-            if not self._complained:
-                print(f"{self._state}: {error}", file=sys.stderr, flush=True)
-            self._complained = True
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        """Print the first error: to measure must not end what is measured."""
+        if not self._complained:
+            print(f"metrics: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        self._complained = True
 
     def _load(self, data: bytes) -> None:
         content = msgpack.unpackb(data, use_list=False, strict_map_key=False)

@@ -139,8 +139,14 @@ class Exporter(Collector):
 
     def report(self, data: bytes) -> None:
         """Take a packed Report. One that is late or not understood is left out."""
+        try:
+            report = Report.unpacked(data)
+        except ValueError:
+            return
         with self._lock:
-            self._take(data)
+            process = self._processes.setdefault(report.identity, _Process(seen=0.0))
+            if process.take(report):
+                process.seen = self._clock()
             if self._clock() - self._saved > SAVE_EVERY:
                 self._save()
 
@@ -165,15 +171,6 @@ class Exporter(Collector):
         for instrument in INSTRUMENTS.values():
             if instrument.name in by_name:
                 yield family(instrument, by_name[instrument.name])
-
-    def _take(self, data: bytes) -> None:
-        try:
-            report = Report.unpacked(data)
-        except ValueError:
-            return
-        process = self._processes.setdefault(report.identity, _Process(seen=0.0))
-        if process.take(report):
-            process.seen = self._clock()
 
     def _forget(self) -> None:
         """Drop processes that ended an hour ago, or have been silent for a day."""

@@ -56,7 +56,7 @@ class Receiver:
         return time.time()
 
 
-def weights() -> None:
+def print_weights() -> None:
     """Time weights from the learner's `publish` to the last of N actors having them in its networks."""
     networks = paper_networks()
     parameters = sum(p.numel() for p in networks.parameters())
@@ -82,25 +82,26 @@ def weights() -> None:
             ray.kill(actor)
 
 
-def system() -> None:
+def print_system() -> None:
     """Print the laptop preset's speed once learning has begun: of one process, and of clusters."""
     print(f"\nwhole system, laptop preset, {os.cpu_count()} cores: environment steps per second while learning")
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
-        before = speed(["train", "--run-dir", str(runs / "before")], runs / "before")
+        before = measure_speed(["train", "--run-dir", str(runs / "before")], runs / "before")
         clusters = []
         for actors in ACTORS:
             spread = ["--actors", str(actors), "--set", f"cluster.actor_cpus={1 / actors}"]  # they share one core
             words = ["cluster", "train", *spread, "--seeds", "0", "--name", str(actors), "--runs-dir", folder]
-            clusters.append((actors, speed(words, runs / str(actors) / "seed-0")))
-        after = speed(["train", "--run-dir", str(runs / "after")], runs / "after")  # the machine's may have changed
+            clusters.append((actors, measure_speed(words, runs / str(actors) / "seed-0")))
+        # once more: the machine's own speed may have changed
+        after = measure_speed(["train", "--run-dir", str(runs / "after")], runs / "after")
     one = (before + after) / 2
     print(f"one process       {one:10.1f}  ({before:.1f} before the others, {after:.1f} after)")
     for actors, steps in clusters:
         print(f"cluster, actors: {actors}{steps:10.1f}{steps / one:8.2f}")
 
 
-def speed(words: list[str], run_dir: Path) -> float:
+def measure_speed(words: list[str], run_dir: Path) -> float:
     """Train in a process of its own; returns environment steps per second, learned from as they were collected.
 
     From the first update until all environment steps are there: what comes after, when the learner makes the updates
@@ -125,8 +126,8 @@ def print_cluster() -> None:
     )
     os.environ["RAY_ADDRESS"] = context.address_info["address"]  # for the processes started here
     try:
-        weights()
-        system()
+        print_weights()
+        print_system()
     finally:
         ray.shutdown()
 

@@ -77,14 +77,14 @@ def random_batch(agent: Agent) -> Batch:
     )
 
 
-def update(c: RunConfig, spec: TaskSpec, device: torch.device) -> Callable[[], object]:
+def prepare_update(c: RunConfig, spec: TaskSpec, device: torch.device) -> Callable[[], object]:
     """Prepare one update of both models, to be called again and again."""
     learner = make_learner(c, spec, device)
     batch = random_batch(c.make_agent(spec))
     return lambda: learner.update(batch)
 
 
-def decision(c: RunConfig, spec: TaskSpec, device: torch.device, environments: int = 1) -> Callable[[], object]:
+def prepare_decision(c: RunConfig, spec: TaskSpec, device: torch.device, environments: int = 1) -> Callable[[], object]:
     """Prepare one decision for all environments, to be called again and again."""
     policy = make_policy(c, spec, device)
     episodes = Lockstep(policy, range(environments), exploration=1.0)
@@ -113,14 +113,14 @@ def print_shape(shape: Shape, device: torch.device, threads: int | None, overrid
             for more in ([], compile_both)
         )
         cases = [
-            ("decision", decision, plain, shape.decision_reference),
-            ("update", update, plain, shape.update_reference),
+            ("decision", prepare_decision, plain, shape.decision_reference),
+            ("update", prepare_update, plain, shape.update_reference),
         ]
         if device.type == "cuda":  # where it is worth its minutes
             cases += [
-                ("decision, compiled", decision, compiled, shape.decision_reference),
-                ("16 decisions, compiled", partial(decision, environments=16), compiled, None),
-                ("update, compiled", update, compiled, shape.update_reference),
+                ("decision, compiled", prepare_decision, compiled, shape.decision_reference),
+                ("16 decisions, compiled", partial(prepare_decision, environments=16), compiled, None),
+                ("update, compiled", prepare_update, compiled, shape.update_reference),
             ]
         rows = []
         with cpu_threads(threads):

@@ -139,7 +139,7 @@ def drive(port: int, clients: int, seconds: float) -> tuple[float, float, np.nda
     return len(latencies) / passed, batch, np.array(latencies)
 
 
-def own_time() -> Compared:
+def time_answer() -> Compared:
     """Measure the median seconds of an answer without planning: the service's, and a bare server's."""
     observation = np.zeros(OBS_DIM, np.float32)
     with (
@@ -181,7 +181,7 @@ def print_service(device: str, threads: int | None, overrides: list[str]) -> Non
             decisions, batch, latencies = drive(port, clients, SECONDS)
             p50, p99 = 1e3 * np.percentile(latencies, (50, 99))
             print(f"{clients:8}{batch:7.1f}{decisions:13.1f}{decisions / one:8.2f}{p50:9.1f}{p99:9.1f}", flush=True)
-    own = own_time()
+    own = time_answer()
     ours, bare = 1e3 * own.ours, 1e3 * own.other
     print(
         f"an answer without planning {ours:.2f} ms, a bare server's {bare:.2f}: {ours - bare:.2f} ms are the service's"

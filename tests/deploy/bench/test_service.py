@@ -6,7 +6,7 @@ import pytest
 
 from qttdm.deploy.bench import service as bench_service
 from qttdm.deploy.bench.models import Shape
-from qttdm.deploy.bench.service import drive, own_time, planner, print_service, run_service, running
+from qttdm.deploy.bench.service import drive, planner, print_service, run_service, running, time_answer
 
 TINY = Shape("tiny", "debug", 3, 1, 8, None, None)
 
@@ -24,7 +24,7 @@ def test_many_clients_are_answered_by_a_server_in_a_process_of_its_own():
 
 def test_the_services_own_time_is_beyond_a_bare_servers(monkeypatch):
     monkeypatch.setattr(bench_service, "ROUNDS", 1)
-    own = own_time()
+    own = time_answer()
     assert 0 < own.other < own.ours < 0.1
 
 

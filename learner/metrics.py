@@ -1,7 +1,7 @@
 """Report the metrics of a run and its learner: from the lines of metrics.jsonl, and looked up before each report.
 
     MetricsWriter --each line--> report_line: episodes, evaluations, what the learner's parts compute
-    reporter ----report_run----> counters, pace, checkpoints, disk     (in the reporter's thread)
+    reporter ----report_run----> counters, pace, checkpoints, disk     (in the thread that reports)
     LearningLoop --TimeSpent---> seconds by activity
 
 Counts of what is in metrics.jsonl are its lines': after a kill they go back with the file to the checkpoint, and on.

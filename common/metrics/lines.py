@@ -114,12 +114,6 @@ class MetricsWriter:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 def _plain(value: Any) -> Any:
     """Convert a number of numpy or torch to Python's own, a non-finite one to None; lists element by element."""

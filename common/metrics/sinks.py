@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class SinksConfig(Config):
 
 def check_sinks(config: SinksConfig) -> None:
     """Check that the packages of the sinks that are on are installed. ConfigError, one line, if not."""
-    for package, on in (("tensorboard", config.tensorboard), ("wandb", config.wandb)):
+    for package, on in config:
         if on and importlib.util.find_spec(package) is None:
             raise ConfigError(f"sinks.{package}: the package is not installed; want: pip install {package}")
 
@@ -38,12 +38,8 @@ def check_sinks(config: SinksConfig) -> None:
 def make_sinks(config: SinksConfig, directory: Path, settings: Mapping[str, Any]) -> list[Sink]:
     """Make the sinks that are on, for the run in that directory. ConfigError if a package is missing."""
     check_sinks(config)
-    sinks: list[Sink] = []
-    if config.tensorboard:
-        sinks.append(surviving("tensorboard", TensorBoard(directory / "tensorboard")))
-    if config.wandb:
-        sinks.append(surviving("wandb", WeightsAndBiases(directory, settings)))
-    return sinks
+    kinds: dict[str, Callable[..., Sink]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+    return [surviving(name, kinds[name](directory, settings)) for name, on in config if on]
 
 
 def surviving(name: str, sink: Sink) -> Sink:
@@ -75,8 +71,8 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
 class TensorBoard:
     """Write TensorBoard event files; steps are environment steps."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
+        self.directory = directory / "tensorboard"
         self._writer: Any = None
 
     def __call__(self, line: dict[str, Any]) -> None:

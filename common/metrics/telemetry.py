@@ -133,7 +133,7 @@ class Telemetry:
         self.observe(name, time.perf_counter() - started, **label)
 
     def before_report(self, update: Callable[[], object]) -> None:
-        """Call `update` before each report, in the reporter's thread: for values that are looked up, not pushed."""
+        """Call `update` before each report, in the thread that reports: for values that are looked up, not pushed."""
         self._before_report.append(update)
 
     def report(self, failed: Callable[[Exception], object]) -> Report:

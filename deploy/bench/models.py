@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qttdm.common.batch import Batch
 from qttdm.common.config import ConfigError, load_config
 from qttdm.common.contracts import Agent, TaskSpec
-from qttdm.deploy.bench.arithmetic import cpu_threads, product_rate, timings
+from qttdm.deploy.bench.timing import cpu_threads, product_rate, timings
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.build import choose_device, make_learner, make_policy
 from qttdm.planner_service.policies.lockstep import Lockstep
@@ -37,6 +38,11 @@ class Shape:
     """seconds of the published implementation on a 2-core machine with fp32 products at about 185 GFLOP/s"""
     update_reference: float | None
     """likewise, batch 64"""
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Make a task of that shape."""
+        return TaskSpec(self.obs_dim, self.action_dim, 1, 1000, terminates=False, has_success=False)
 
 
 SHAPES = [
@@ -71,25 +77,15 @@ def random_batch(agent: Agent) -> Batch:
     )
 
 
-def time_update(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int) -> float:
-    """Best seconds of one update of both models."""
-    return min(timings(update(c, spec, device), device, repeats))
-
-
-def update(c: RunConfig, spec: TaskSpec, device: torch.device) -> Callable[[], object]:
-    """One update of both models, to be called again and again."""
+def prepare_update(c: RunConfig, spec: TaskSpec, device: torch.device) -> Callable[[], object]:
+    """Prepare one update of both models, to be called again and again."""
     learner = make_learner(c, spec, device)
     batch = random_batch(c.make_agent(spec))
     return lambda: learner.update(batch)
 
 
-def time_decision(c: RunConfig, spec: TaskSpec, device: torch.device, repeats: int, environments: int = 1) -> float:
-    """Best seconds of one decision for all environments."""
-    return min(timings(decision(c, spec, device, environments), device, repeats))
-
-
-def decision(c: RunConfig, spec: TaskSpec, device: torch.device, environments: int) -> Callable[[], object]:
-    """One decision for all environments, to be called again and again."""
+def prepare_decision(c: RunConfig, spec: TaskSpec, device: torch.device, environments: int = 1) -> Callable[[], object]:
+    """Prepare one decision for all environments, to be called again and again."""
     policy = make_policy(c, spec, device)
     episodes = Lockstep(policy, range(environments), exploration=1.0)
     observations = {"observations": np.zeros((environments, spec.obs_dim), np.float32)}
@@ -103,61 +99,36 @@ def operations(action: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-# --- tables --------------------------------------------------------------------------------------------------------
-
-
-def shapes_named(part: str) -> list[Shape]:
-    """Those whose name contains `part`. ConfigError if none does."""
-    if found := [s for s in SHAPES if part in s.name]:
-        return found
-    raise ConfigError(f"--only {part}: no such shape; want a part of one of: {', '.join(s.name for s in SHAPES)}")
-
-
-def shape_spec(shape: Shape) -> TaskSpec:
-    """A task of that shape."""
-    return TaskSpec(shape.obs_dim, shape.action_dim, 1, 1000, terminates=False, has_success=False)
-
-
-def repeats_for(shape: Shape, device: torch.device) -> int:
-    """How often to measure: small problems often."""
-    return 30 if shape.preset == "laptop" or device.type == "cuda" else 3
-
-
 def print_shape(shape: Shape, device: torch.device, threads: int | None, overrides: list[str]) -> None:
-    """For each precision, decisions and an update. threads: of the preset, or else torch's, if None."""
+    """Print decisions and updates in each precision. threads: of the preset, or else torch's, if None."""
     settings = [f"qt-tdm.learner.batch_size={shape.batch_size}", *overrides]
     threads = threads or load_config(RunConfig, preset_path(shape.preset), overrides=settings).threads
     threads = threads or torch.get_num_threads()
-    spec, repeats = shape_spec(shape), repeats_for(shape, device)
+    spec, repeats = shape.spec, 30 if shape.preset == "laptop" or device.type == "cuda" else 3
+    compile_both = [f"qt-tdm.{part}.compile=true" for part in ("planner", "learner")]
     for dtype in precisions(device, threads):
         precision = str(dtype).removeprefix("torch.")
-        c = load_config(RunConfig, preset_path(shape.preset), overrides=[f"precision={precision}", *settings])
-        compiled = load_config(
-            RunConfig,
-            preset_path(shape.preset),
-            overrides=[
-                f"precision={precision}",
-                *settings,
-                *(f"qt-tdm.{part}.compile=true" for part in ("planner", "learner")),
-            ],
+        plain, compiled = (
+            load_config(RunConfig, preset_path(shape.preset), overrides=[f"precision={precision}", *settings, *more])
+            for more in ([], compile_both)
         )
-        decisions = [("decision", c, 1)]
-        updates = [("update", c)]
+        cases = [
+            ("decision", prepare_decision, plain, shape.decision_reference),
+            ("update", prepare_update, plain, shape.update_reference),
+        ]
         if device.type == "cuda":  # where it is worth its minutes
-            decisions += [("decision, compiled", compiled, 1), ("16 decisions, compiled", compiled, 16)]
-            updates += [("update, compiled", compiled)]
-        rows: list[tuple[str, float, float, float | None]] = []
+            cases += [
+                ("decision, compiled", prepare_decision, compiled, shape.decision_reference),
+                ("16 decisions, compiled", partial(prepare_decision, environments=16), compiled, None),
+                ("update, compiled", prepare_update, compiled, shape.update_reference),
+            ]
+        rows = []
         with cpu_threads(threads):
             # Before and after: a machine shared with others does not always have the same speed to give.
             before = product_rate(device, dtype, threads)
-            for what, config, environments in decisions:
-                seconds = time_decision(config, spec, device, repeats, environments)
-                reference = shape.decision_reference if environments == 1 else None
-                flops = operations(decision(c, spec, device, environments))
-                rows.append((what, seconds, flops, reference))
-            flops = operations(update(c, spec, device))
-            for what, config in updates:
-                rows.append((what, time_update(config, spec, device, repeats), flops, shape.update_reference))
+            for what, prepare, config, reference in cases:
+                seconds = min(timings(prepare(config, spec, device), device, repeats))
+                rows.append((what, seconds, operations(prepare(plain, spec, device)), reference))
             rate = max(before, product_rate(device, dtype, threads))
         for what, seconds, flops, reference in rows:
             published = f"{1e3 * reference:.0f}" if reference else "-"
@@ -172,7 +143,10 @@ def measure(options: argparse.Namespace) -> None:
     if options.threads is not None and options.threads < 1:
         raise ConfigError(f"--threads {options.threads}: want at least 1")
     device = choose_device(options.device)
-    shapes = shapes_named(options.only)
+    shapes = [shape for shape in SHAPES if options.only in shape.name]
+    if not shapes:
+        names = ", ".join(shape.name for shape in SHAPES)
+        raise ConfigError(f"--only {options.only}: no such shape; want a part of one of: {names}")
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else device)
     print(
         f"{'':24}{'precision':>10}{'threads':>8}{'GFLOP/s':>10}{'GFLOP':>8}{'ms':>10}{'utilised':>10}{'published':>11}"

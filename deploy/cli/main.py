@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -87,7 +87,8 @@ def train(
         start = partial(new_run, config, directory, telemetry_of)
     advice = f"go on with: qttdm train --resume {directory.path} (or allow more time: cluster.hang_seconds)"
     announcing = announced(directory.path, PROCESSES, advice)
-    with directory.lock(), stopping() as stopped, announcing, closing(start()) as local:
+    counting = closing(exporter) if exporter else nullcontext()
+    with directory.lock(), stopping() as stopped, announcing, closing(start()) as local, counting:
         c = local.config
         print(f"{c.agent} on {c.task}, seed {c.seed}, {local.device}: {directory.path}")
         with Progress(c.training.env_steps, max_minutes, seed=c.seed) as progress:

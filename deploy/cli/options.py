@@ -100,9 +100,10 @@ class Metrics:
         """Serve as asked for. ConfigError if that is not possible, before anything else is done."""
         if self.metrics_port is None:
             return None
+        from qttdm.deploy.monitoring.exporter import serve
         from qttdm.deploy.monitoring.local_exporter import LocalExporter
 
-        metrics = LocalExporter(self.metrics_host, self.metrics_port)
+        serve(metrics := LocalExporter(), self.metrics_host, self.metrics_port)
         print(f"metrics: http://{self.metrics_host}:{self.metrics_port}/metrics")
         return metrics
 

@@ -29,24 +29,16 @@ RETRY_EVERY = 2.0  # seconds, if its port is taken
 START_SECONDS = 60.0  # for its process to answer
 
 
-class ExporterActor:
-    """Run an Exporter and serve it."""
+class ExporterActor(Exporter):
+    """An Exporter that serves itself."""
 
     def __init__(self, host: str, port: int) -> None:
         """Start from the counts in Ray's folder of this session, which ends with the cluster."""
         self.host, self.port, self.problem = host, port, ""
         context = ray.get_runtime_context()
-        self.exporter = Exporter(Path(context.get_temp_dir()) / context.get_session_name() / "qttdm-metrics")
+        super().__init__(Path(context.get_temp_dir()) / context.get_session_name() / "qttdm-metrics")
         if not self._serves():
             threading.Thread(target=self._keep_trying, daemon=True).start()
-
-    def report(self, data: bytes) -> None:
-        """As Exporter."""
-        self.exporter.report(data)
-
-    def end(self, run: str, seed: str) -> None:
-        """As Exporter."""
-        self.exporter.end(run, seed)
 
     def about(self) -> tuple[str, int, str, str]:
         """Say where it serves, the error that keeps it from serving ("" if none does), and its version."""
@@ -54,7 +46,7 @@ class ExporterActor:
 
     def _serves(self) -> bool:
         try:
-            serve(self.exporter, self.host, self.port)
+            serve(self, self.host, self.port)
             self.problem = ""
         except ConfigError as error:
             self.problem = str(error)

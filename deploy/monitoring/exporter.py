@@ -139,8 +139,14 @@ class Exporter(Collector):
 
     def report(self, data: bytes) -> None:
         """Take a packed Report. One that is late or not understood is left out."""
+        try:
+            report = Report.unpacked(data)
+        except ValueError:
+            return
         with self._lock:
-            self._take(data)
+            process = self._processes.setdefault(report.identity, _Process(seen=0.0))
+            if process.take(report):
+                process.seen = self._clock()
             if self._clock() - self._saved > SAVE_EVERY:
                 self._save()
 
@@ -165,19 +171,6 @@ class Exporter(Collector):
         for instrument in INSTRUMENTS.values():
             if instrument.name in by_name:
                 yield family(instrument, by_name[instrument.name])
-
-    def describe(self) -> list[Metric]:
-        """Describe nothing (prometheus_client would collect to find the names)."""
-        return []
-
-    def _take(self, data: bytes) -> None:
-        try:
-            report = Report.unpacked(data)
-        except ValueError:
-            return
-        process = self._processes.setdefault(report.identity, _Process(seen=0.0))
-        if process.take(report):
-            process.seen = self._clock()
 
     def _forget(self) -> None:
         """Drop processes that ended an hour ago, or have been silent for a day."""
@@ -206,9 +199,13 @@ class Exporter(Collector):
             temporary.write_bytes(msgpack.packb({"version": VERSION, "processes": processes}))
             temporary.replace(self._state)  # whole, whenever this process dies
         except OSError as error:
-            if not self._complained:
-                print(f"{self._state}: {error}", file=sys.stderr, flush=True)
-            self._complained = True
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        """Print the first error: to measure must not end what is measured."""
+        if not self._complained:
+            print(f"metrics: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        self._complained = True
 
     def _load(self, data: bytes) -> None:
         content = msgpack.unpackb(data, use_list=False, strict_map_key=False)

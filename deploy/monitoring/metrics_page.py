@@ -24,10 +24,10 @@ seconds.
 - A histogram whose lowest bound is negative has no `_sum`: it could fall, which Prometheus takes for a restart.
 - A **gauge** is served while its process reports, and for 30 s after; a *lasting* one also later.
 - Metrics of processes that ended in good order are served for an hour, of others for a day.
-- A run on one machine (`qttdm train --metrics-port N`) is one process; its parts report as those of a cluster would.
-  What was counted is kept in its directory, so that `--resume` counts on. If the port is taken it does not
-  start: one line, exit status 2. It listens on 127.0.0.1 unless `--metrics-host` is given. `qttdm serve` is a planner;
-  its metrics are at `/metrics` on its own port, for clients with the token where there is one.
+- A run on one machine (`qttdm train --metrics-port N`) is one process; its parts are measured when Prometheus asks.
+  What was counted is kept in its directory, at each scrape and at the end, so that `--resume` counts on. If the port is
+  taken it does not start: one line, exit status 2. It listens on 127.0.0.1 unless `--metrics-host` is given. `qttdm
+  serve` is a planner; its metrics are at `/metrics` on its own port, for clients with the token where there is one.
 - A number of a learner's part (a loss, a gradient norm, a mean Q) is declared beside the code that computes it, with
   `declare((name, unit, meaning))`. It is then in metrics.jsonl, in `qttdm_learner{name=".."}`, on this page and, by its
   prefix (`loss_`, `grad_norm_`, `q_`), on the dashboard. "Scaled" rewards and returns are times `learner.reward_scale`;

@@ -16,12 +16,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -31,60 +28,22 @@ HERE = Path(__file__).resolve().parent
 COMPOSE = HERE / "compose.yml"
 DASHBOARDS = HERE / "grafana" / "dashboards"
 GRAFANA_HOMES = (Path("/usr/share/grafana"), Path("/usr/local/share/grafana"))
-START_SECONDS = 60.0  # for a server to answer
-STOP_SECONDS = 30.0  # for it to end when told to
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    target: str
-    """host:port of the exporter"""
-    data: Path
-    """folder for what is measured, logs and Prometheus's files"""
-    ray: Path
-    """Ray's temporary directory, which holds the list of its own metrics' addresses"""
-    prometheus_port: int
-    grafana_port: int
-
-    @property
-    def config(self) -> Path:
-        """Folder of Prometheus's configuration."""
-        return self.data / "config"
-
-    def environment(self, dashboards: Path) -> dict[str, str]:
-        """Environment variables that compose.yml and Grafana's provisioning read."""
-        return os.environ | {
-            "QTTDM_PROMETHEUS_CONFIG": str(self.config),
-            "QTTDM_PROMETHEUS_PORT": str(self.prometheus_port),
-            "QTTDM_PROMETHEUS_URL": f"http://127.0.0.1:{self.prometheus_port}",
-            "QTTDM_GRAFANA_PORT": str(self.grafana_port),
-            "QTTDM_RAY_DIR": str(self.ray),
-            "QTTDM_DASHBOARDS": str(dashboards),
-        }
-
-
-@dataclass(frozen=True)
-class Server:
-    """A program to start."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    log: Path | None = None
-    """where its output goes; None: to the terminal"""
-
-
-def write_config(options: Options) -> None:
-    """Write deploy/monitoring/prometheus into the data folder, with this exporter and Ray's directory."""
-    options.config.mkdir(parents=True, exist_ok=True)
+def write_config(options: argparse.Namespace) -> Path:
+    """Write deploy/monitoring/prometheus into the data folder, with this exporter and Ray's directory; return where."""
+    folder: Path = options.data / "config"
     config = yaml.safe_load((HERE / "prometheus" / "prometheus.yml").read_text())
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
     jobs["qttdm"]["static_configs"][0]["targets"] = [options.target]
     jobs["ray"]["file_sd_configs"][0]["files"] = [str(options.ray / "prom_metrics_service_discovery.json")]
-    (options.config / "prometheus.yml").write_text(yaml.safe_dump(config, sort_keys=False))
-    shutil.copy(HERE / "prometheus" / "alerts.yml", options.config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+        shutil.copy(HERE / "prometheus" / "alerts.yml", folder)
+    except OSError as error:
+        raise ConfigError(f"monitor: {options.data}: {error.strerror}") from None
+    return folder
 
 
 def docker_runs() -> bool:
@@ -97,36 +56,83 @@ def docker_runs() -> bool:
     return True
 
 
-def servers_of(options: Options) -> list[Server]:
-    """Choose what this machine can start: docker compose, else Prometheus and, if it is there, Grafana. ConfigError."""
-    if docker_runs():
-        options.ray.mkdir(parents=True, exist_ok=True)  # which is mounted; Docker would make it root's
-        command = ["docker", "compose", "--file", str(COMPOSE), "up"]
-        return [Server("docker compose", command, options.environment(Path("/dashboards")))]
+def run_docker(options: argparse.Namespace) -> None:
+    """Become docker compose, which ends at Ctrl-C or SIGTERM."""
+    check_port(options.prometheus_port, "--prometheus-port")
+    check_port(options.grafana_port, "--grafana-port")
+    environment = {
+        "QTTDM_PROMETHEUS_CONFIG": str(write_config(options)),
+        "QTTDM_PROMETHEUS_PORT": str(options.prometheus_port),
+        "QTTDM_GRAFANA_PORT": str(options.grafana_port),
+        "QTTDM_RAY_DIR": str(options.ray),
+    }
+    options.ray.mkdir(parents=True, exist_ok=True)  # which is mounted; Docker would make it root's
+    say_where(options, grafana=True)
+    os.execvpe("docker", ["docker", "compose", "--file", str(COMPOSE), "up"], os.environ | environment)
+
+
+def run_programs(options: argparse.Namespace) -> None:
+    """Run Prometheus and, if it is there, Grafana from PATH. ConfigError if they cannot be run, or one of them ends."""
     prometheus, grafana = shutil.which("prometheus"), shutil.which("grafana-server")
     if prometheus is None:
         raise ConfigError(
             "monitor: no Docker that runs, and no `prometheus` on PATH; install one of them (Debian, Ubuntu: "
             "apt install prometheus); `qttdm top` needs neither"
         )
+    check_port(options.prometheus_port, "--prometheus-port")
+    if grafana:
+        check_port(options.grafana_port, "--grafana-port")
     command = [
         prometheus,
-        f"--config.file={options.config / 'prometheus.yml'}",
+        f"--config.file={write_config(options) / 'prometheus.yml'}",
         f"--web.listen-address=127.0.0.1:{options.prometheus_port}",
         f"--storage.tsdb.path={options.data / 'prometheus'}",
         "--storage.tsdb.retention.time=15d",
     ]
-    servers = [Server("prometheus", command, dict(os.environ), options.data / "prometheus.log")]
-    return [*servers, grafana_server(options, grafana)] if grafana else servers
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        processes = {"prometheus": start(stack, command, options.data / "prometheus.log", {})}
+        if grafana:
+            own = [grafana, f"--homepath={grafana_home(grafana)}"]
+            environment = grafana_environment(options)
+            processes["grafana-server"] = start(stack, own, options.data / "grafana-server.log", environment)
+        else:
+            print(
+                "no Docker that runs, and no `grafana-server` on PATH: no dashboards, Prometheus alone (to have them, "
+                "install Docker or Grafana, https://grafana.com/docs/grafana/latest/setup-grafana/installation)"
+            )
+        say_where(options, grafana is not None)
+        while True:
+            for name, process in processes.items():
+                if process.poll() is not None:
+                    words = (options.data / f"{name}.log").read_text(errors="replace").strip().splitlines()[-1:]
+                    ending = " ".join([f"monitor: {name} ended with status {process.returncode}", *words])
+                    raise ConfigError(ending)
+            time.sleep(0.5)
 
 
-def grafana_server(options: Options, program: str) -> Server:
-    """Run Grafana from PATH with the settings that it has in compose.yml."""
+def start(stack: ExitStack, command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program whose output goes to a log; it is told to end, and waited for, when the stack is left."""
+    out = stack.enter_context(log.open("ab"))
+    process = stack.enter_context(
+        subprocess.Popen(command, env=os.environ | environment, stdout=out, stderr=out, start_new_session=True)
+    )
+    stack.callback(process.terminate)
+    return process
+
+
+def grafana_home(program: str) -> Path:
+    """Find the folder of Grafana's own files."""
     beside = Path(program).resolve().parents[1]
-    home = next((home for home in (beside, *GRAFANA_HOMES) if (home / "conf" / "defaults.ini").exists()), beside)
+    return next((home for home in (beside, *GRAFANA_HOMES) if (home / "conf" / "defaults.ini").exists()), beside)
+
+
+def grafana_environment(options: argparse.Namespace) -> dict[str, str]:
+    """Give Grafana the settings that it has in compose.yml, with this machine's folders."""
     compose = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]["environment"]
-    environment = {name: value for name, value in compose.items() if name.startswith("GF_") and "$" not in value}
-    environment |= options.environment(DASHBOARDS) | {
+    return {name: value for name, value in compose.items() if "$" not in value} | {
+        "QTTDM_PROMETHEUS_URL": f"http://127.0.0.1:{options.prometheus_port}",
+        "QTTDM_DASHBOARDS": str(DASHBOARDS),
         "GF_SERVER_HTTP_PORT": str(options.grafana_port),
         "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": str(DASHBOARDS / "training.json"),
         "GF_PATHS_DATA": str(options.data / "grafana"),
@@ -134,7 +140,6 @@ def grafana_server(options: Options, program: str) -> Server:
         "GF_PATHS_PLUGINS": str(options.data / "grafana" / "plugins"),
         "GF_PATHS_PROVISIONING": str(HERE / "grafana" / "provisioning"),
     }
-    return Server("grafana-server", [program, f"--homepath={home}"], environment, options.data / "grafana.log")
 
 
 def check_port(port: int, option: str) -> None:
@@ -146,84 +151,12 @@ def check_port(port: int, option: str) -> None:
         raise ConfigError(f"monitor: cannot listen at 127.0.0.1:{port} ({reason})") from None
 
 
-@contextmanager
-def running(servers: Sequence[Server]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start the servers in this order, and end them in the other."""
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for server in servers:
-            out: Any = server.log.open("ab") if server.log else None
-            processes.append(  # a session of its own: Ctrl-C is ours to pass on
-                subprocess.Popen(server.command, env=server.environment, stdout=out, stderr=out, start_new_session=True)
-            )
-        yield processes
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        for server, process in reversed([*zip(servers, processes, strict=False)]):
-            process.send_signal(signal.SIGTERM if server.log else signal.SIGINT)  # docker compose ends at an interrupt
-        for process in reversed(processes):
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def check_alive(servers: Sequence[Server], processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """ConfigError, with its last words, if one has ended."""
-    for server, process in zip(servers, processes, strict=True):
-        if process.poll() is not None:
-            words = server.log.read_text(errors="replace").strip().splitlines()[-1:] if server.log else []
-            raise ConfigError(
-                f"monitor: {server.name} ended with status {process.returncode} {' '.join(words)}".strip()
-            )
-
-
-def is_ready(url: str) -> bool:
-    """Does a server answer there, and say that it is ready?"""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def monitor(options: Options) -> None:
-    """Run the servers until Ctrl-C or SIGTERM. ConfigError if they cannot be started, or one of them ends."""
-    servers = servers_of(options)
-    urls = {"Prometheus": f"http://127.0.0.1:{options.prometheus_port}"}
-    ready = [f"{urls['Prometheus']}/-/ready"]
-    check_port(options.prometheus_port, "--prometheus-port")
-    if servers[-1].name != "prometheus":
-        urls["Grafana"] = f"http://127.0.0.1:{options.grafana_port}"
-        ready.append(f"{urls['Grafana']}/api/health")
-        check_port(options.grafana_port, "--grafana-port")
-    try:
-        write_config(options)
-    except OSError as error:
-        raise ConfigError(f"monitor: {options.data}: {error.strerror}") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt), running(servers) as processes:
-        deadline = time.monotonic() + START_SECONDS
-        for url in ready:
-            while not is_ready(url):
-                check_alive(servers, processes)
-                if servers[0].log and time.monotonic() > deadline:  # docker may have to fetch images first
-                    raise ConfigError(
-                        f"monitor: nothing answers at {url} after {START_SECONDS:g} s; see {options.data}"
-                    )
-                time.sleep(0.2)
-        if "Grafana" not in urls:
-            print(
-                "no Docker that runs, and no `grafana-server` on PATH: no dashboards, Prometheus alone (to have them, "
-                "install Docker or Grafana, https://grafana.com/docs/grafana/latest/setup-grafana/installation)"
-            )
-        where = ", ".join(f"{name}: {url}" for name, url in urls.items())
-        print(f"{where}, of {options.target}; data in {options.data}; Ctrl-C ends it", flush=True)
-        while True:
-            check_alive(servers, processes)
-            time.sleep(1)
+def say_where(options: argparse.Namespace, grafana: bool) -> None:
+    """Print where to look, within seconds: they are starting."""
+    where = f"Prometheus: http://127.0.0.1:{options.prometheus_port}"
+    if grafana:
+        where += f", Grafana: http://127.0.0.1:{options.grafana_port}"
+    print(f"{where}, of {options.target}; data in {options.data}; Ctrl-C ends it", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -236,9 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--ray", metavar="DIR", type=Path, default=Path("/tmp/ray"), help="Ray's --temp-dir")
     p.add_argument("--prometheus-port", metavar="P", type=int, default=9090)
     p.add_argument("--grafana-port", metavar="P", type=int, default=3000)
-    o = p.parse_args(arguments)
+    options = p.parse_args(arguments)
+    options.data, options.ray = options.data.absolute(), options.ray.absolute()
     try:
-        monitor(Options(o.target, o.data.absolute(), o.ray.absolute(), o.prometheus_port, o.grafana_port))
+        run_docker(options) if docker_runs() else run_programs(options)
     except ConfigError as error:
         print(f"qttdm: {error}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from qttdm.common.checkpoint import CheckpointError
 from qttdm.common.config import Config, ConfigError, merge, parse_overrides, validate
-from qttdm.deploy.monitoring.scrape import Scrape
+from qttdm.deploy.monitoring.local_exporter import LocalExporter
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
@@ -82,8 +82,9 @@ async def serve(
 ) -> bool:
     """Serve until SIGTERM or Ctrl-C. True if every call that had arrived by then was answered."""
     c = agent.config
-    metrics = Scrape(agent.run_dir.name, c.seed, c.task)
-    service = PlannerService(config.service, agent.policy, agent.data, metrics.telemetry)
+    metrics = LocalExporter()
+    telemetry = metrics.of_run(agent.run_dir.name, c.seed, c.task)("planner", 0)
+    service = PlannerService(config.service, agent.policy, agent.data, telemetry)
     info = {
         "task": c.task,
         "agent": c.agent,

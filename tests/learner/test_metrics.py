@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
@@ -149,11 +150,11 @@ def test_time_is_counted_also_when_what_it_is_spent_on_fails():
 def test_lines_that_are_there_are_told_first_and_those_cut_off_not_at_all(tmp_path):
     path, t = tmp_path / "metrics.jsonl", Telemetry.silent("learner")
     episode = {"episode_return": 7.0, "episode_length": 5, "success": None}
-    with MetricsWriter(path) as writer:
+    with closing(MetricsWriter(path)) as writer:
         writer.write("train", **COUNTERS, **episode)
         keep = writer.sync()
         writer.write("train", **COUNTERS, **episode)
-    with open_metrics(path, keep, t) as writer:
+    with closing(open_metrics(path, keep, t)) as writer:
         assert t.snapshot()["qttdm_episode_outcomes_total", "undefined"] == 1
         writer.write("train", **COUNTERS, **(episode | {"success": 1.0}))
         writer.write("train", **COUNTERS, **(episode | {"success": 0.0}))
@@ -164,7 +165,7 @@ def test_lines_that_are_there_are_told_first_and_those_cut_off_not_at_all(tmp_pa
 
 def test_numbers_that_are_not_finite_are_null_and_not_told(tmp_path):
     t = Telemetry.silent("learner")
-    with open_metrics(tmp_path / "metrics.jsonl", 0, t) as writer:
+    with closing(open_metrics(tmp_path / "metrics.jsonl", 0, t)) as writer:
         writer.write("eval", **COUNTERS, episode_return=np.nan, episode_returns=[np.nan, 1.0], success=None)
         writer.write("update", **COUNTERS, loss_q=np.inf, q_mean=2.0)
         writer.write("train", **COUNTERS, episode_return=np.inf, episode_length=3, success=None)

@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ def counters(step: int) -> dict[str, float]:
 
 def write(path: Path, steps: range, keep_bytes: int | None = None) -> list[int]:
     """Write a train line per step; the offsets after each."""
-    with MetricsWriter(path, keep_bytes) as writer:
+    with closing(MetricsWriter(path, keep_bytes)) as writer:
         offsets = []
         for step in steps:
             writer.write("train", **counters(step), episode_return=step / 3)
@@ -43,7 +44,7 @@ def test_a_line_is_readable_at_once_and_starts_with_kind_and_counters(tmp_path: 
 
 def test_non_finite_becomes_null_and_arrays_scalars_become_numbers(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with MetricsWriter(path) as writer:
+    with closing(MetricsWriter(path)) as writer:
         values = {"loss_q": math.nan, "q_mean": np.float32(-np.inf), "grad_norm_qt": torch.tensor(0.5)}
         writer.write("update", **counters(1), **values, episode_returns=(math.inf, 1.0), success=None)
     line = read_metrics(path)[0]
@@ -54,13 +55,13 @@ def test_non_finite_becomes_null_and_arrays_scalars_become_numbers(tmp_path: Pat
 def test_sinks_are_told_what_is_in_the_file_from_now_on(tmp_path: Path) -> None:
     path, told = tmp_path / "metrics.jsonl", []
     write(path, range(2))
-    with MetricsWriter(path, sinks=[told.append, told.append]) as writer:
+    with closing(MetricsWriter(path, sinks=[told.append, told.append])) as writer:
         writer.write("update", **counters(2), loss_q=np.float32(0.5), q_mean=math.nan)
     assert told == 2 * [read_metrics(path)[-1]]
 
 
 def test_refuses_what_nobody_declared(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path / "metrics.jsonl") as writer:
+    with closing(MetricsWriter(tmp_path / "metrics.jsonl")) as writer:
         with pytest.raises(ValueError, match="loss_z not declared"):
             writer.write("update", **counters(1), loss_z=1.0)
         with pytest.raises(ValueError, match="got 'test'"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from qttdm.common.metrics.instruments import COMMON, INSTRUMENTS
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.deploy.cli.main import main
+from qttdm.deploy.monitoring.exporter import serve
 from qttdm.deploy.monitoring.local_exporter import LocalExporter
 from qttdm.deploy.runs.local import LocalRun, resume_run
 from qttdm.planner_service.serving.client import Client
-from tests.deploy.monitoring.test_exporter import free_port
 from tests.deploy.runs.test_local import assert_same_state, lines, reopen, start, train
 from tests.deploy.runs.test_serve import pendulum_run, serving
 
@@ -58,13 +60,22 @@ def scrape(port: int) -> Samples:
     return samples
 
 
-@pytest.fixture
-def metrics() -> Any:
-    port = free_port()
-    exporter = LocalExporter("127.0.0.1", port)
-    exporter.port = port
+@contextmanager
+def serving_metrics() -> Iterator[LocalExporter]:
+    exporter = LocalExporter()
+    server, thread = serve(exporter, "127.0.0.1", 0)
+    exporter.port = server.server_port
     yield exporter
     exporter.close()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def metrics() -> Iterator[LocalExporter]:
+    with serving_metrics() as exporter:
+        yield exporter
 
 
 def measured(metrics: LocalExporter, directory: Path) -> Any:
@@ -85,16 +96,9 @@ def check_counts(run: LocalRun, samples: Samples) -> None:
     )
 
 
-def report(metrics: LocalExporter) -> None:
-    """Now, not within two seconds."""
-    for reporter in metrics._reporters:
-        reporter.flush()
-
-
 def test_it_serves_what_the_files_say_and_the_run_is_the_same(tmp_path, metrics):
     run = start(tmp_path, TRAINING, telemetry_of=measured(metrics, tmp_path))
     train(run)
-    report(metrics)
     samples = scrape(metrics.port)
     check_counts(run, samples)
     assert samples["qttdm_acted_total", "actor"] == 30  # decisions but the random ones
@@ -109,7 +113,6 @@ def test_it_serves_what_the_files_say_and_the_run_is_the_same(tmp_path, metrics)
 def test_every_metric_of_its_parts_is_there(tmp_path, metrics):
     run = start(tmp_path, TRAINING, telemetry_of=measured(metrics, tmp_path))
     train(run)
-    report(metrics)
     there = {
         (name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count"), component)
         for name, component, *_ in scrape(metrics.port)
@@ -123,21 +126,37 @@ def test_a_resumed_run_counts_on(tmp_path, metrics):
     run = start(tmp_path, TRAINING, telemetry_of=measured(metrics, tmp_path))
     decisions = iter(range(1000))
     train(run, should_stop=lambda: next(decisions) > 25)
-    report(metrics)
     before = scrape(metrics.port)
-    again = LocalExporter("127.0.0.1", free := free_port())
-    try:
+    with serving_metrics() as again:
         resumed = reopen(run, lambda run_dir: resume_run(run_dir, measured(again, tmp_path)))
-        first = scrape(free)
+        first = scrape(again.port)
         assert all(first[key] >= value for key, value in before.items() if key[0] == "qttdm_episodes_total")
         train(resumed)
-        report(again)
-        after = scrape(free)
-    finally:
-        again.close()
+        after = scrape(again.port)
     check_counts(resumed, after)
     assert after["qttdm_process_restarts_total", "learner"] == 0
     assert after["qttdm_acted_total", "actor"] >= 30  # the dropped episode's, too
+
+
+def test_what_nobody_asked_for_is_kept_at_the_end(tmp_path):
+    first = LocalExporter()
+    first.of_run("run", 0, "gym/Pendulum-v1", tmp_path / "state")("actor", 0).inc("qttdm_acted_total", 3)
+    first.close()
+    again = LocalExporter()
+    again.of_run("run", 0, "gym/Pendulum-v1", tmp_path / "state")("actor", 0).inc("qttdm_acted_total", 2)
+    assert (
+        b'qttdm_acted_total{component="actor",index="0",run="run",seed="0",task="gym/Pendulum-v1"} 5.0' in again.text()
+    )
+
+
+def test_a_measurement_that_fails_is_said_once_and_costs_only_its_own(capsys):
+    exporter = LocalExporter()
+    telemetry = exporter.of_run("run", 0, "gym/Pendulum-v1")("actor", 0)
+    telemetry.before_report(lambda: 1 / 0)
+    telemetry.before_report(lambda: telemetry.set("qttdm_staleness_updates", 4.0))
+    for _ in range(2):
+        assert b"qttdm_staleness_updates" in exporter.text()
+    assert capsys.readouterr().err == "metrics: ZeroDivisionError: division by zero\n"
 
 
 def test_a_port_in_use_is_one_line_and_nothing_is_begun(tmp_path, capsys):

@@ -25,32 +25,20 @@ needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="no
 PATIENCE = 60.0  # seconds
 
 STAND_INS = {
-    # Answers as Grafana does when asked for its health, and writes down how it was started.
+    # Listens where Grafana would, and writes down how it was started.
     "grafana-server": """
-        import http.server, json, os, sys
+        import json, os, socket, sys, threading
+        server = socket.create_server(("127.0.0.1", int(os.environ["GF_SERVER_HTTP_PORT"])))
         json.dump({"arguments": sys.argv[1:], **os.environ}, open("grafana.json", "w"))
-        class Health(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200 if self.path == "/api/health" else 404)
-                self.end_headers()
-        http.server.HTTPServer(("127.0.0.1", int(os.environ["GF_SERVER_HTTP_PORT"])), Health).serve_forever()
+        threading.Event().wait()
         """,
-    # A docker whose daemon runs; `up` is two servers that answer, until it is interrupted.
+    # A docker whose daemon runs; `up` goes on until it is interrupted.
     "docker": """
-        import http.server, json, os, sys, threading
+        import json, os, sys, threading
         if sys.argv[1:] in (["compose", "version"], ["info"]):
             sys.exit(0)
-        json.dump({"arguments": sys.argv[1:], **os.environ}, open("docker.json", "w"))
-        class Ready(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.end_headers()
-            def log_message(self, *words):
-                pass
         try:
-            for name in ("QTTDM_PROMETHEUS_PORT", "QTTDM_GRAFANA_PORT"):
-                server = http.server.HTTPServer(("127.0.0.1", int(os.environ[name])), Ready)
-                threading.Thread(target=server.serve_forever, daemon=True).start()
+            json.dump({"arguments": sys.argv[1:], **os.environ}, open("docker.json", "w"))
             threading.Event().wait()
         except KeyboardInterrupt:
             open("stopped", "w").close()
@@ -104,8 +92,8 @@ class Monitor:
             text=True,
         )
 
-    def ready(self):
-        """What it has said when it is ready."""
+    def said(self):
+        """What it says once the servers are started."""
         said = ""
         while "Ctrl-C ends it" not in said:
             line = self.process.stdout.readline()
@@ -114,9 +102,25 @@ class Monitor:
         return said
 
     def ask(self, query):
+        """Prometheus's answer; nothing while it starts."""
         text = urllib.parse.quote(query)
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[0]}/api/v1/query?query={text}") as answer:
-            return json.load(answer)["data"]["result"]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[0]}/api/v1/query?query={text}") as answer:
+                return json.load(answer)["data"]["result"]
+        except OSError:
+            return []
+
+    def given(self, program):
+        """Arguments and environment that a stand-in was started with."""
+        path = self.folder / f"{program}.json"
+
+        def read():
+            try:
+                return json.loads(path.read_text())
+            except (FileNotFoundError, json.JSONDecodeError):
+                return None
+
+        return until(read, f"{program} is started")
 
     def stop(self, number=signal.SIGINT):
         """Its exit status, and what it said on stderr."""
@@ -160,12 +164,12 @@ def target():
 def test_prometheus_alone_scrapes_the_exporter_knows_the_alerts_and_ends_when_told(monitor, target, number):
     m = monitor("prometheus")
     m.start("--target", target)
-    said = m.ready()
+    said = m.said()
     assert "no `grafana-server` on PATH: no dashboards, Prometheus alone" in said
     assert f"Prometheus: http://127.0.0.1:{m.ports[0]}, of {target}; data in {m.folder / 'data'}" in said
     (up,) = until(lambda: m.ask('up{job="qttdm"}'), "it scrapes")
     assert up["metric"]["instance"] == target
-    until(lambda: m.ask("qttdm_process_up")[0]["value"][1] == "1", "it has what the exporter says")
+    until(lambda: m.ask("qttdm_process_up == 1"), "it has what the exporter says")
     with urllib.request.urlopen(f"http://127.0.0.1:{m.ports[0]}/api/v1/rules") as answer:
         (group,) = json.load(answer)["data"]["groups"]
     assert len(group["rules"]) == 12
@@ -180,7 +184,7 @@ def test_rays_own_metrics_are_found_by_the_file_that_ray_writes(monitor, target)
     node = [{"labels": {"job": "ray"}, "targets": [target]}]
     (m.folder / "ray" / "prom_metrics_service_discovery.json").write_text(json.dumps(node))
     m.start("--target", target)
-    m.ready()
+    m.said()
     until(lambda: m.ask('up{job="ray"} == 1'), "it scrapes what the file names")
     assert m.stop()[0] == 0
 
@@ -189,12 +193,12 @@ def test_rays_own_metrics_are_found_by_the_file_that_ray_writes(monitor, target)
 def test_what_was_measured_is_still_there_the_next_time(monitor, target):
     m = monitor("prometheus")
     m.start("--target", target)
-    m.ready()
+    m.said()
     until(lambda: m.ask("qttdm_process_up"), "it scrapes")
     m.stop()
     m.start("--target", f"127.0.0.1:{free_port()}")
-    m.ready()
-    assert m.ask("max_over_time(qttdm_process_up[10m])")
+    m.said()
+    until(lambda: m.ask("max_over_time(qttdm_process_up[10m])"), "it is there")
     assert m.stop()[0] == 0
 
 
@@ -202,8 +206,8 @@ def test_what_was_measured_is_still_there_the_next_time(monitor, target):
 def test_grafana_is_given_the_dashboards_and_the_data_source_and_ends_too(monitor, target):
     m = monitor("prometheus", "grafana-server")
     m.start("--target", target)
-    assert f"Grafana: http://127.0.0.1:{m.ports[1]}" in m.ready()
-    given = json.loads((m.folder / "grafana.json").read_text())
+    assert f"Grafana: http://127.0.0.1:{m.ports[1]}" in m.said()
+    given = m.given("grafana")
     assert given["QTTDM_PROMETHEUS_URL"] == f"http://127.0.0.1:{m.ports[0]}"
     assert given["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
     assert json.loads(Path(given["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]).read_text())["uid"] == "qttdm-training"
@@ -220,8 +224,8 @@ def test_grafana_is_given_the_dashboards_and_the_data_source_and_ends_too(monito
 def test_docker_compose_is_taken_where_it_runs_and_interrupted_at_the_end(monitor):
     m = monitor("docker", "grafana-server")
     m.start("--target", "127.0.0.1:9200")
-    m.ready()
-    given = json.loads((m.folder / "docker.json").read_text())
+    m.said()
+    given = m.given("docker")
     assert given["arguments"] == ["compose", "--file", str(COMPOSE), "up"]
     config = yaml.safe_load((Path(given["QTTDM_PROMETHEUS_CONFIG"]) / "prometheus.yml").read_text())
     assert config["scrape_configs"][0]["static_configs"] == [{"targets": ["127.0.0.1:9200"]}]
@@ -258,7 +262,7 @@ def test_a_port_in_use_is_one_line(monitor, which, option):
 def test_a_server_that_ends_ends_the_other_and_is_one_line(monitor, target):
     m = monitor("prometheus", "grafana-server")
     m.start("--target", target)
-    m.ready()
+    m.said()
     children = Path(f"/proc/{m.process.pid}/task/{m.process.pid}/children").read_text().split()
     of_prometheus = next(p for p in children if "prometheus" in Path(f"/proc/{p}/cmdline").read_text().split("\0")[0])
     os.kill(int(of_prometheus), signal.SIGKILL)

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def make_run(
     path.mkdir()
     config = validate(RunConfig, merge({"task": task}, parse_overrides(overrides)), "test")
     (path / "config.yaml").write_text(dump_config(config))
-    with MetricsWriter(path / "metrics.jsonl") as writer:
+    with closing(MetricsWriter(path / "metrics.jsonl")) as writer:
         for step, value in (training or {}).items():
             writer.write("train", **dict.fromkeys(COUNTERS, 0) | {"env_steps": step}, episode_return=value)
         for step, value in evaluations.items():
@@ -223,7 +224,7 @@ def test_success_where_every_evaluation_has_it_unless_told(tmp_path: Path, drawn
 
 def test_an_evaluation_repeated_at_a_step_counts_once(tmp_path: Path, drawn: list[Figure]) -> None:
     path = make_run(tmp_path / "a", {0: 1, 10: 2})
-    with MetricsWriter(path / "metrics.jsonl") as writer:
+    with closing(MetricsWriter(path / "metrics.jsonl")) as writer:
         writer.write("eval", **dict.fromkeys(COUNTERS, 10), episode_return=9.0)
     plot_runs([path], tmp_path / "curve.png")
     assert lines(drawn[0])["qt-tdm"] == [(0, 1), (10, 9)]

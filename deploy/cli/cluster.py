@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from qttdm.common.config import ConfigError
 from qttdm.common.run_dir import RunDir
-from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, new_app, stopping
+from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, stopping
 from qttdm.deploy.cluster.auth import choose_mode
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ JOB_SERVICE_SECONDS = 60.0  # for it to be ready, on a head that has just been s
 RunsDir = Annotated[Path, Parameter(help="shared by all nodes")]
 Detach = Annotated[bool, Parameter(help="leave it to the cluster (a Ray job) and return")]
 Name = Annotated[str, Parameter(help="the run's")]
-cluster = new_app("cluster", "Train seeds on a Ray cluster, look at them, stop them, go on.")
+cluster = App("cluster", help="Train seeds on a Ray cluster, look at them, stop them, go on.", version_flags=())
 
 
 @Parameter(name="*")

@@ -168,16 +168,4 @@ def stopping() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def new_app(name: str, text: str) -> App:
-    """A command or a group of them."""
-    return App(
-        name=name,
-        help=text,
-        help_flags=["--help", "-h"],
-        version_flags=[],
-        help_format="plaintext",
-        default_parameter=Parameter(negative=(), allow_repeating=True),
-    )
-
-
 RunPath = Annotated[Path, Parameter(help="a run, or one of its checkpoints")]

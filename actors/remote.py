@@ -117,10 +117,6 @@ class CollectorActor(Collector):
         """Report what was measured; asked when the run ends."""
         self.telemetry.flush()
 
-    def alive(self) -> int:
-        """The process's number: an answer at all is what matters."""
-        return os.getpid()
-
     def _before_decision(self) -> bool:
         """Load newer weights if there are any; never stops the episode."""
         if self._offered:
@@ -234,7 +230,3 @@ class EvaluatorActor:
     def flush(self) -> None:
         """Report what was measured; asked when the run ends."""
         self.evaluator.telemetry.flush()
-
-    def alive(self) -> int:
-        """The process's number: an answer at all is what matters."""
-        return os.getpid()

@@ -9,7 +9,6 @@ If the service dies, hangs or is busy, the actor does what its configuration say
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.weights import GENERATION, Weights
 from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
-from qttdm.planner_service.serving.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
+from qttdm.planner_service.serving.service import AskingConfig, PlannerService, ServiceConfig
 
 RETRY_MS = 200.0  # after which to ask again a planner that waits for weights
 
@@ -123,17 +122,9 @@ class PlannerActor:
             return
         await self.take(values, version, checksum)
 
-    async def stats(self) -> ServiceStatus:
-        """How it is doing."""
-        return await self.service.status()
-
     async def flush(self) -> None:
         """Report what was measured; asked when the run ends."""
         await asyncio.to_thread(self.telemetry.flush)
-
-    async def alive(self) -> int:
-        """The process's number: an answer at all is what matters."""
-        return os.getpid()
 
 
 @dataclass

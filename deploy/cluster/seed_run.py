@@ -206,7 +206,7 @@ class SeedRun:
         if self.state == "stopping" and "learner" not in self._pings:  # again: it may have been killed since
             self._control("learner", "stop").remote()
         for name in self._actors.keys() - self._pings.keys():
-            method = "status" if name == "learner" else "fill" if name.startswith("replay-") else "alive"
+            method = "status" if name == "learner" else "fill" if name.startswith("replay-") else "__ray_ready__"
             self._pings[name] = (self._control(name, method).remote(), now)
 
     def _wait_for_starts(self, now: float) -> None:

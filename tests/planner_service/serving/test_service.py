@@ -118,7 +118,7 @@ class TestSameAnswers:
         async def run():
             serving = service(POLICIES[name](), max_batch=5)
             actions = await asyncio.gather(*(one_by_one(serving, *client, pause) for client in clients))
-            return actions, await serving.status()
+            return actions, serving.status()
 
         actions, status = asyncio.run(run())
         assert status.answers == sum(decisions for *_, decisions in clients)
@@ -418,7 +418,7 @@ class TestRefusals:
             episodes = await serving.begin([3, 4])
             await serving.end([episodes[0], 12345])
             outcomes = await serving.act([Request(e, 0, observation(0)) for e in episodes])
-            return outcomes, await serving.status()
+            return outcomes, serving.status()
 
         (ended, other), status = asyncio.run(run())
         assert ended.code == "unknown_episode"
@@ -437,7 +437,7 @@ class TestRefusals:
             await serving.begin([2])
             answered(await serving.act([Request(talking, 1, observation(0))]))
             assert (await refusal(serving, Request(silent, 0, observation(0)))).code == "unknown_episode"
-            return error.value.refusal, await serving.status()
+            return error.value.refusal, serving.status()
 
         refused, status = asyncio.run(run())
         assert refused.retry_ms > 0
@@ -473,7 +473,7 @@ class TestRefusals:
             failed = await refusal(serving, Request(episode, 0, observation(0)))
             del serving.policy.planner.plan
             answered(await serving.act([Request(episode, 0, observation(0))]))
-            return failed, await serving.status()
+            return failed, serving.status()
 
         failed, status = asyncio.run(run())
         assert (failed.code, failed.message) == ("failed", "ZeroDivisionError: division by zero")

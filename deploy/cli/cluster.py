@@ -132,7 +132,6 @@ def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = Fal
 @cluster.command
 def status(name: Name | None = None, /) -> None:
     """Show how the runs on the cluster are going."""
-    from qttdm.deploy.screens.cluster_rows import cluster_view
     from qttdm.deploy.screens.rows import print_views
 
     there = running()
@@ -140,8 +139,7 @@ def status(name: Name | None = None, /) -> None:
     if not names:
         print("no run is on this cluster")
     for one in names:
-        run = ask(one, "status")
-        print_views([cluster_view(run, f"{one}: {run['task']}, {run['directory']}")])
+        print_views([ask(one, "view")])
 
 
 @cluster.command
@@ -197,7 +195,6 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
     """Run all seeds to their end and print the summary. RunFailed if some of them failed."""
     from qttdm.deploy.cluster.cluster_run import ClusterRun
     from qttdm.deploy.cluster.exporter_actor import ensure_exporter
-    from qttdm.deploy.screens.cluster_rows import cluster_view
     from qttdm.deploy.screens.display import Display
     from qttdm.deploy.screens.plot import plot_runs
 
@@ -207,7 +204,7 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
         print(ensure_exporter(c.metrics_host, c.metrics_port))
     with RunDir(directory).lock(), stopping() as stopped:
         with Display() as display:
-            run.run(lambda status: display.show(cluster_view(status)), stopped)
+            run.run(display.show, stopped)
         finished = [seed for seed in seeds if seed.state == "finished"]
         for seed in finished:
             curve_and_video(seed.run_dir)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from qttdm.common.config import ConfigError
 from qttdm.deploy.screens.display import Display
-from qttdm.deploy.screens.rows import Row, View, print_views, short_time
+from qttdm.deploy.screens.rows import Row, View, print_views, short_time, time_left
 
 EVERY = 2.0  # seconds between two scrapes; processes report that often
 SPEED_OVER = 30.0  # seconds over which speeds are taken
@@ -70,7 +70,7 @@ def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
         )
 
     done, target = new.most("qttdm_env_steps_total", **labels), new.most("qttdm_target_env_steps", **labels)
-    seconds, all_time = new.most("qttdm_run_seconds", **labels), spent()
+    all_time = spent()
     waited = spent(activity="waiting_for_decisions") + spent(activity="waiting_for_batches")
     decisions = new.total("qttdm_replay_decisions", **labels)
     capacity = new.total("qttdm_replay_capacity_decisions", **labels)
@@ -79,7 +79,7 @@ def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
         state=next((own["state"] for own, value in new.series("qttdm_seed_state", **labels) if value), "-"),
         env_steps=done or 0,
         target=target or 0,
-        seconds_left=seconds * max(0.0, target / done - 1) if seconds and done and target else None,
+        seconds_left=time_left(done, target, new.most("qttdm_run_seconds", **labels)),
         episode_return=new.most("qttdm_episode_return_last", **labels),
         eval_return=new.most("qttdm_evaluation_return", **labels),
         updates_per_second=speed("qttdm_updates_total"),

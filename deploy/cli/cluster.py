@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from cyclopts import App, Parameter
 
@@ -21,7 +21,6 @@ from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, stopp
 from qttdm.deploy.cluster.auth import choose_mode
 
 if TYPE_CHECKING:
-    from qttdm.common.contracts import TaskSpec
     from qttdm.deploy.cluster.seed_run import SeedRun
     from qttdm.deploy.configs.run_config import RunConfig
 
@@ -35,7 +34,6 @@ Name = Annotated[str, Parameter(help="the run's")]
 cluster = App("cluster", help="Train seeds on a Ray cluster, look at them, stop them, go on.", version_flags=())
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SeedSettings(Settings):
     """Settings of the seeds of a new run."""
@@ -48,16 +46,17 @@ class SeedSettings(Settings):
     """replay processes of a seed"""
     gpus_per_seed: Positive | None = None
     """such as 1, 0.5 or 0.25; default: none"""
+    shortcuts: ClassVar = Settings.shortcuts | {n: f"cluster.{n}" for n in ("actors", "shards", "gpus_per_seed")}
 
     def configs(self) -> list[RunConfig]:
         """Resolve one configuration for each seed. ConfigError if they do not fit together or to the task."""
         parts = self.seeds.split(",")
         if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
             raise ConfigError(f"--seeds: got {self.seeds!r}, want different whole numbers from 0, such as 0,1,2")
+        from qttdm.deploy.configs.run_config import check_cluster
         from qttdm.deploy.runs.build import task_spec
 
-        shortcuts = {f"cluster.{name}": getattr(self, name) for name in ("actors", "shards", "gpus_per_seed")}
-        configs = [self.load(int(part), shortcuts) for part in parts]
+        configs = [self.load(int(part)) for part in parts]
         check_cluster(configs[0], task_spec(configs[0]))
         return configs
 
@@ -111,6 +110,7 @@ def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = Fal
 
     from qttdm.deploy.cluster.cluster_run import old_seeds
     from qttdm.deploy.cluster.preflight import check_nodes, check_resources
+    from qttdm.deploy.configs.run_config import check_cluster
 
     seeds = old_seeds(directory)
     for seed in seeds:
@@ -171,26 +171,6 @@ def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
     return directory
 
 
-def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
-    """Check that the settings fit the task, each other and the number of shards. ConfigError if not."""
-    from qttdm.common.metrics.sinks import check_sinks
-    from qttdm.deploy.configs.run_config import check_fits
-
-    check_sinks(config.sinks)
-    check_fits(config, spec)
-    c = config.cluster
-    if config.replay.capacity // c.shards < spec.episode_decisions:
-        raise ConfigError(
-            f"replay.capacity={config.replay.capacity} over cluster.shards={c.shards} does not leave a shard one "
-            f"episode of {spec.episode_decisions} decisions; want at least {c.shards * spec.episode_decisions}"
-        )
-    if config.device not in ("auto", *(("cuda", "cuda:0") if c.gpus_per_seed > 0 else ("cpu",))):
-        raise ConfigError(
-            f"device={config.device} and cluster.gpus_per_seed={c.gpus_per_seed:g} contradict each other; leave device "
-            f"at auto: each process then uses the one GPU that it is given a share of"
-        )
-
-
 def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
     """Run all seeds to their end and print the summary. RunFailed if some of them failed."""
     from qttdm.deploy.cluster.cluster_run import ClusterRun
@@ -215,8 +195,7 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
         print(f"saved; go on with: qttdm cluster resume {directory.name}")
     failed = [seed for seed in seeds if seed.state == "failed"]
     if failed:
-        lines = [f"seed {seed.config.seed}: {seed.error} ({seed.run_dir.path / 'failure.txt'})" for seed in failed]
-        raise RunFailed("; ".join(lines))
+        raise RunFailed("; ".join(f"seed {s.config.seed}: {s.error} ({s.run_dir.path}/failure.txt)" for s in failed))
 
 
 def curve_and_video(run_dir: RunDir) -> None:
@@ -267,9 +246,8 @@ def submit(directory: Path, *flags: str) -> None:
 def running() -> list[str]:
     """Connect to the cluster; returns the names of the runs on it. ConfigError if there is no cluster."""
     choose_mode()
-    from qttdm.deploy.cluster.preflight import connect, named_runs
+    from qttdm.deploy.cluster.preflight import named_runs
 
-    connect()
     return named_runs()
 
 

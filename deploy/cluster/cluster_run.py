@@ -78,8 +78,6 @@ class ClusterRun:
                 for seed in self.seeds:
                     seed.stop()
             for seed in self.seeds:
-                if seed.state == "queued" and seed.has_place():
-                    self._start(seed)
                 seed.poll()
             if time.monotonic() - shown >= 1.0:
                 shown = time.monotonic()
@@ -88,12 +86,6 @@ class ClusterRun:
                     asked = self._control.publish.remote(self.view())
             time.sleep(0.1)
         show(self.view())
-
-    def _start(self, seed: SeedRun) -> None:
-        try:
-            seed.start()
-        except Exception as error:
-            seed.fail(error)
 
     def view(self) -> View:
         """Describe how the run goes: a row for each seed."""

@@ -85,19 +85,13 @@ def check_capacity(
     bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int
 ) -> str:
     """`check_resources` for nodes with these resources, of which so much is free now."""
-    for name in sorted({name for bundle in bundles for name in bundle}):
-        wanted = sum(bundle.get(name, 0) for bundle in bundles)
-        there = sum(node.get(name, 0) for node in nodes)
-        if wanted > there + 1e-9:
-            raise ConfigError(
-                f"a seed needs {wanted:g} {name}, the whole cluster has {there:g}; {_LESS.get(name, 'ask for less')}, "
-                f"or start Ray with more (`ray start --num-{name.lower()}s=N`, more nodes)"
-            )
     if count_fitting(bundles, nodes, 1) == 0:
-        largest = max(bundles, key=_size)
+        total = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in ("CPU", "GPU")}
         raise ConfigError(
-            f"a seed's largest part needs {_text(largest)} on one node, and its parts together do not fit on the "
-            f"cluster's nodes: {'; '.join(_text(node) for node in nodes)}; ask for less, or start larger nodes"
+            f"a seed needs {_text(total)}, of that {_text(max(bundles, key=_size))} on one node; the cluster's nodes "
+            f"have {'; '.join(_text(node) for node in nodes)}; want fewer --actors or --shards, smaller shares such as "
+            f"--set cluster.actor_cpus=0.25, a smaller --gpus-per-seed, or more in Ray (`ray start --num-cpus=N "
+            f"--num-gpus=N`, more nodes)"
         )
     now = count_fitting(bundles, free, seeds)
     if now < seeds:
@@ -112,12 +106,6 @@ def count_fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], seed
     while placed < seeds and all(_take(left, bundle) for bundle in sorted(bundles, key=_size, reverse=True)):
         placed += 1
     return placed
-
-
-_LESS = {
-    "CPU": "want fewer --actors or --shards, or smaller shares such as --set cluster.actor_cpus=0.25",
-    "GPU": "want a smaller --gpus-per-seed",
-}
 
 
 def _take(nodes: list[Resources], bundle: Resources) -> bool:
@@ -135,7 +123,7 @@ def _size(bundle: Resources) -> tuple[float, float]:
 
 
 def _text(resources: Resources) -> str:
-    shown = {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
+    shown = {name: amount for name, amount in resources.items() if name in ("CPU", "GPU") and amount > 0}
     return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "neither CPU nor GPU"
 
 
@@ -203,7 +191,8 @@ def source_digest() -> str:
 
 
 def named_runs() -> list[str]:
-    """List the runs that are on the cluster now."""
+    """List the runs that are on the cluster now. ConfigError if there is no cluster."""
+    connect()
     actors: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
     names = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
     return sorted(name.removesuffix("/control") for name in names if name.endswith("/control"))

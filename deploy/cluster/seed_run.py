@@ -51,7 +51,7 @@ ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
 
 
 class SeedRun:
-    """Run one seed: `start`, then `poll` until `state` is one of ENDED; only its files are left then."""
+    """Run one seed: `reserve`, then `poll` until `state` is one of ENDED; only its files are left then."""
 
     def __init__(self, name: str, config: RunConfig, run_dir: RunDir, spec: TaskSpec) -> None:
         self.name, self.config, self.run_dir, self.spec = f"{name}/seed-{config.seed}", config, run_dir, spec
@@ -137,11 +137,12 @@ class SeedRun:
         self.state = "running"
 
     def poll(self) -> None:
-        """Check all processes; never raises. A seed that fails ends only its own actors."""
-        if self.state not in ("running", "stopping"):
-            return
+        """Start when there is a place, then check all processes; never raises. A seed that fails ends only its own."""
         try:
-            self._check_processes()
+            if self.state == "queued" and self.has_place():
+                self.start()
+            elif self.state in ("running", "stopping"):
+                self._check_processes()
         except Exception as error:
             self.fail(error)
 

@@ -14,7 +14,7 @@ from pydantic import Field, SerializeAsAny, create_model
 from qttdm.common.config import Config, ConfigError, load_config, validate
 from qttdm.common.contracts import Agent, TaskSpec
 from qttdm.common.environments.config import EnvConfig
-from qttdm.common.metrics.sinks import SinksConfig
+from qttdm.common.metrics.sinks import SinksConfig, check_sinks
 from qttdm.deploy.agents.registry import AGENTS, OWN, agent_class, section_of
 from qttdm.deploy.configs.cluster_config import ClusterConfig
 from qttdm.learner.schedule import TrainingConfig
@@ -134,6 +134,23 @@ def check_fits(config: RunConfig, task: TaskSpec) -> None:
         raise ConfigError(
             f"training.seed_decisions={config.training.seed_decisions} leaves nothing to learn in: "
             f"training.env_steps={config.training.env_steps} is {total} decisions; want fewer than {total}"
+        )
+
+
+def check_cluster(config: RunConfig, task: TaskSpec) -> None:
+    """As `check_fits`, of a seed on a cluster."""
+    check_sinks(config.sinks)
+    check_fits(config, task)
+    c, decisions = config.cluster, task.episode_decisions
+    if config.replay.capacity // c.shards < decisions:
+        raise ConfigError(
+            f"replay.capacity={config.replay.capacity} over cluster.shards={c.shards} does not leave a shard one "
+            f"episode of {decisions} decisions; want at least {c.shards * decisions}"
+        )
+    if config.device not in ("auto", *(("cuda", "cuda:0") if c.gpus_per_seed > 0 else ("cpu",))):
+        raise ConfigError(
+            f"device={config.device} and cluster.gpus_per_seed={c.gpus_per_seed:g} contradict each other; leave device "
+            f"at auto: each process then uses the one GPU that it is given a share of"
         )
 
 

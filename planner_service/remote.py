@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,20 +108,12 @@ class PlannerActor:
         if policy.weights_version < oldest:
             async with self._fetching:  # once for all who come with the same question
                 if policy.weights_version < oldest:
-                    await self._pull()
+                    with suppress(RayError):  # the learner is starting, or has newer ones by now
+                        newest = await self.learner.newest.options(concurrency_group="control").remote()
+                        if newest is not None:
+                            (reference,), version, checksum = newest
+                            await self.take(await reference, version, checksum)
         return policy.weights_version >= oldest
-
-    async def _pull(self) -> None:
-        """Fetch the newest weights, if the learner has any now."""
-        try:
-            newest = await self.learner.newest.options(concurrency_group="control").remote()
-            if newest is None:
-                return
-            (reference,), version, checksum = newest
-            values = await reference
-        except RayError:  # the learner is starting, or has newer ones by now
-            return
-        await self.take(values, version, checksum)
 
     async def flush(self) -> None:
         """Report what was measured; asked when the run ends."""

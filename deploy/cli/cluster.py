@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cyclopts import App, Parameter
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from qttdm.deploy.configs.run_config import RunConfig
 
 RUNS = Path("runs")
-ANSWER_SECONDS = 30.0  # for a run to say how it goes
 JOB_SERVICE_SECONDS = 60.0  # for it to be ready, on a head that has just been started
 
 RunsDir = Annotated[Path, Parameter(help="shared by all nodes")]
@@ -132,6 +131,7 @@ def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = Fal
 @cluster.command
 def status(name: Name | None = None, /) -> None:
     """Show how the runs on the cluster are going."""
+    from qttdm.deploy.cluster.preflight import ask
     from qttdm.deploy.screens.rows import print_views
 
     there = running()
@@ -146,6 +146,8 @@ def status(name: Name | None = None, /) -> None:
 def stop(name: Name, /) -> None:
     """Save a run's seeds and take them off the cluster."""
     running()
+    from qttdm.deploy.cluster.preflight import ask
+
     ask(name, "request_stop")
     print(f"stopping {name}", flush=True)
     while name in running():
@@ -249,22 +251,6 @@ def running() -> list[str]:
     from qttdm.deploy.cluster.preflight import named_runs
 
     return named_runs()
-
-
-def ask(name: str, method: str) -> Any:
-    """Call a method of a run's RunControl. ConfigError if there is no such run on the cluster."""
-    import ray
-
-    from qttdm.deploy.configs.cluster_config import NAMESPACE
-
-    try:
-        control = ray.get_actor(f"{name}/control", namespace=NAMESPACE)
-        return ray.get(getattr(control, method).remote(), timeout=ANSWER_SECONDS)
-    except ray.exceptions.GetTimeoutError:
-        raise ConfigError(f"{name}: does not answer within {ANSWER_SECONDS:g} s; look at `ray status`") from None
-    except (ValueError, ray.exceptions.RayError):
-        there = ", ".join(running()) or "none"
-        raise ConfigError(f"{name}: no such run is on the cluster now; there: {there}") from None
 
 
 def refuse_running(name: str) -> None:

@@ -126,9 +126,7 @@ def run(app: App, arguments: Sequence[str] | None) -> int:
         return _end(2, error)
     except KeyboardInterrupt:
         return _end(130, "interrupted")
-    except RuntimeError as error:
-        if not isinstance(error, _failures()):
-            raise
+    except _failures() as error:
         return _end(1, error)
 
 

@@ -1,4 +1,4 @@
-"""Check, before a run starts on a cluster, that it answers, has room, and runs the same program on every node."""
+"""Reach a cluster and the runs on it; check, before another starts, that it has room and one program on every node."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ HOW_TO_START = (
     "start one with `ray start --head` (on a machine with GPUs it finds them; --num-cpus=N sets how many CPUs)"
 )
 WANT_ADDRESS = "want <host>:<port> of the cluster's head, as `ray start --head` prints it (the port is 6379 by default)"
+ANSWER_SECONDS = 30.0  # for a run to say how it goes
 NODE_SECONDS = 120.0  # for a node to answer: the first process there has to import torch
 
 
@@ -196,3 +197,15 @@ def named_runs() -> list[str]:
     actors: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
     names = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
     return sorted(name.removesuffix("/control") for name in names if name.endswith("/control"))
+
+
+def ask(name: str, method: str) -> Any:
+    """Call a method of a run's RunControl. ConfigError if there is no such run on the cluster."""
+    try:
+        control = ray.get_actor(f"{name}/control", namespace=NAMESPACE)
+        return ray.get(getattr(control, method).remote(), timeout=ANSWER_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        raise ConfigError(f"{name}: does not answer within {ANSWER_SECONDS:g} s; look at `ray status`") from None
+    except (ValueError, RayError):
+        there = ", ".join(named_runs()) or "none"
+        raise ConfigError(f"{name}: no such run is on the cluster now; there: {there}") from None

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from qttdm.actors.remote import CollectorActor, EvaluatorActor
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.contracts import Learner, Policy, TaskSpec
-from qttdm.common.events import EventLog
+from qttdm.common.events import EventLog, Waiting
 from qttdm.common.metrics.process import CALLS, FAILURES
 from qttdm.common.metrics.sinks import make_sinks
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
@@ -69,29 +69,24 @@ class SeedRun:
         self._group: Any = None
         self._actors: dict[str, Any] = {}
         self._pings: dict[str, tuple[ray.ObjectRef, float]] = {}
-        self._starting: dict[str, float] = {}  # since when, or since that was last said
+        self._waiting = Waiting(self.events, config.cluster.timeout_seconds)  # for the seed, then for its processes
         self._pinged_at = 0.0
         self._fill: dict[str, float] = {}
         self._answers: dict[str, ray.ObjectRef] = {}
         self._deadline = math.inf
-        self._queued_at = self._said_at = 0.0
 
     def reserve(self) -> None:
         """Queue for a placement group; Ray grants all of it at once."""
         self.telemetry = self._make_telemetry("driver", 0)
         self.telemetry.before_report(self._report_state)
         self._group = placement_group(self.config.cluster.bundles(), strategy="PACK", name=self.name)
-        self._queued_at = self._said_at = time.monotonic()
 
     def has_place(self) -> bool:
         """Has Ray granted the placement group? Until then events.log says now and then what the seed waits for."""
         if self._group.wait(timeout_seconds=0.01):
+            self._waiting.over()
             return True
-        now = time.monotonic()
-        if now - self._said_at >= self.config.cluster.timeout_seconds:
-            self._said_at = now
-            waited = f"has been queued for {now - self._queued_at:.0f} s"
-            self.events.write(f"{waited}: {describe_capacity(self.config.cluster.bundles())}")
+        self._waiting.still(f"a place: {describe_capacity(self.config.cluster.bundles())}")
         return False
 
     def start(self) -> None:
@@ -107,7 +102,7 @@ class SeedRun:
             derive_seed(s.seed, "replay"),
             c.shards,
             num_cpus=c.shard_cpus,
-            **self._place(0),
+            **self._in_bundle(0),
         )
         self._actors |= {f"replay-{i}": shard for i, shard in enumerate(shards)}
         names = [f"{self.name}/{name}" for name in self._actors]
@@ -212,19 +207,14 @@ class SeedRun:
 
     def _wait_for_starts(self, now: float) -> None:
         """Extend the deadline of processes that start, or wait for a place since their node died; log long waits."""
-        for name in self._starting.keys() - self._pings.keys():
-            del self._starting[name]
-        for name, (answer, _) in self._pings.items():
-            if ray_private.is_alive(self._actors[name]):
-                self._starting.pop(name, None)
-            else:
-                self._pings[name] = answer, now
-                self._starting.setdefault(name, now)
-        if self._starting and now - min(self._starting.values()) > self.config.cluster.timeout_seconds:
-            self._starting = dict.fromkeys(sorted(self._starting), now)
-            self.events.write(
-                f"waits for {', '.join(self._starting)} to start; {describe_capacity(self.config.cluster.bundles())}"
-            )
+        starting = sorted(name for name in self._pings if not ray_private.is_alive(self._actors[name]))
+        for name in starting:
+            self._pings[name] = self._pings[name][0], now
+        if starting:
+            capacity = describe_capacity(self.config.cluster.bundles())
+            self._waiting.still(f"{', '.join(starting)} to start; {capacity}")
+        else:
+            self._waiting.over()
 
     def _leave(self, state: SeedState) -> None:
         """Remove every actor and the placement group, when all have reported what they counted."""
@@ -262,7 +252,7 @@ class SeedRun:
             "name": f"{self.name}/{name}",
             "num_cpus": cpus,
             "num_gpus": gpus,
-            **self._place(bundle),
+            **self._in_bundle(bundle),
         }
         if kind is not PlannerActor:  # which is async: its methods do not wait for each other
             options["concurrency_groups"] = {"control": 2}
@@ -271,7 +261,7 @@ class SeedRun:
         self._actors[name] = ray.remote(**options)(kind).remote(*arguments)
         return self._actors[name]
 
-    def _place(self, bundle: int) -> dict[str, Any]:
+    def _in_bundle(self, bundle: int) -> dict[str, Any]:
         return {
             "namespace": NAMESPACE,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),

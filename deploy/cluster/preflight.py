@@ -39,8 +39,16 @@ def connect() -> None:
     if ray.is_initialized():
         return
     given = os.environ.get("RAY_ADDRESS") or "auto"
-    where = "on this machine" if given == "auto" else f"at RAY_ADDRESS={given}"
-    address = find_address(given)
+    where, address = f"at RAY_ADDRESS={given}", given
+    if given == "auto":
+        where = "on this machine"
+        try:
+            address = ray_private.find_head()
+        except ConnectionError:
+            raise ConfigError(f"no Ray cluster on this machine; {HOW_TO_START}") from None
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ConfigError(f"RAY_ADDRESS={given}: {WANT_ADDRESS}")
     status, reason = ray_private.ask_head(address)
     if status is StatusCode.UNAUTHENTICATED:
         raise ConfigError(
@@ -55,19 +63,6 @@ def connect() -> None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the Ray cluster {where} refuses: {' '.join(str(error).split())[:300]}") from None
-
-
-def find_address(given: str) -> str:
-    """Return host:port of a cluster's head, where `given` is that already or `auto`. ConfigError if it cannot be."""
-    if given == "auto":
-        try:
-            return ray_private.find_head()
-        except ConnectionError:
-            raise ConfigError(f"no Ray cluster on this machine; {HOW_TO_START}") from None
-    host, _, port = given.rpartition(":")
-    if "://" in given or not host or not port.isdigit():
-        raise ConfigError(f"RAY_ADDRESS={given}: {WANT_ADDRESS}")
-    return given
 
 
 def check_resources(bundles: Sequence[Resources], seeds: int) -> str:

@@ -59,19 +59,15 @@ class Scrape:
 def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
     """Make a seed's row; speeds and idle time are between the two scrapes."""
 
-    def speed(name: str) -> float | None:
-        known = old.series(name, **labels) and new.series(name, **labels) and new.time > old.time
-        return (new.total(name, **labels) - old.total(name, **labels)) / (new.time - old.time) if known else None
-
-    def spent(**activity: str) -> float:
-        return sum(
-            sign * scrape.total("qttdm_learner_seconds_total", **labels, **activity)
-            for sign, scrape in ((1, new), (-1, old))
-        )
+    def speed(name: str, **more: str) -> float | None:
+        which = labels | more
+        known = old.series(name, **which) and new.series(name, **which) and new.time > old.time
+        return (new.total(name, **which) - old.total(name, **which)) / (new.time - old.time) if known else None
 
     done, target = new.most("qttdm_env_steps_total", **labels), new.most("qttdm_target_env_steps", **labels)
-    all_time = spent()
-    waited = spent(activity="waiting_for_decisions") + spent(activity="waiting_for_batches")
+    all_time = speed("qttdm_learner_seconds_total")
+    waits = ("waiting_for_decisions", "waiting_for_batches")
+    waited = sum(speed("qttdm_learner_seconds_total", activity=activity) or 0.0 for activity in waits)
     decisions = new.total("qttdm_replay_decisions", **labels)
     capacity = new.total("qttdm_replay_capacity_decisions", **labels)
     return Row(
@@ -84,7 +80,7 @@ def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
         eval_return=new.most("qttdm_evaluation_return", **labels),
         updates_per_second=speed("qttdm_updates_total"),
         decisions_per_second=speed("qttdm_decisions_total"),
-        idle=waited / all_time if all_time > 0 else None,
+        idle=waited / all_time if all_time else None,
         fill=decisions / capacity if capacity else None,
         staleness=new.most("qttdm_staleness_updates", **labels),
         restarts=new.total("qttdm_process_restarts_total", **labels),

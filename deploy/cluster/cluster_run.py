@@ -54,38 +54,34 @@ class ClusterRun:
     def run(self, show: Any, should_stop: Any) -> None:
         """Run until every seed has ended. show(view) is called once a second; should_stop() ten times as often."""
         control: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RunControl)
-        self._control: Any = control.options(name=f"{self.name}/control", namespace=NAMESPACE).remote(self.view())
+        control = control.options(name=f"{self.name}/control", namespace=NAMESPACE).remote(self.view())
+        asked: ray.ObjectRef | None = None
+        stopping = False
+        shown = 0.0
         try:
-            self._run(show, should_stop)
+            for seed in self.seeds:
+                if seed.state not in ENDED:
+                    seed.reserve()
+            while any(seed.state not in ENDED for seed in self.seeds):
+                if asked is not None and ray.wait([asked], timeout=0)[0]:
+                    stopping = stopping or ray.get(asked)
+                    asked = None
+                for seed in self.seeds:
+                    if stopping or should_stop():
+                        seed.stop()
+                    seed.poll()
+                if time.monotonic() - shown >= 1.0:
+                    shown = time.monotonic()
+                    show(self.view())
+                    if asked is None:
+                        asked = control.publish.remote(self.view())
+                time.sleep(0.1)
+            show(self.view())
         finally:  # also when this loop fails: nothing of ours stays in the cluster
             for seed in self.seeds:
                 if seed.state not in ENDED:
                     seed.fail(RuntimeError("the driver failed"))
-            ray.kill(self._control)
-
-    def _run(self, show: Any, should_stop: Any) -> None:
-        for seed in self.seeds:
-            if seed.state not in ENDED:
-                seed.reserve()
-        asked: ray.ObjectRef | None = None
-        stopping = False
-        shown = 0.0
-        while any(seed.state not in ENDED for seed in self.seeds):
-            if asked is not None and ray.wait([asked], timeout=0)[0]:
-                stopping = stopping or ray.get(asked)
-                asked = None
-            if stopping or should_stop():
-                for seed in self.seeds:
-                    seed.stop()
-            for seed in self.seeds:
-                seed.poll()
-            if time.monotonic() - shown >= 1.0:
-                shown = time.monotonic()
-                show(self.view())
-                if asked is None:
-                    asked = self._control.publish.remote(self.view())
-            time.sleep(0.1)
-        show(self.view())
+            ray.kill(control)
 
     def view(self) -> View:
         """Describe how the run goes: a row for each seed."""

@@ -102,7 +102,7 @@ class SeedRun:
             derive_seed(s.seed, "replay"),
             c.shards,
             num_cpus=c.shard_cpus,
-            **self._in_bundle(0),
+            **self._place(0),
         )
         self._actors |= {f"replay-{i}": shard for i, shard in enumerate(shards)}
         names = [f"{self.name}/{name}" for name in self._actors]
@@ -245,23 +245,22 @@ class SeedRun:
             return Telemetry.silent
         return partial(start_reporting, self.run_name, self.config.seed, self.config.task)
 
-    def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> Any:
+    def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> None:
         """Create a named actor in one of the seed's bundles."""
         options: dict[str, Any] = {
             **RESTARTED,
             "name": f"{self.name}/{name}",
             "num_cpus": cpus,
             "num_gpus": gpus,
-            **self._in_bundle(bundle),
+            **self._place(bundle),
         }
         if kind is not PlannerActor:  # which is async: its methods do not wait for each other
             options["concurrency_groups"] = {"control": 2}
         if gpus == 0:
             options["runtime_env"] = CPU_ONLY
         self._actors[name] = ray.remote(**options)(kind).remote(*arguments)
-        return self._actors[name]
 
-    def _in_bundle(self, bundle: int) -> dict[str, Any]:
+    def _place(self, bundle: int) -> dict[str, Any]:
         return {
             "namespace": NAMESPACE,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),

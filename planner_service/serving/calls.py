@@ -72,7 +72,7 @@ class Session:
     @checked
     async def health(self) -> dict[str, Any]:
         """How the service is doing."""
-        return asdict(self.service.status())
+        return self.service.status()
 
     @checked
     async def begin(

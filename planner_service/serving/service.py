@@ -88,23 +88,6 @@ class AskingConfig(Config):
     """ask again after the time it says, or act with the Q-Transformer's greedy action this once"""
 
 
-@dataclass(frozen=True)
-class ServiceStatus:
-    """How the service is doing, since its start."""
-
-    weights_version: int
-    episodes: int
-    """under way"""
-    queued: int
-    """requests waiting now"""
-    answers: int
-    batches: int
-    refusals: dict[str, int]
-    """by code"""
-    plan_ms: float
-    """of the last batch"""
-
-
 @dataclass
 class _Episode:
     state: Any
@@ -217,17 +200,17 @@ class PlannerService:
         """New network weights for the batches to come; older ones are left. ValueError if they do not fit."""
         await asyncio.get_running_loop().run_in_executor(self._planner, self._load, weights)
 
-    def status(self) -> ServiceStatus:
-        """For health checks and monitoring."""
-        return ServiceStatus(
-            weights_version=self.policy.weights_version,
-            episodes=len(self._episodes),
-            queued=len(self._queue),
-            answers=self._counts["answers"],
-            batches=self._counts["batches"],
-            refusals=dict(self._refused),
-            plan_ms=1e3 * self._plan_seconds,
-        )
+    def status(self) -> dict[str, Any]:
+        """Say how the service is doing, since its start: the answer to `health`, docs/protocol.md."""
+        return {
+            "weights_version": self.policy.weights_version,
+            "episodes": len(self._episodes),
+            "queued": len(self._queue),
+            "answers": self._counts["answers"],
+            "batches": self._counts["batches"],
+            "refusals": dict(self._refused),
+            "plan_ms": 1e3 * self._plan_seconds,
+        }
 
     async def stop(self) -> None:
         """Answer those who wait, and refuse everyone else."""

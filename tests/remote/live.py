@@ -35,7 +35,6 @@ from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.planner_service.remote import PlannerActor
-from qttdm.planner_service.serving.service import ServiceStatus
 from qttdm.replay.feed import StoredEpisode, Totals
 from qttdm.replay.shard import ReplayShard
 
@@ -70,7 +69,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
     return answer
 
 
-def status_of(planner: PlannerActor) -> ServiceStatus:
+def status_of(planner: PlannerActor) -> dict[str, Any]:
     """Say how a planner is doing. Runs in its process."""
     return planner.service.status()
 

@@ -121,8 +121,8 @@ class TestSameAnswers:
             return actions, serving.status()
 
         actions, status = asyncio.run(run())
-        assert status.answers == sum(decisions for *_, decisions in clients)
-        assert status.answers > 1.5 * status.batches  # they did share
+        assert status["answers"] == sum(decisions for *_, decisions in clients)
+        assert status["answers"] > 1.5 * status["batches"]  # they did share
         for client, got in zip(clients, actions, strict=True):
             assert np.allclose(got, local_actions(POLICIES[name](), *client), atol=1e-5), client
 
@@ -423,7 +423,7 @@ class TestRefusals:
         (ended, other), status = asyncio.run(run())
         assert ended.code == "unknown_episode"
         assert isinstance(other, Answer)
-        assert status.episodes == 1
+        assert status["episodes"] == 1
 
     def test_silent_clients_are_released_when_others_begin(self):
         async def run():
@@ -441,7 +441,7 @@ class TestRefusals:
 
         refused, status = asyncio.run(run())
         assert refused.retry_ms > 0
-        assert status.episodes == 2
+        assert status["episodes"] == 2
 
     def test_a_full_queue_is_busy_at_once_and_says_when_to_come_again(self):
         async def run():
@@ -477,7 +477,7 @@ class TestRefusals:
 
         failed, status = asyncio.run(run())
         assert (failed.code, failed.message) == ("failed", "ZeroDivisionError: division by zero")
-        assert status.refusals == {"failed": 1}
+        assert status["refusals"] == {"failed": 1}
 
     def test_a_failed_batch_holds_up_nobody_who_waits_behind_it(self):
         async def run():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -158,7 +157,7 @@ def preset_path(name: str) -> Path:
     """A preset's file, by name or as a path ending in .yaml. ConfigError lists the names there are."""
     if name.endswith(".yaml"):
         return Path(name)
-    folder = Path(str(resources.files("qttdm.deploy.configs")))
+    folder = Path(__file__).parent
     path = folder / f"{name}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in folder.glob("*.yaml"))

@@ -131,10 +131,10 @@ def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = Fal
 @cluster.command
 def status(name: Name | None = None, /) -> None:
     """Show how the runs on the cluster are going."""
+    there = running()
     from qttdm.deploy.cluster.preflight import ask
     from qttdm.deploy.screens.rows import print_views
 
-    there = running()
     names = [name] if name else there
     if not names:
         print("no run is on this cluster")

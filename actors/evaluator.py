@@ -9,14 +9,15 @@ the run nor, since its process is started again, go on for ever.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from qttdm.actors.attempts import MOST_ATTEMPTS, Attempts
 from qttdm.actors.diagnosis import report_evaluation
 from qttdm.actors.episodes import EnvironmentFailure
 from qttdm.actors.evaluation import evaluate
 from qttdm.actors.measured import MeasuredPolicy
 from qttdm.actors.settings import ActorSettings, close_environments, make_environments
+from qttdm.common.disk import replace_file
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.events import EventLog
 from qttdm.common.metrics.process import FAILURES
@@ -24,6 +25,7 @@ from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights, updates_of
 
+MOST_ATTEMPTS = 3
 Result = tuple[list[float], float | None, float]
 """returns of the episodes, share of successes (None: the task has none), seconds; no returns: given up"""
 
@@ -73,3 +75,32 @@ class Evaluator:
             seconds = time.monotonic() - started
             report_evaluation(self.telemetry, self.policy, result.episodes)
         return result.returns, result.success, seconds
+
+
+class Attempts:
+    """Count, on disk, the attempts at each evaluation that is under way or had trouble, by its weights' version.
+
+    What is tried is in the file before it begins: a process that takes the place of one that was killed goes on with
+    the same attempt, of one that hung with the next. Ray may ask it for the evaluations in another order.
+    """
+
+    def __init__(self, path: Path, hung: bool) -> None:
+        """hung: the last process that wrote to this file hung in what it tried."""
+        self.path = path
+        self._tried: dict[int, int] = {}  # the one under way is the last
+        for line in path.read_text().splitlines() if path.exists() else []:
+            version, attempt = map(int, line.split())
+            self._tried[version] = attempt
+        if hung and self._tried:
+            self._tried[next(reversed(self._tried))] += 1
+
+    def of(self, version: int) -> Iterator[int]:
+        """Those that are left, from 0; to be asked for the next one when the last has failed."""
+        attempt = self._tried.pop(version, 0)
+        self._tried = {other: tried for other, tried in self._tried.items() if tried}
+        while attempt < MOST_ATTEMPTS:
+            self._tried[version] = attempt
+            replace_file(self.path, "".join(f"{v} {tried}\n" for v, tried in self._tried.items()).encode())
+            yield attempt
+            attempt += 1
+        self._tried[version] = attempt

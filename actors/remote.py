@@ -68,8 +68,8 @@ class CollectorActor(Collector):
         self._inserting = 0
         self.telemetry.before_report(self._measure)
 
-    def run(self) -> int:
-        """Collect until the learner says that it is done; returns the number of episodes."""
+    def run(self) -> None:
+        """Collect until the learner says that it is done."""
         give_way()
         self._pull()
         if self.watchdog.found:
@@ -80,14 +80,14 @@ class CollectorActor(Collector):
         )
         # The episode that this actor's last process hung in must not be the first of this one again.
         attempt = int(time.time()) if ray.get_runtime_context().was_current_actor_reconstructed else 0
-        collected = stored = 0
+        stored = 0
         refused = self._waiting()
         while True:
             asked = self._control("request_collect").remote(self.index, self.process, stored)
             permit = self._ask(asked, "a permit from the learner")
             stored = 0
             if permit.verdict == "done":
-                return collected
+                return
             if permit.verdict == "wait":
                 refused.still(permit.reason)
                 time.sleep(permit.retry_seconds)
@@ -105,7 +105,7 @@ class CollectorActor(Collector):
                 continue
             for name, episode in zip(names, episodes, strict=True):
                 self._insert(episode.named(self.index, name))
-                collected, stored = collected + 1, stored + episode.decisions
+                stored += episode.decisions
 
     @ray.method(concurrency_group="control")
     def take(self, values: np.ndarray, version: int, checksum: int) -> None:
@@ -116,10 +116,6 @@ class CollectorActor(Collector):
     def flush(self) -> None:
         """Report what was measured; asked when the run ends."""
         self.telemetry.flush()
-
-    def alive(self) -> int:
-        """The process's number: an answer at all is what matters."""
-        return os.getpid()
 
     def _before_decision(self) -> bool:
         """Load newer weights if there are any; never stops the episode."""
@@ -234,7 +230,3 @@ class EvaluatorActor:
     def flush(self) -> None:
         """Report what was measured; asked when the run ends."""
         self.evaluator.telemetry.flush()
-
-    def alive(self) -> int:
-        """The process's number: an answer at all is what matters."""
-        return os.getpid()

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,10 +146,6 @@ class LearnerActor:
     def flush(self) -> None:
         """Send the last report, at the end of a run."""
         self.telemetry.flush()
-
-    def alive(self) -> int:
-        """Answer a heartbeat, with the process's number."""
-        return os.getpid()
 
 
 class Broadcast:

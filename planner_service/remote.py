@@ -9,9 +9,9 @@ If the service dies, hangs or is busy, the actor does what its configuration say
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
 from qttdm.common.weights import GENERATION, Weights
 from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
-from qttdm.planner_service.serving.service import AskingConfig, PlannerService, ServiceConfig, ServiceStatus
+from qttdm.planner_service.serving.service import AskingConfig, PlannerService, ServiceConfig
 
 RETRY_MS = 200.0  # after which to ask again a planner that waits for weights
 
@@ -108,32 +108,16 @@ class PlannerActor:
         if policy.weights_version < oldest:
             async with self._fetching:  # once for all who come with the same question
                 if policy.weights_version < oldest:
-                    await self._pull()
+                    with suppress(RayError):  # the learner is starting, or has newer ones by now
+                        newest = await self.learner.newest.options(concurrency_group="control").remote()
+                        if newest is not None:
+                            (reference,), version, checksum = newest
+                            await self.take(await reference, version, checksum)
         return policy.weights_version >= oldest
-
-    async def _pull(self) -> None:
-        """Fetch the newest weights, if the learner has any now."""
-        try:
-            newest = await self.learner.newest.options(concurrency_group="control").remote()
-            if newest is None:
-                return
-            (reference,), version, checksum = newest
-            values = await reference
-        except RayError:  # the learner is starting, or has newer ones by now
-            return
-        await self.take(values, version, checksum)
-
-    async def stats(self) -> ServiceStatus:
-        """How it is doing."""
-        return await self.service.status()
 
     async def flush(self) -> None:
         """Report what was measured; asked when the run ends."""
         await asyncio.to_thread(self.telemetry.flush)
-
-    async def alive(self) -> int:
-        """The process's number: an answer at all is what matters."""
-        return os.getpid()
 
 
 @dataclass

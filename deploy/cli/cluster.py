@@ -11,31 +11,28 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from qttdm.common.config import ConfigError
 from qttdm.common.run_dir import RunDir
-from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, new_app, stopping
+from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, stopping
 from qttdm.deploy.cluster.auth import choose_mode
 
 if TYPE_CHECKING:
-    from qttdm.common.contracts import TaskSpec
     from qttdm.deploy.cluster.seed_run import SeedRun
     from qttdm.deploy.configs.run_config import RunConfig
 
 RUNS = Path("runs")
-ANSWER_SECONDS = 30.0  # for a run to say how it goes
 JOB_SERVICE_SECONDS = 60.0  # for it to be ready, on a head that has just been started
 
 RunsDir = Annotated[Path, Parameter(help="shared by all nodes")]
 Detach = Annotated[bool, Parameter(help="leave it to the cluster (a Ray job) and return")]
 Name = Annotated[str, Parameter(help="the run's")]
-cluster = new_app("cluster", "Train seeds on a Ray cluster, look at them, stop them, go on.")
+cluster = App("cluster", help="Train seeds on a Ray cluster, look at them, stop them, go on.", version_flags=())
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SeedSettings(Settings):
     """Settings of the seeds of a new run."""
@@ -48,16 +45,17 @@ class SeedSettings(Settings):
     """replay processes of a seed"""
     gpus_per_seed: Positive | None = None
     """such as 1, 0.5 or 0.25; default: none"""
+    shortcuts: ClassVar = Settings.shortcuts | {n: f"cluster.{n}" for n in ("actors", "shards", "gpus_per_seed")}
 
     def configs(self) -> list[RunConfig]:
         """Resolve one configuration for each seed. ConfigError if they do not fit together or to the task."""
         parts = self.seeds.split(",")
         if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
             raise ConfigError(f"--seeds: got {self.seeds!r}, want different whole numbers from 0, such as 0,1,2")
+        from qttdm.deploy.configs.run_config import check_cluster
         from qttdm.deploy.runs.build import task_spec
 
-        shortcuts = {f"cluster.{name}": getattr(self, name) for name in ("actors", "shards", "gpus_per_seed")}
-        configs = [self.load(int(part), shortcuts) for part in parts]
+        configs = [self.load(int(part)) for part in parts]
         check_cluster(configs[0], task_spec(configs[0]))
         return configs
 
@@ -111,6 +109,7 @@ def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = Fal
 
     from qttdm.deploy.cluster.cluster_run import old_seeds
     from qttdm.deploy.cluster.preflight import check_nodes, check_resources
+    from qttdm.deploy.configs.run_config import check_cluster
 
     seeds = old_seeds(directory)
     for seed in seeds:
@@ -132,22 +131,23 @@ def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = Fal
 @cluster.command
 def status(name: Name | None = None, /) -> None:
     """Show how the runs on the cluster are going."""
-    from qttdm.deploy.screens.cluster_rows import cluster_view
+    there = running()
+    from qttdm.deploy.cluster.preflight import ask
     from qttdm.deploy.screens.rows import print_views
 
-    there = running()
     names = [name] if name else there
     if not names:
         print("no run is on this cluster")
     for one in names:
-        run = ask(one, "status")
-        print_views([cluster_view(run, f"{one}: {run['task']}, {run['directory']}")])
+        print_views([ask(one, "view")])
 
 
 @cluster.command
 def stop(name: Name, /) -> None:
     """Save a run's seeds and take them off the cluster."""
     running()
+    from qttdm.deploy.cluster.preflight import ask
+
     ask(name, "request_stop")
     print(f"stopping {name}", flush=True)
     while name in running():
@@ -173,31 +173,10 @@ def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
     return directory
 
 
-def check_cluster(config: RunConfig, spec: TaskSpec) -> None:
-    """Check that the settings fit the task, each other and the number of shards. ConfigError if not."""
-    from qttdm.common.metrics.sinks import check_sinks
-    from qttdm.deploy.configs.run_config import check_fits
-
-    check_sinks(config.sinks)
-    check_fits(config, spec)
-    c = config.cluster
-    if config.replay.capacity // c.shards < spec.episode_decisions:
-        raise ConfigError(
-            f"replay.capacity={config.replay.capacity} over cluster.shards={c.shards} does not leave a shard one "
-            f"episode of {spec.episode_decisions} decisions; want at least {c.shards * spec.episode_decisions}"
-        )
-    if config.device not in ("auto", *(("cuda", "cuda:0") if c.gpus_per_seed > 0 else ("cpu",))):
-        raise ConfigError(
-            f"device={config.device} and cluster.gpus_per_seed={c.gpus_per_seed:g} contradict each other; leave device "
-            f"at auto: each process then uses the one GPU that it is given a share of"
-        )
-
-
 def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
     """Run all seeds to their end and print the summary. RunFailed if some of them failed."""
     from qttdm.deploy.cluster.cluster_run import ClusterRun
     from qttdm.deploy.cluster.exporter_actor import ensure_exporter
-    from qttdm.deploy.screens.cluster_rows import cluster_view
     from qttdm.deploy.screens.display import Display
     from qttdm.deploy.screens.plot import plot_runs
 
@@ -207,7 +186,7 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
         print(ensure_exporter(c.metrics_host, c.metrics_port))
     with RunDir(directory).lock(), stopping() as stopped:
         with Display() as display:
-            run.run(lambda status: display.show(cluster_view(status)), stopped)
+            run.run(display.show, stopped)
         finished = [seed for seed in seeds if seed.state == "finished"]
         for seed in finished:
             curve_and_video(seed.run_dir)
@@ -218,8 +197,7 @@ def drive(directory: Path, seeds: Sequence[SeedRun]) -> None:
         print(f"saved; go on with: qttdm cluster resume {directory.name}")
     failed = [seed for seed in seeds if seed.state == "failed"]
     if failed:
-        lines = [f"seed {seed.config.seed}: {seed.error} ({seed.run_dir.path / 'failure.txt'})" for seed in failed]
-        raise RunFailed("; ".join(lines))
+        raise RunFailed("; ".join(f"seed {s.config.seed}: {s.error} ({s.run_dir.path}/failure.txt)" for s in failed))
 
 
 def curve_and_video(run_dir: RunDir) -> None:
@@ -270,26 +248,9 @@ def submit(directory: Path, *flags: str) -> None:
 def running() -> list[str]:
     """Connect to the cluster; returns the names of the runs on it. ConfigError if there is no cluster."""
     choose_mode()
-    from qttdm.deploy.cluster.preflight import connect, named_runs
+    from qttdm.deploy.cluster.preflight import named_runs
 
-    connect()
     return named_runs()
-
-
-def ask(name: str, method: str) -> Any:
-    """Call a method of a run's RunControl. ConfigError if there is no such run on the cluster."""
-    import ray
-
-    from qttdm.deploy.configs.cluster_config import NAMESPACE
-
-    try:
-        control = ray.get_actor(f"{name}/control", namespace=NAMESPACE)
-        return ray.get(getattr(control, method).remote(), timeout=ANSWER_SECONDS)
-    except ray.exceptions.GetTimeoutError:
-        raise ConfigError(f"{name}: does not answer within {ANSWER_SECONDS:g} s; look at `ray status`") from None
-    except (ValueError, ray.exceptions.RayError):
-        there = ", ".join(running()) or "none"
-        raise ConfigError(f"{name}: no such run is on the cluster now; there: {there}") from None
 
 
 def refuse_running(name: str) -> None:

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cyclopts import App, Parameter
+
 from qttdm.common.config import ConfigError, commented_yaml
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.cluster import cluster
@@ -25,7 +27,6 @@ from qttdm.deploy.cli.options import (
     RunPath,
     Seed,
     Settings,
-    new_app,
     run,
     stopping,
 )
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
     from qttdm.common.metrics.telemetry import MakeTelemetry
     from qttdm.deploy.configs.run_config import RunConfig
 
-app = new_app("qttdm", "QT-TDM: planning with a Transformer Dynamics Model and a Q-Transformer")
+app = App(
+    "qttdm",
+    help="QT-TDM: planning with a Transformer Dynamics Model and a Q-Transformer",
+    version_flags=(),
+    help_format="plaintext",
+    default_parameter=Parameter(negative=(), allow_repeating=True),
+)
 app.command(cluster)
 
 
@@ -61,7 +68,10 @@ def train(
         resume: go on with this run from its newest checkpoint
         max_minutes: end cleanly after so long
     """
+    from qttdm.common.metrics.sinks import check_sinks
     from qttdm.common.metrics.watchdog import announced
+    from qttdm.deploy.configs.run_config import check_fits
+    from qttdm.deploy.runs.build import choose_device, task_spec
     from qttdm.deploy.runs.local import PROCESSES, new_run, resume_run, silent
     from qttdm.deploy.screens.plot import plot_runs
     from qttdm.deploy.screens.progress import Progress
@@ -82,7 +92,9 @@ def train(
         start = partial(resume_run, directory, telemetry_of)
     else:
         config = settings.load(seed)
-        check_task(config)
+        choose_device(config.device)
+        check_sinks(config.sinks)
+        check_fits(config, task_spec(config))  # before a run directory is made
         directory = RunDir.create(run_dir) if run_dir else RunDir.create_for(config.task)
         start = partial(new_run, config, directory, telemetry_of)
     advice = f"go on with: qttdm train --resume {directory.path} (or allow more time: cluster.hang_seconds)"
@@ -100,17 +112,6 @@ def train(
         else:
             print(plot_runs([directory.path], directory.curve_path))
             print(f"curve: {directory.curve_path}")
-
-
-def check_task(config: RunConfig) -> None:
-    """Make the environment once and hold the settings against it, before a run directory is made."""
-    from qttdm.common.metrics.sinks import check_sinks
-    from qttdm.deploy.configs.run_config import check_fits
-    from qttdm.deploy.runs.build import choose_device, task_spec
-
-    choose_device(config.device)
-    check_sinks(config.sinks)
-    check_fits(config, task_spec(config))
 
 
 @app.command(name="eval")
@@ -172,8 +173,7 @@ def serve(
     """
     from qttdm.deploy.runs import serve
 
-    addresses = (host, port, token_file, tls_cert, tls_key)
-    serve.run(run, overrides.set, *addresses, watch, overrides.planner)
+    serve.run(run, overrides.set, host, port, token_file, tls_cert, tls_key, watch, overrides.planner)
 
 
 @app.command

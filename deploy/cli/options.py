@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
@@ -46,7 +46,6 @@ class Overrides:
     """KEY=VALUE, such as qt-tdm.planner.horizon=5; may be repeated"""
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Choice(Overrides):
     """Which agent on which task."""
@@ -58,32 +57,32 @@ class Choice(Overrides):
     agent: str | None = None
     """qt-tdm (default), tdm, qt, simulator-shooting, or module:Class of your own"""
 
-    def load(self, seed: int | None = None, shortcuts: Mapping[str, Any] = {}) -> RunConfig:
-        """The resolved configuration. shortcuts: key -> value of an option of the same name. ConfigError."""
+    shortcuts: ClassVar[dict[str, str]] = {}
+    """key of the setting that an option stands for"""
+
+    def load(self, seed: int | None = None) -> RunConfig:
+        """Resolve the configuration. ConfigError."""
         from qttdm.deploy.configs.run_config import load_run_config, preset_path
 
         items = [*self.set]
-        for key, value in shortcuts.items():
+        for name, key in self.shortcuts.items():
+            value = getattr(self, name)
             if value is not None:
                 if any(item.startswith(f"{key}=") for item in self.set):
-                    option = key.rpartition(".")[2].replace("_", "-")
+                    option = name.replace("_", "-")
                     raise ConfigError(f"--{option} and --set {key} are the same setting; give one of them")
                 items.append(f"{key}={value}")
         path = preset_path(self.preset or "laptop")
         return load_run_config(path, items, self.planner, task=self.task, seed=seed, agent=self.agent)
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Settings(Choice):
     """What a new run is made from."""
 
     env_steps: Count | None = None
     """simulator steps to train each seed for"""
-
-    def load(self, seed: int | None = None, shortcuts: Mapping[str, Any] = {}) -> RunConfig:
-        """As Choice."""
-        return super().load(seed, {"training.env_steps": self.env_steps, **shortcuts})
+    shortcuts: ClassVar = {"env_steps": "training.env_steps"}
 
 
 @Parameter(name="*")
@@ -128,9 +127,7 @@ def run(app: App, arguments: Sequence[str] | None) -> int:
         return _end(2, error)
     except KeyboardInterrupt:
         return _end(130, "interrupted")
-    except RuntimeError as error:
-        if not isinstance(error, _failures()):
-            raise
+    except _failures() as error:
         return _end(1, error)
 
 
@@ -167,18 +164,6 @@ def stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def new_app(name: str, text: str) -> App:
-    """A command or a group of them."""
-    return App(
-        name=name,
-        help=text,
-        help_flags=["--help", "-h"],
-        version_flags=[],
-        help_format="plaintext",
-        default_parameter=Parameter(negative=(), allow_repeating=True),
-    )
 
 
 RunPath = Annotated[Path, Parameter(help="a run, or one of its checkpoints")]

@@ -21,23 +21,24 @@ from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.build import task_spec
 from qttdm.deploy.runs.trained import newest_checkpoint
+from qttdm.deploy.screens.rows import Row, View, time_left
 
 
 class RunControl:
-    """A run as other processes reach it: its status for `qttdm cluster status`, and the request to stop it."""
+    """A run as other processes reach it: its table for `qttdm cluster status`, and the request to stop it."""
 
-    def __init__(self, status: dict[str, Any]) -> None:
-        self._status = status
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._stop_requested = False
 
-    def publish(self, status: dict[str, Any]) -> bool:
-        """Take the newest status, plain data; returns whether someone asked to stop."""
-        self._status = status
+    def publish(self, view: View) -> bool:
+        """Take the newest table; returns whether someone asked to stop."""
+        self._view = view
         return self._stop_requested
 
-    def status(self) -> dict[str, Any]:
-        """Return the newest status."""
-        return self._status
+    def view(self) -> View:
+        """Return the newest table."""
+        return self._view
 
     def request_stop(self) -> None:
         """Ask the driver to stop: it hears of it when it next publishes."""
@@ -51,67 +52,64 @@ class ClusterRun:
         self.directory, self.name, self.seeds = directory, directory.name, seeds
 
     def run(self, show: Any, should_stop: Any) -> None:
-        """Run until every seed has ended. show(status) is called once a second; should_stop() ten times as often."""
+        """Run until every seed has ended. show(view) is called once a second; should_stop() ten times as often."""
         control: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RunControl)
-        self._control: Any = control.options(name=f"{self.name}/control", namespace=NAMESPACE).remote(self.status())
+        control = control.options(name=f"{self.name}/control", namespace=NAMESPACE).remote(self.view())
+        asked: ray.ObjectRef | None = None
+        stopping = False
+        shown = 0.0
         try:
-            self._run(show, should_stop)
+            for seed in self.seeds:
+                if seed.state not in ENDED:
+                    seed.reserve()
+            while any(seed.state not in ENDED for seed in self.seeds):
+                if asked is not None and ray.wait([asked], timeout=0)[0]:
+                    stopping = stopping or ray.get(asked)
+                    asked = None
+                for seed in self.seeds:
+                    if stopping or should_stop():
+                        seed.stop()
+                    seed.poll()
+                if time.monotonic() - shown >= 1.0:
+                    shown = time.monotonic()
+                    show(self.view())
+                    if asked is None:
+                        asked = control.publish.remote(self.view())
+                time.sleep(0.1)
+            show(self.view())
         finally:  # also when this loop fails: nothing of ours stays in the cluster
             for seed in self.seeds:
                 if seed.state not in ENDED:
                     seed.fail(RuntimeError("the driver failed"))
-            ray.kill(self._control)
+            ray.kill(control)
 
-    def _run(self, show: Any, should_stop: Any) -> None:
-        for seed in self.seeds:
-            if seed.state not in ENDED:
-                seed.reserve()
-        asked: ray.ObjectRef | None = None
-        stopping = False
-        shown = 0.0
-        while any(seed.state not in ENDED for seed in self.seeds):
-            if asked is not None and ray.wait([asked], timeout=0)[0]:
-                stopping = stopping or ray.get(asked)
-                asked = None
-            if stopping or should_stop():
-                for seed in self.seeds:
-                    seed.stop()
-            for seed in self.seeds:
-                if seed.state == "queued" and seed.has_place():
-                    self._start(seed)
-                seed.poll()
-            if time.monotonic() - shown >= 1.0:
-                shown = time.monotonic()
-                show(self.status())
-                if asked is None:
-                    asked = self._control.publish.remote(self.status())
-            time.sleep(0.1)
-        show(self.status())
+    def view(self) -> View:
+        """Describe how the run goes: a row for each seed."""
+        title = f"{self.name}: {self.seeds[0].config.task}, {self.directory}"
+        return View(title, [seed_row(seed) for seed in self.seeds])
 
-    def _start(self, seed: SeedRun) -> None:
-        try:
-            seed.start()
-        except Exception as error:
-            seed.fail(error)
 
-    def status(self) -> dict[str, Any]:
-        """Describe how the run goes, in plain data: screens/cluster_rows.py shows it."""
-        return {
-            "name": self.name,
-            "directory": str(self.directory),
-            "task": self.seeds[0].config.task,
-            "env_steps": self.seeds[0].config.training.env_steps,
-            "seeds": [
-                {
-                    "seed": seed.config.seed,
-                    "state": seed.state,
-                    "error": seed.error,
-                    "hung": sum(seed.restarts.values()) + count_hung(seed.run_dir),
-                    **seed.status,
-                }
-                for seed in self.seeds
-            ],
-        }
+def seed_row(seed: SeedRun) -> Row:
+    """Make a seed's row, from what its learner said last."""
+    said, target = seed.status, seed.config.training.env_steps
+    hung = sum(seed.restarts.values()) + count_hung(seed.run_dir)
+    spent = said.get("spent", {})
+    waited = spent.get("waiting_for_decisions", 0.0) + spent.get("waiting_for_batches", 0.0)
+    return Row(
+        seed=seed.config.seed,
+        state=seed.state,
+        env_steps=said.get("env_steps", 0),
+        target=target,
+        seconds_left=time_left(said.get("env_steps"), target, said.get("wall_seconds")),
+        episode_return=said.get("episode_return"),
+        eval_return=said.get("eval_return"),
+        updates_per_second=said.get("updates_per_second"),
+        decisions_per_second=said.get("decisions_per_second"),
+        idle=waited / max(1e-9, said["seconds"]) if spent else None,
+        fill=said.get("replay_fill"),
+        staleness=said.get("staleness"),
+        restarts=said.get("actor_restarts", 0) + said.get("environment_failures", 0) + hung,
+    )
 
 
 def count_hung(run_dir: RunDir) -> int:

@@ -1,4 +1,4 @@
-"""Check, before a run starts on a cluster, that it answers, has room, and runs the same program on every node."""
+"""Reach a cluster and the runs on it; check, before another starts, that it has room and one program on every node."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ HOW_TO_START = (
     "start one with `ray start --head` (on a machine with GPUs it finds them; --num-cpus=N sets how many CPUs)"
 )
 WANT_ADDRESS = "want <host>:<port> of the cluster's head, as `ray start --head` prints it (the port is 6379 by default)"
+ANSWER_SECONDS = 30.0  # for a run to say how it goes
 NODE_SECONDS = 120.0  # for a node to answer: the first process there has to import torch
 
 
@@ -38,8 +39,16 @@ def connect() -> None:
     if ray.is_initialized():
         return
     given = os.environ.get("RAY_ADDRESS") or "auto"
-    where = "on this machine" if given == "auto" else f"at RAY_ADDRESS={given}"
-    address = find_address(given)
+    where, address = f"at RAY_ADDRESS={given}", given
+    if given == "auto":
+        where = "on this machine"
+        try:
+            address = ray_private.find_head()
+        except ConnectionError:
+            raise ConfigError(f"no Ray cluster on this machine; {HOW_TO_START}") from None
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ConfigError(f"RAY_ADDRESS={given}: {WANT_ADDRESS}")
     status, reason = ray_private.ask_head(address)
     if status is StatusCode.UNAUTHENTICATED:
         raise ConfigError(
@@ -54,19 +63,6 @@ def connect() -> None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the Ray cluster {where} refuses: {' '.join(str(error).split())[:300]}") from None
-
-
-def find_address(given: str) -> str:
-    """Return host:port of a cluster's head, where `given` is that already or `auto`. ConfigError if it cannot be."""
-    if given == "auto":
-        try:
-            return ray_private.find_head()
-        except ConnectionError:
-            raise ConfigError(f"no Ray cluster on this machine; {HOW_TO_START}") from None
-    host, _, port = given.rpartition(":")
-    if "://" in given or not host or not port.isdigit():
-        raise ConfigError(f"RAY_ADDRESS={given}: {WANT_ADDRESS}")
-    return given
 
 
 def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
@@ -85,19 +81,13 @@ def check_capacity(
     bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int
 ) -> str:
     """`check_resources` for nodes with these resources, of which so much is free now."""
-    for name in sorted({name for bundle in bundles for name in bundle}):
-        wanted = sum(bundle.get(name, 0) for bundle in bundles)
-        there = sum(node.get(name, 0) for node in nodes)
-        if wanted > there + 1e-9:
-            raise ConfigError(
-                f"a seed needs {wanted:g} {name}, the whole cluster has {there:g}; {_LESS.get(name, 'ask for less')}, "
-                f"or start Ray with more (`ray start --num-{name.lower()}s=N`, more nodes)"
-            )
     if count_fitting(bundles, nodes, 1) == 0:
-        largest = max(bundles, key=_size)
+        total = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in ("CPU", "GPU")}
         raise ConfigError(
-            f"a seed's largest part needs {_text(largest)} on one node, and its parts together do not fit on the "
-            f"cluster's nodes: {'; '.join(_text(node) for node in nodes)}; ask for less, or start larger nodes"
+            f"a seed needs {_text(total)}, of that {_text(max(bundles, key=_size))} on one node; the cluster's nodes "
+            f"have {'; '.join(_text(node) for node in nodes)}; want fewer --actors or --shards, smaller shares such as "
+            f"--set cluster.actor_cpus=0.25, a smaller --gpus-per-seed, or more in Ray (`ray start --num-cpus=N "
+            f"--num-gpus=N`, more nodes)"
         )
     now = count_fitting(bundles, free, seeds)
     if now < seeds:
@@ -112,12 +102,6 @@ def count_fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], seed
     while placed < seeds and all(_take(left, bundle) for bundle in sorted(bundles, key=_size, reverse=True)):
         placed += 1
     return placed
-
-
-_LESS = {
-    "CPU": "want fewer --actors or --shards, or smaller shares such as --set cluster.actor_cpus=0.25",
-    "GPU": "want a smaller --gpus-per-seed",
-}
 
 
 def _take(nodes: list[Resources], bundle: Resources) -> bool:
@@ -135,7 +119,7 @@ def _size(bundle: Resources) -> tuple[float, float]:
 
 
 def _text(resources: Resources) -> str:
-    shown = {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
+    shown = {name: amount for name, amount in resources.items() if name in ("CPU", "GPU") and amount > 0}
     return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "neither CPU nor GPU"
 
 
@@ -203,7 +187,20 @@ def source_digest() -> str:
 
 
 def named_runs() -> list[str]:
-    """List the runs that are on the cluster now."""
+    """List the runs that are on the cluster now. ConfigError if there is no cluster."""
+    connect()
     actors: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
     names = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
     return sorted(name.removesuffix("/control") for name in names if name.endswith("/control"))
+
+
+def ask(name: str, method: str) -> Any:
+    """Call a method of a run's RunControl. ConfigError if there is no such run on the cluster."""
+    try:
+        control = ray.get_actor(f"{name}/control", namespace=NAMESPACE)
+        return ray.get(getattr(control, method).remote(), timeout=ANSWER_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        raise ConfigError(f"{name}: does not answer within {ANSWER_SECONDS:g} s; look at `ray status`") from None
+    except (ValueError, RayError):
+        there = ", ".join(named_runs()) or "none"
+        raise ConfigError(f"{name}: no such run is on the cluster now; there: {there}") from None

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from qttdm.actors.remote import CollectorActor, EvaluatorActor
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.contracts import Learner, Policy, TaskSpec
-from qttdm.common.events import EventLog
+from qttdm.common.events import EventLog, Waiting
 from qttdm.common.metrics.process import CALLS, FAILURES
 from qttdm.common.metrics.sinks import make_sinks
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
@@ -51,7 +51,7 @@ ENDED: tuple[SeedState, ...] = ("finished", "stopped", "failed")
 
 
 class SeedRun:
-    """Run one seed: `start`, then `poll` until `state` is one of ENDED; only its files are left then."""
+    """Run one seed: `reserve`, then `poll` until `state` is one of ENDED; only its files are left then."""
 
     def __init__(self, name: str, config: RunConfig, run_dir: RunDir, spec: TaskSpec) -> None:
         self.name, self.config, self.run_dir, self.spec = f"{name}/seed-{config.seed}", config, run_dir, spec
@@ -69,29 +69,24 @@ class SeedRun:
         self._group: Any = None
         self._actors: dict[str, Any] = {}
         self._pings: dict[str, tuple[ray.ObjectRef, float]] = {}
-        self._starting: dict[str, float] = {}  # since when, or since that was last said
+        self._waiting = Waiting(self.events, config.cluster.timeout_seconds)  # for the seed, then for its processes
         self._pinged_at = 0.0
         self._fill: dict[str, float] = {}
         self._answers: dict[str, ray.ObjectRef] = {}
         self._deadline = math.inf
-        self._queued_at = self._said_at = 0.0
 
     def reserve(self) -> None:
         """Queue for a placement group; Ray grants all of it at once."""
         self.telemetry = self._make_telemetry("driver", 0)
         self.telemetry.before_report(self._report_state)
         self._group = placement_group(self.config.cluster.bundles(), strategy="PACK", name=self.name)
-        self._queued_at = self._said_at = time.monotonic()
 
     def has_place(self) -> bool:
         """Has Ray granted the placement group? Until then events.log says now and then what the seed waits for."""
         if self._group.wait(timeout_seconds=0.01):
+            self._waiting.over()
             return True
-        now = time.monotonic()
-        if now - self._said_at >= self.config.cluster.timeout_seconds:
-            self._said_at = now
-            waited = f"has been queued for {now - self._queued_at:.0f} s"
-            self.events.write(f"{waited}: {describe_capacity(self.config.cluster.bundles())}")
+        self._waiting.still(f"a place: {describe_capacity(self.config.cluster.bundles())}")
         return False
 
     def start(self) -> None:
@@ -137,11 +132,12 @@ class SeedRun:
         self.state = "running"
 
     def poll(self) -> None:
-        """Check all processes; never raises. A seed that fails ends only its own actors."""
-        if self.state not in ("running", "stopping"):
-            return
+        """Start when there is a place, then check all processes; never raises. A seed that fails ends only its own."""
         try:
-            self._check_processes()
+            if self.state == "queued" and self.has_place():
+                self.start()
+            elif self.state in ("running", "stopping"):
+                self._check_processes()
         except Exception as error:
             self.fail(error)
 
@@ -206,24 +202,19 @@ class SeedRun:
         if self.state == "stopping" and "learner" not in self._pings:  # again: it may have been killed since
             self._control("learner", "stop").remote()
         for name in self._actors.keys() - self._pings.keys():
-            method = "status" if name == "learner" else "fill" if name.startswith("replay-") else "alive"
+            method = "status" if name == "learner" else "fill" if name.startswith("replay-") else "__ray_ready__"
             self._pings[name] = (self._control(name, method).remote(), now)
 
     def _wait_for_starts(self, now: float) -> None:
         """Extend the deadline of processes that start, or wait for a place since their node died; log long waits."""
-        for name in self._starting.keys() - self._pings.keys():
-            del self._starting[name]
-        for name, (answer, _) in self._pings.items():
-            if ray_private.is_alive(self._actors[name]):
-                self._starting.pop(name, None)
-            else:
-                self._pings[name] = answer, now
-                self._starting.setdefault(name, now)
-        if self._starting and now - min(self._starting.values()) > self.config.cluster.timeout_seconds:
-            self._starting = dict.fromkeys(sorted(self._starting), now)
-            self.events.write(
-                f"waits for {', '.join(self._starting)} to start; {describe_capacity(self.config.cluster.bundles())}"
-            )
+        starting = sorted(name for name in self._pings if not ray_private.is_alive(self._actors[name]))
+        for name in starting:
+            self._pings[name] = self._pings[name][0], now
+        if starting:
+            capacity = describe_capacity(self.config.cluster.bundles())
+            self._waiting.still(f"{', '.join(starting)} to start; {capacity}")
+        else:
+            self._waiting.over()
 
     def _leave(self, state: SeedState) -> None:
         """Remove every actor and the placement group, when all have reported what they counted."""
@@ -254,7 +245,7 @@ class SeedRun:
             return Telemetry.silent
         return partial(start_reporting, self.run_name, self.config.seed, self.config.task)
 
-    def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> Any:
+    def _create(self, kind: type, name: str, bundle: int, cpus: float, *arguments: Any, gpus: float = 0.0) -> None:
         """Create a named actor in one of the seed's bundles."""
         options: dict[str, Any] = {
             **RESTARTED,
@@ -268,7 +259,6 @@ class SeedRun:
         if gpus == 0:
             options["runtime_env"] = CPU_ONLY
         self._actors[name] = ray.remote(**options)(kind).remote(*arguments)
-        return self._actors[name]
 
     def _place(self, bundle: int) -> dict[str, Any]:
         return {

@@ -5,11 +5,12 @@ python -m qttdm.deploy.cluster.wait_for_nodes 3       # of the cluster in RAY_AD
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 
 import ray
+
+from qttdm.deploy.cluster.preflight import connect
 
 TIMEOUT_SECONDS = 300.0
 """A first `ray start` from busy shared storage takes minutes, not more."""
@@ -34,8 +35,7 @@ def wait_for_nodes(wanted: int, timeout_seconds: float = TIMEOUT_SECONDS) -> Non
 
 def alive_nodes() -> int:
     """Count the cluster's live nodes. Raises while no cluster answers."""
-    if not ray.is_initialized():
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    connect()
     return sum(node["Alive"] for node in ray.nodes())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +13,7 @@ from pydantic import Field, SerializeAsAny, create_model
 from qttdm.common.config import Config, ConfigError, load_config, validate
 from qttdm.common.contracts import Agent, TaskSpec
 from qttdm.common.environments.config import EnvConfig
-from qttdm.common.metrics.sinks import SinksConfig
+from qttdm.common.metrics.sinks import SinksConfig, check_sinks
 from qttdm.deploy.agents.registry import AGENTS, OWN, agent_class, section_of
 from qttdm.deploy.configs.cluster_config import ClusterConfig
 from qttdm.learner.schedule import TrainingConfig
@@ -22,8 +21,6 @@ from qttdm.planner_service.planners.mppi import PRESETS
 from qttdm.replay.buffer import ReplayConfig
 
 DEFAULT_AGENT = "qt-tdm"
-BEFORE_SECTIONS = {"discount", "epsilon", "learner", "planner"}
-"""Keys at the top of a page from before agents had sections."""
 
 
 class RunConfig(Config):
@@ -66,11 +63,6 @@ class RunConfig(Config):
         if not isinstance(agent, str):
             raise ConfigError(f"agent: got {agent!r}, want a name or module:Class")
         section, kind = section_of(agent), with_settings(agent)
-        if old := sorted(BEFORE_SECTIONS & raw.keys() - command_line.keys()):
-            raise ConfigError(
-                f"{old[0]}: an agent's settings stand in its section, {section}.{old[0]}; a run of the older format "
-                f"can only be used by the version of qttdm that made it"
-            )
         others = {*AGENTS, OWN} - {section}
         for key in others & raw.keys():
             if key in command_line:
@@ -144,11 +136,28 @@ def check_fits(config: RunConfig, task: TaskSpec) -> None:
         )
 
 
+def check_cluster(config: RunConfig, task: TaskSpec) -> None:
+    """As `check_fits`, of a seed on a cluster."""
+    check_sinks(config.sinks)
+    check_fits(config, task)
+    c, decisions = config.cluster, task.episode_decisions
+    if config.replay.capacity // c.shards < decisions:
+        raise ConfigError(
+            f"replay.capacity={config.replay.capacity} over cluster.shards={c.shards} does not leave a shard one "
+            f"episode of {decisions} decisions; want at least {c.shards * decisions}"
+        )
+    if config.device not in ("auto", *(("cuda", "cuda:0") if c.gpus_per_seed > 0 else ("cpu",))):
+        raise ConfigError(
+            f"device={config.device} and cluster.gpus_per_seed={c.gpus_per_seed:g} contradict each other; leave device "
+            f"at auto: each process then uses the one GPU that it is given a share of"
+        )
+
+
 def preset_path(name: str) -> Path:
     """A preset's file, by name or as a path ending in .yaml. ConfigError lists the names there are."""
     if name.endswith(".yaml"):
         return Path(name)
-    folder = Path(str(resources.files("qttdm.deploy.configs")))
+    folder = Path(__file__).parent
     path = folder / f"{name}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in folder.glob("*.yaml"))

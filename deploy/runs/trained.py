@@ -37,8 +37,6 @@ class TrainedAgent(ActingAgent):
             self.policy.load(weights_in(checkpoint, self.policy.networks))
         except (CheckpointError, ValueError) as error:
             raise ConfigError(str(error)) from None
-        self.folder = checkpoint.folder
-        """of the checkpoint read last"""
 
     def newer_weights(self) -> Weights | None:
         """Those of a checkpoint saved since the last one read, for `policy.load`; None as long as there is none.
@@ -50,11 +48,9 @@ class TrainedAgent(ActingAgent):
             return None
         self._seen = newest
         checkpoint = self.store.load_latest(blobs=False)
-        if checkpoint is None or checkpoint.folder == self.folder:  # the newer one is damaged
+        if checkpoint is None or checkpoint.folder != newest:  # the newest one is damaged
             return None
-        weights = weights_in(checkpoint, self.policy.networks)
-        self.folder = checkpoint.folder
-        return weights
+        return weights_in(checkpoint, self.policy.networks)
 
 
 def newest_checkpoint(run_dir: RunDir, blobs: bool = True) -> Checkpoint:

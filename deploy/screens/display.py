@@ -25,12 +25,12 @@ class Display:
     ) -> None:
         """`clock` is in seconds."""
         self._console, self._clock = console or Console(), clock
-        self._views: Sequence[View] = ()
+        self.views: Sequence[View] = ()
         self._lines: dict[tuple[str, int], tuple[str, str, float]] = {}  # state, line and time of each seed's last one
         self._last_line = clock()
         self.live: Live | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            tables = lambda: Group(*self._views)  # noqa: E731
+            tables = lambda: Group(*self.views)  # noqa: E731
             self.live = Live(get_renderable=tables, console=self._console, refresh_per_second=2, screen=whole_screen)
 
     def __enter__(self) -> Self:
@@ -48,7 +48,7 @@ class Display:
 
     def show(self, *views: View) -> None:
         """Show the newest state; plain output prints a seed's line when its state changes, else every ten seconds."""
-        self._views = views
+        self.views = views
         if not self.live:
             self._print_lines(SECONDS_BETWEEN_LINES)
 
@@ -64,7 +64,7 @@ class Display:
             self.note(text)
 
     def _print_lines(self, every: float) -> None:
-        for view in self._views:
+        for view in self.views:
             for row in view.rows:
                 state, line, printed = self._lines.get((view.title, row.seed), ("", "", 0.0))
                 due = self._clock() - printed >= every

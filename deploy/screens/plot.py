@@ -128,7 +128,7 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
         group.append(run)
     keys = sorted({key for run in runs for key in run.settings} - {"agent"})
     # A section (an agent's, the cluster's) tells apart the runs that have it, and nothing of the others.
-    telling = [key for key in keys if _differs(key, [run for run in runs if run.has_section_of(key)])]
+    telling = [key for key in keys if len({run.settings.get(key) for run in runs if run.has_section_of(key)}) > 1]
     groups = {}
     for members in alike.values():
         first = members[0]
@@ -136,11 +136,6 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
         shown = [f"{key}={first.settings.get(key, '-')}" for key in told]
         groups[" ".join([first.settings.get("agent", "run"), *shown])] = members
     return dict(sorted(groups.items()))
-
-
-def _differs(key: str, runs: Sequence[Run]) -> bool:
-    """Do these runs not all have the same value there?"""
-    return len({run.settings.get(key) for run in runs}) > 1
 
 
 def read_references(path: Path, task: str, metric: str) -> dict[str, Curve]:

@@ -1,6 +1,6 @@
 """Draw the one table of `train`, `cluster train`, `cluster status` and `top`: a row for each seed.
 
-progress.py (a run in this process), cluster_rows.py (a cluster run's status), top.py (metrics) --View--> table, line
+progress.py (a run in this process), deploy/cluster/cluster_run.py, top.py (metrics) --View--> table, line
 """
 
 from __future__ import annotations
@@ -93,6 +93,11 @@ def print_views(views: Sequence[View], console: Console | None = None) -> None:
         console.width = PLAIN_WIDTH
     for view in views:
         console.print(view)
+
+
+def time_left(env_steps: float | None, target: float | None, seconds: float | None) -> float | None:
+    """Estimate the seconds until the end, at the pace of the whole run; None where that is not known."""
+    return seconds * max(0.0, target / env_steps - 1) if seconds and env_steps and target else None
 
 
 def short_time(seconds: float | None) -> str:

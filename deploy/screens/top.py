@@ -16,7 +16,7 @@ from rich.console import Console
 
 from qttdm.common.config import ConfigError
 from qttdm.deploy.screens.display import Display
-from qttdm.deploy.screens.rows import Row, View, print_views, short_time
+from qttdm.deploy.screens.rows import Row, View, print_views, short_time, time_left
 
 EVERY = 2.0  # seconds between two scrapes; processes report that often
 SPEED_OVER = 30.0  # seconds over which speeds are taken
@@ -59,19 +59,15 @@ class Scrape:
 def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
     """Make a seed's row; speeds and idle time are between the two scrapes."""
 
-    def speed(name: str) -> float | None:
-        known = old.series(name, **labels) and new.series(name, **labels) and new.time > old.time
-        return (new.total(name, **labels) - old.total(name, **labels)) / (new.time - old.time) if known else None
-
-    def spent(**activity: str) -> float:
-        return sum(
-            sign * scrape.total("qttdm_learner_seconds_total", **labels, **activity)
-            for sign, scrape in ((1, new), (-1, old))
-        )
+    def speed(name: str, **more: str) -> float | None:
+        which = labels | more
+        known = old.series(name, **which) and new.series(name, **which) and new.time > old.time
+        return (new.total(name, **which) - old.total(name, **which)) / (new.time - old.time) if known else None
 
     done, target = new.most("qttdm_env_steps_total", **labels), new.most("qttdm_target_env_steps", **labels)
-    seconds, all_time = new.most("qttdm_run_seconds", **labels), spent()
-    waited = spent(activity="waiting_for_decisions") + spent(activity="waiting_for_batches")
+    all_time = speed("qttdm_learner_seconds_total")
+    waits = ("waiting_for_decisions", "waiting_for_batches")
+    waited = sum(speed("qttdm_learner_seconds_total", activity=activity) or 0.0 for activity in waits)
     decisions = new.total("qttdm_replay_decisions", **labels)
     capacity = new.total("qttdm_replay_capacity_decisions", **labels)
     return Row(
@@ -79,12 +75,12 @@ def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
         state=next((own["state"] for own, value in new.series("qttdm_seed_state", **labels) if value), "-"),
         env_steps=done or 0,
         target=target or 0,
-        seconds_left=seconds * max(0.0, target / done - 1) if seconds and done and target else None,
+        seconds_left=time_left(done, target, new.most("qttdm_run_seconds", **labels)),
         episode_return=new.most("qttdm_episode_return_last", **labels),
         eval_return=new.most("qttdm_evaluation_return", **labels),
         updates_per_second=speed("qttdm_updates_total"),
         decisions_per_second=speed("qttdm_decisions_total"),
-        idle=waited / all_time if all_time > 0 else None,
+        idle=waited / all_time if all_time else None,
         fill=decisions / capacity if capacity else None,
         staleness=new.most("qttdm_staleness_updates", **labels),
         restarts=new.total("qttdm_process_restarts_total", **labels),

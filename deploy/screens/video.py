@@ -16,30 +16,31 @@ class VideoError(RuntimeError):
 def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: float) -> None:
     """Write frames (uint8 [height, width, 3] each, RGB, all of one size) as mp4 at `fps` frames per second.
 
-    Odd sizes gain a row or column, because yuv420p, the one layout that every player reads, halves both. Raises
-    VideoError when there are no frames, they do not fit together, or ffmpeg is missing or fails; no file stays behind.
+    Odd sizes are scaled up by a row or column, because yuv420p, the one layout that every player reads, halves both.
+    Raises VideoError when there are no frames, they do not fit together, or ffmpeg is missing or fails; no file stays
+    behind.
     """
-    if not frames:
-        raise VideoError(f"{path}: no frames to write")
-    shape = _checked(frames[0], path).shape
+    kinds = sorted({(str(frame.dtype), frame.shape) for frame in frames})
+    if len(kinds) != 1 or kinds[0][0] != "uint8" or kinds[0][1][2:] != (3,) or 0 in kinds[0][1]:
+        raise VideoError(f"{path}: got frames {kinds}, want uint8 (height, width, 3), all of one size")
+    height, width, _ = frames[0].shape
     try:
         import imageio_ffmpeg  # here, so that a machine without it can still train
 
         writer = imageio_ffmpeg.write_frames(
             str(path),
-            (shape[1] + shape[1] % 2, shape[0] + shape[0] % 2),
+            (width, height),
             fps=fps,
             codec="libx264",
             pix_fmt_out="yuv420p",
-            macro_block_size=2,
+            macro_block_size=1,
             ffmpeg_log_level="quiet",
+            output_params=["-vf", "scale=ceil(iw/2)*2:ceil(ih/2)*2"],
         )
         try:
             writer.send(None)
             for frame in frames:
-                if _checked(frame, path).shape != shape:
-                    raise VideoError(f"{path}: frames of {shape} and of {frame.shape} in one video")
-                writer.send(_even(frame))
+                writer.send(np.ascontiguousarray(frame))
         finally:
             writer.close()
         if not path.is_file() or path.stat().st_size == 0:  # close() does not look at ffmpeg's exit status
@@ -50,15 +51,3 @@ def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: float) -> 
     except (ImportError, OSError, RuntimeError) as error:
         path.unlink(missing_ok=True)
         raise VideoError(f"{path}: cannot write the video ({' '.join(str(error).split())})") from error
-
-
-def _even(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[height, width, 3] with the last row and column repeated where their number is odd."""
-    height, width, _ = frame.shape
-    return np.ascontiguousarray(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
-
-
-def _checked(frame: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or 0 in frame.shape:
-        raise VideoError(f"{path}: got a frame {frame.dtype} {frame.shape}, want uint8 (height, width, 3)")
-    return frame

@@ -8,32 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import msgpack
 from pydantic import ConfigDict, Field, ValidationError, validate_call
 
-from qttdm.common.config import Config
-from qttdm.planner_service.serving.messages import Answer, Refusal, Request, ServiceError
+from qttdm.planner_service.serving.messages import Answer, Natural, Refusal, Request, ServiceError
 from qttdm.planner_service.serving.service import PlannerService
 
 MAX_ITEMS = 1024
 """Longest list in a call: reading one may not keep others waiting."""
 
-Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Naturals = Annotated[list[Natural], Field(max_length=MAX_ITEMS)]
 checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))
-
-
-class ActRequest(Config):
-    """One decision that is wanted: a Request as it arrives."""
-
-    episode: Natural
-    step: Natural
-    observations: Any
-    deadline_ms: float | None = Field(default=None, ge=0)
-    anytime: bool = False
 
 
 class Session:
@@ -72,7 +60,7 @@ class Session:
     @checked
     async def health(self) -> dict[str, Any]:
         """How the service is doing."""
-        return asdict(await self.service.status())
+        return self.service.status()
 
     @checked
     async def begin(
@@ -89,11 +77,11 @@ class Session:
 
     @checked
     async def act(
-        self, requests: Annotated[list[ActRequest], Field(min_length=1, max_length=MAX_ITEMS)]
+        self, requests: Annotated[list[Request], Field(min_length=1, max_length=MAX_ITEMS)]
     ) -> dict[str, Any]:
         """Decide for each request; another connection's episode has number 0, which no episode has."""
-        own = [r if r.episode in self.episodes else r.model_copy(update={"episode": 0}) for r in requests]
-        outcomes = await self.service.act([Request(**dict(request)) for request in own])
+        own = [r if r.episode in self.episodes else replace(r, episode=0) for r in requests]
+        outcomes = await self.service.act(own)
         return {"results": [write_outcome(outcome) for outcome in outcomes]}
 
     @checked

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field, StrictBool
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+Natural = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 REFUSALS = {
     "bad_observation": "an observation is missing, unknown, of another shape or dtype, or holds a NaN or an infinity",
@@ -19,19 +23,19 @@ REFUSALS = {
 """Why a request is not answered with an action; codes and meanings."""
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Request:
-    """One decision that is wanted."""
+    """One decision that is wanted. ValidationError if a client sends it with other fields or types."""
 
-    episode: int
+    episode: Natural
     """as `begin` numbered it"""
-    step: int
+    step: Natural
     """decisions answered in this episode so far; one that was answered last is answered again, from memory"""
     observations: Any
     """as `read_observations` takes them"""
-    deadline_ms: float | None = None
+    deadline_ms: Annotated[float, Field(strict=True, ge=0)] | None = None
     """ms after its arrival at the service by which the answer is wanted; None: whenever"""
-    anytime: bool = False
+    anytime: StrictBool = False
     """with a deadline: the best found after as many planning iterations as fit"""
 
 

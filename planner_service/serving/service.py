@@ -88,23 +88,6 @@ class AskingConfig(Config):
     """ask again after the time it says, or act with the Q-Transformer's greedy action this once"""
 
 
-@dataclass(frozen=True)
-class ServiceStatus:
-    """How the service is doing, since its start."""
-
-    weights_version: int
-    episodes: int
-    """under way"""
-    queued: int
-    """requests waiting now"""
-    answers: int
-    batches: int
-    refusals: dict[str, int]
-    """by code"""
-    plan_ms: float
-    """of the last batch"""
-
-
 @dataclass
 class _Episode:
     state: Any
@@ -217,17 +200,17 @@ class PlannerService:
         """New network weights for the batches to come; older ones are left. ValueError if they do not fit."""
         await asyncio.get_running_loop().run_in_executor(self._planner, self._load, weights)
 
-    async def status(self) -> ServiceStatus:
-        """For health checks and monitoring."""
-        return ServiceStatus(
-            weights_version=self.policy.weights_version,
-            episodes=len(self._episodes),
-            queued=len(self._queue),
-            answers=self._counts["answers"],
-            batches=self._counts["batches"],
-            refusals=dict(self._refused),
-            plan_ms=1e3 * self._plan_seconds,
-        )
+    def status(self) -> dict[str, Any]:
+        """Say how the service is doing, since its start: the answer to `health`, docs/protocol.md."""
+        return {
+            "weights_version": self.policy.weights_version,
+            "episodes": len(self._episodes),
+            "queued": len(self._queue),
+            "answers": self._counts["answers"],
+            "batches": self._counts["batches"],
+            "refusals": dict(self._refused),
+            "plan_ms": 1e3 * self._plan_seconds,
+        }
 
     async def stop(self) -> None:
         """Answer those who wait, and refuse everyone else."""
@@ -300,20 +283,19 @@ class PlannerService:
         if self._company is not None:
             self._company.cancel()
             self._company = None
-        now = time.monotonic()
-        left = self._closing_time() - now
+        left = self._closing_time() - time.monotonic()
         if left > 0 and not self._stopping and len(self._queue) < min(self.config.max_batch, len(self._episodes)):
             self._company = asyncio.get_running_loop().call_later(left, self._begin_batch)
             return
         batch = self._batch = self._close_batch()
         deadline = min(w.deadline for w in batch if w.deadline is not None) if batch[0].timed else None
         planning = self._planner.submit(self._plan, batch, deadline)
-        planning.add_done_callback(partial(self._tell_loop, asyncio.get_running_loop(), now))
+        planning.add_done_callback(partial(self._tell_loop, asyncio.get_running_loop()))
 
-    def _tell_loop(self, loop: asyncio.AbstractEventLoop, closed: float, planning: Future[_Planned]) -> None:
+    def _tell_loop(self, loop: asyncio.AbstractEventLoop, planning: Future[_Planned]) -> None:
         """In the planner's thread, which may outlive the loop: nobody waits then."""
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._end_batch, closed, planning)
+            loop.call_soon_threadsafe(self._end_batch, planning)
 
     def _closing_time(self) -> float:
         """When the first has waited long enough, or a deadline leaves no more than the time to plan."""
@@ -334,18 +316,18 @@ class PlannerService:
         self._queue = others
         return batch
 
-    def _end_batch(self, closed: float, planning: Future[_Planned]) -> None:
+    def _end_batch(self, planning: Future[_Planned]) -> None:
         """Answer the batch that has been planned, and begin the next."""
         batch, self._batch = self._batch, []
         try:
-            self._answer(batch, closed, planning.result())
+            self._answer(batch, planning.result())
         except Exception as error:  # whatever it is, out of memory above all, others may fare better
             for w in batch:
                 if not w.outcome.done():
                     self._resolve(w, self._refuse("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
         self._begin_batch()
 
-    def _answer(self, batch: list[_Waiting], closed: float, planned: _Planned) -> None:
+    def _answer(self, batch: list[_Waiting], planned: _Planned) -> None:
         """To each its decision."""
         self._plan_seconds = planned.ended - planned.began
         self._counts["batches"] += 1
@@ -364,9 +346,9 @@ class PlannerService:
                 late=w.deadline is not None and planned.ended > w.deadline,
             )
             self._resolve(w, answer)
-        asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell, batch, closed, planned, time.monotonic())
+        asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell, batch, planned, time.monotonic())
 
-    def _tell(self, batch: list[_Waiting], closed: float, planned: _Planned, answered: float) -> None:
+    def _tell(self, batch: list[_Waiting], planned: _Planned, answered: float) -> None:
         """What was measured of a batch."""
         t = self.telemetry
         t.observe(BATCH_SIZE, len(batch))

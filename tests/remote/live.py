@@ -34,6 +34,7 @@ from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.trained import newest_checkpoint
+from qttdm.planner_service.remote import PlannerActor
 from qttdm.replay.feed import StoredEpisode, Totals
 from qttdm.replay.shard import ReplayShard
 
@@ -66,6 +67,11 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.05)
     return answer
+
+
+def status_of(planner: PlannerActor) -> dict[str, Any]:
+    """Say how a planner is doing. Runs in its process."""
+    return planner.service.status()
 
 
 def gone(pid: int, what: str) -> None:

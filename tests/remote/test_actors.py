@@ -14,7 +14,7 @@ import ray
 import torch
 from torch import nn
 
-from qttdm.actors.attempts import MOST_ATTEMPTS
+from qttdm.actors.evaluator import MOST_ATTEMPTS
 from qttdm.actors.remote import CollectorActor, EvaluatorActor
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.environments.task_env import TaskEnv

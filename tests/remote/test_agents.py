@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.remote.live import Live, check_books, settings
+from tests.remote.live import Live, check_books, settings, status_of
 
 pytestmark = pytest.mark.ray
 
@@ -17,7 +17,7 @@ def test_the_simulator_s_agent_through_the_planner_service_and_an_own_agent(clus
     ]
     with Live(cluster, tmp_path / "run", configs) as live:
         live.until(lambda: live.seeds[0].status, "the first learner answers")
-        live.until(lambda: live.ask("planner-0", "stats").answers > 20, "the service plans")
+        live.until(lambda: live.ask("planner-0", "__ray_call__", status_of)["answers"] > 20, "the service plans")
         live.progress()
         live.until(lambda: live.seeds[1].status.get("updates", 0) > 40, "the own agent learns")
         live.until(lambda: "eval_return" in live.seeds[1].status, "and is evaluated")

@@ -18,8 +18,8 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from qttdm.common.metrics.lines import read_metrics
-from qttdm.deploy.cli import cluster as cluster_cli
 from qttdm.deploy.cli.main import main
+from qttdm.deploy.cluster import preflight
 from qttdm.deploy.cluster.cluster_run import old_seeds
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from tests.remote.live import PATIENCE, SMALL, check_books, nothing_is_left, objects_stored, until
@@ -75,8 +75,8 @@ class TestRoom:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["--actors=100"], ["a seed needs 50.5 CPU, the whole cluster has 8", "--actors"]),
-            (["--gpus-per-seed=1"], ["a seed needs 1 GPU, the whole cluster has 0", "--gpus-per-seed"]),
+            (["--actors=100"], ["a seed needs 50.5 CPU, of that", "nodes have 8 CPU", "--actors"]),
+            (["--gpus-per-seed=1"], ["1 GPU, of that", "nodes have 8 CPU;", "--gpus-per-seed"]),
         ],
     )
     def test_too_much_for_ever_names_the_resource(self, here, capsys, words, said):
@@ -217,7 +217,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     assert "walk: is running on the cluster" in one_line(*run_main(capsys, "resume", "walk"))
     assert "tango: no such run is on the cluster now; there: walk" in one_line(*run_main(capsys, "stop", "tango"))
 
-    ask, lost = cluster_cli.ask, []
+    ask, lost = preflight.ask, []
 
     def ask_and_lose(name: str, method: str) -> Any:
         answer = ask(name, method)
@@ -227,7 +227,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
         return answer
 
     before = steps()
-    monkeypatch.setattr(cluster_cli, "ask", ask_and_lose)
+    monkeypatch.setattr(preflight, "ask", ask_and_lose)
     assert run_main(capsys, "stop", "walk") == (
         0,
         "stopping walk\nstopped; go on with: qttdm cluster resume walk\n",

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from qttdm.deploy.cluster.cluster_run import count_hung
 from tests.remote.faulty import FAULTS, to_come
 from tests.remote.live import Live, check_books, settings
 
@@ -50,8 +51,7 @@ def test_an_environment_that_hangs_or_raises_in_evaluations(cluster, tmp_path):
         (to_come() / name).touch()
     with Live(cluster, tmp_path / "run", configs) as live:
         live.end()
-        told = live.run.status()["seeds"]
-    assert [(seed["state"], seed["hung"]) for seed in told] == [("finished", 2), ("finished", 1)]
+    assert [(seed.state, count_hung(seed.run_dir)) for seed in live.seeds] == [("finished", 2), ("finished", 1)]
     assert [len(check_books(seed).evals) for seed in live.seeds] == [0, 1]
     for seed, hung, given_up in ((0, 2, 1), (1, 1, 0)):
         events = live.seeds[seed].run_dir.events_path.read_text()

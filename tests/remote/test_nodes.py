@@ -42,7 +42,7 @@ def test_killed_nodes(cluster, tmp_path):
 
         def when_it_is_missed():
             missed = (
-                "waits for .*learner.* to start; a seed reserves 0.5 CPU, 1 GPU; 0.5 CPU; the nodes have free 8 CPU\n"
+                "has waited .*learner.* to start; a seed reserves 0.5 CPU, 1 GPU; 0.5 CPU; the nodes have free 8 CPU\n"
             )
             live.until(lambda: re.search(missed, live.events()), "it says what it waits for")
             return node()

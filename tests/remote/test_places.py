@@ -41,7 +41,7 @@ def test_a_queued_seed_says_what_it_waits_for(cluster, tmp_path):
     with Live(cluster, tmp_path / "run", configs) as live:
         live.until(lambda: {seed.state for seed in live.seeds} == {"running", "queued"}, "one is there, one is queued")
         [queued] = [seed for seed in live.seeds if seed.state == "queued"]
-        line = r"driver: has been queued for \d+ s: a seed reserves 0\.5\d* CPU; 3 CPU; 3 CPU; the nodes have free [12]"
+        line = r"driver: has waited \d+ s for a place: a seed reserves 0\.5\d* CPU; 3 CPU; 3 CPU; the nodes have free"
 
         def said() -> list[str]:
             path = queued.run_dir.events_path

@@ -27,7 +27,7 @@ from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServiceP
 from qttdm.planner_service.serving.messages import Refusal, ServiceError
 from qttdm.planner_service.serving.service import AskingConfig, ServiceConfig
 from tests.fakes import Acting, tiny_data, tiny_qt, tiny_tdm
-from tests.remote.live import PATIENCE, Live, check_books, settings, until
+from tests.remote.live import PATIENCE, Live, check_books, settings, status_of, until
 
 pytestmark = pytest.mark.ray
 
@@ -98,7 +98,7 @@ class Service:
         ray.get(self.learner.publish.remote(networks, version), timeout=PATIENCE)
 
     def pid(self) -> int:
-        return ray.get(self.actor.alive.remote(), timeout=PATIENCE)
+        return ray.get(self.actor.__ray_call__.remote(lambda self: os.getpid()), timeout=PATIENCE)
 
     def client(self, max_staleness: int = 1000, **asking) -> Acting:
         """An actor's policy, which has the learner's weights as well."""
@@ -165,9 +165,9 @@ def test_actors_together_get_what_each_would_have_had_alone(start):
         thread.join()
     for seed in range(4):
         np.testing.assert_allclose(got[seed], play(local(), [seed], 6), atol=1e-5)
-    status = ray.get(service.actor.stats.remote(), timeout=PATIENCE)
-    assert status.answers == 24
-    assert status.batches < 24
+    status = ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)
+    assert status["answers"] == 24
+    assert status["batches"] < 24
 
 
 def test_episodes_that_ended_are_released(start):
@@ -175,7 +175,7 @@ def test_episodes_that_ended_are_released(start):
     client = service.client()
     for seed in range(3):
         play(client, [seed, seed], 2)
-    assert ray.get(service.actor.stats.remote(), timeout=PATIENCE).episodes == 2
+    assert ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["episodes"] == 2
 
 
 def test_new_weights_are_used_from_the_next_decision_on(start):
@@ -257,10 +257,10 @@ class TestStale:
         client.act(observations(1, 2))
         assert client.weights_version == self.NEW
         service.publish(5, self.NEW)
-        before = ray.get(service.actor.stats.remote(), timeout=PATIENCE).answers
+        before = ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["answers"]
         client.act(observations(1, 3))
         assert client.weights_version == self.NEW
-        assert ray.get(service.actor.stats.remote(), timeout=PATIENCE).answers == before + 1
+        assert ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["answers"] == before + 1
 
     def test_weights_of_a_learner_that_is_no_more_are_too_old_whatever_the_count(self, start):
         service = start()
@@ -292,7 +292,7 @@ class TestGone:
         np.testing.assert_allclose(play(client, [1], 3), play(local(), [1], 3), atol=1e-5)
         assert client.lost == 1
         assert client.weights_version == VERSION  # fetched from the learner: nothing was published meanwhile
-        assert ray.get(service.actor.stats.remote(), timeout=PATIENCE).answers == 3
+        assert ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["answers"] == 3
 
     def test_stopped_it_is_noticed_in_the_stated_time(self, start):
         service = start()
@@ -321,7 +321,7 @@ class TestGone:
         after = [client.act(observations(1, step)) for step in range(2, 5)]
         assert client.lost >= 1
         np.testing.assert_allclose(after, play(local(), [0], 3, first=2), atol=1e-5)
-        assert ray.get(service.actor.stats.remote(), timeout=PATIENCE).answers == 3
+        assert ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["answers"] == 3
 
     def test_a_batch_that_hangs_ends_the_process_which_leaves_its_stacks(self, start, tmp_path):
         service = start(hang_seconds=3.0)
@@ -378,10 +378,13 @@ def test_a_run_with_several_planners(cluster, tmp_path):
         live.progress()
         for index in range(2):
             name = f"planner-{index}"
-            live.until(lambda name=name: live.ask(name, "stats").answers > 0, f"{name} plans: its actors have turns")
-            status = live.ask(name, "stats")
-            assert status.refusals.keys() <= {"busy"}
-            assert status.weights_version > 0
+            live.until(
+                lambda name=name: live.ask(name, "__ray_call__", status_of)["answers"] > 0,
+                f"{name} plans: its actors have turns",
+            )
+            status = live.ask(name, "__ray_call__", status_of)
+            assert status["refusals"].keys() <= {"busy"}
+            assert status["weights_version"] > 0
         live.progress()
     books = check_books(live.seeds[0])
     assert {episode.actor for episode in books.stored} == {0, 1, 2}

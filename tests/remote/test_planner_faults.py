@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from qttdm.common.weights import GENERATION
-from tests.remote.live import Live, check_books, settings
+from tests.remote.live import Live, check_books, settings, status_of
 
 pytestmark = pytest.mark.ray
 
@@ -23,8 +23,8 @@ def served(when_gone: str):
 def back(live: Live, pid: int) -> None:
     """The planner is in a new process, and is asked."""
     live.replaced("planner-0", pid)
-    live.until(lambda: live.ask("planner-0", "stats").answers > 20, "it is asked again")
-    assert live.ask("planner-0", "stats").weights_version > GENERATION
+    live.until(lambda: live.ask("planner-0", "__ray_call__", status_of)["answers"] > 20, "it is asked again")
+    assert live.ask("planner-0", "__ray_call__", status_of)["weights_version"] > GENERATION
 
 
 def check_untouched(live: Live) -> None:
@@ -37,7 +37,7 @@ def check_untouched(live: Live) -> None:
 def test_actors_plan_by_themselves_while_it_is_gone(cluster, tmp_path):
     with Live(cluster, tmp_path / "run", [served("local")]) as live:
         live.progress()
-        live.until(lambda: live.ask("planner-0", "stats").answers > 0, "it is asked")
+        live.until(lambda: live.ask("planner-0", "__ray_call__", status_of)["answers"] > 0, "it is asked")
         pid = live.kill("planner-0", signal.SIGSTOP)
         live.progress()
         os.kill(pid, signal.SIGKILL)

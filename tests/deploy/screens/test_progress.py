@@ -21,28 +21,30 @@ def plain(total: int = 1000, max_minutes: float | None = None) -> tuple[Progress
     return Progress(total, max_minutes, Console(file=out, width=40), clock), clock, out
 
 
+def left(progress: Progress) -> float | None:
+    [row] = progress.view().rows
+    return row.seconds_left
+
+
 def test_time_left_is_the_budget_that_ends_first() -> None:
     progress, clock, _ = plain(total=1000, max_minutes=10)
-    assert progress.seconds_left() == 600
-    progress.update(env_steps=0)
+    assert left(progress) == 600
+    progress.update(env_steps=0, wall_seconds=0.0)
     clock.now += 60
-    progress.update(env_steps=500)  # 60 s for half: 60 s to go, 540 s allowed
-    assert progress.seconds_left() == pytest.approx(60)
+    progress.update(env_steps=500, wall_seconds=60.0)  # 60 s for half: 60 s to go, 540 s allowed
+    assert left(progress) == pytest.approx(60)
     clock.now += 440
-    progress.update(env_steps=510)  # at this pace 480 s to go, 100 s allowed
-    assert progress.seconds_left() == pytest.approx(100)
+    progress.update(env_steps=510, wall_seconds=500.0)  # at this pace 480 s to go, 100 s allowed
+    assert left(progress) == pytest.approx(100)
     clock.now += 1000
-    assert progress.seconds_left() == 0
+    assert left(progress) == 0
 
 
-def test_time_left_counts_only_what_this_session_collected() -> None:
-    progress, clock, _ = plain(total=1000)
-    assert progress.seconds_left() is None
-    progress.update(env_steps=900)  # resumed
-    assert progress.seconds_left() is None
-    clock.now += 50
-    progress.update(env_steps=950)
-    assert progress.seconds_left() == pytest.approx(50)
+def test_time_left_is_at_the_pace_of_the_whole_run_also_when_it_was_resumed() -> None:
+    progress, _, _ = plain(total=1000)
+    assert left(progress) is None
+    progress.update(env_steps=800, wall_seconds=400.0)
+    assert left(progress) == pytest.approx(100)
 
 
 def test_a_plain_line_holds_everything_and_is_not_wrapped_or_coloured() -> None:
@@ -51,8 +53,9 @@ def test_a_plain_line_holds_everything_and_is_not_wrapped_or_coloured() -> None:
         progress.update(env_steps=0)
         clock.now += SECONDS_BETWEEN_LINES
         progress.evaluation(0, mean=3.25, success=0.5)
+        speeds = {"wall_seconds": 10.0, "decisions_per_second": 40.0, "updates_per_second": 8.0}
         losses = {"loss_state": 1.0, "loss_reward": 2.0, "loss_continuation": 3.0, "loss_q": None}
-        progress.update(env_steps=250, episode_return=1.5, decisions_per_second=40.0, updates_per_second=8.0, **losses)
+        progress.update(env_steps=250, episode_return=1.5, **speeds, **losses)
     assert out.getvalue().splitlines() == [
         "seed 0 | state running | env steps 0 0% | left 2.0m",
         "evaluation at 0 steps: return 3.2, success 50%",
@@ -80,7 +83,7 @@ def test_a_terminal_gets_one_table_with_every_number_and_what_is_under_way() -> 
         progress.update(env_steps=0)
         clock.now += 10
         progress.evaluation(100, mean=33.3, success=None)
-        progress.update(env_steps=100, episode_return=12.5, loss_q=0.25, decisions_per_second=7.0)
+        progress.update(env_steps=100, wall_seconds=10.0, episode_return=12.5, loss_q=0.25, decisions_per_second=7.0)
         progress.doing("learning: update 5")
         out.truncate(0)
     text = out.getvalue()

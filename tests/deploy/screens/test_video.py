@@ -30,7 +30,7 @@ def test_what_was_written_is_what_plays(tmp_path: Path, height: int, width: int)
         assert np.abs(seen[:height, :width].astype(int) - frame).mean() < 12
 
 
-def test_the_padding_repeats_the_edge(tmp_path: Path) -> None:
+def test_scaling_adds_no_dark_edge(tmp_path: Path) -> None:
     white = [np.full((15, 33, 3), 255, np.uint8)] * 3
     write_video(white, tmp_path / "video.mp4", fps=10)
     assert imageio.v3.imread(tmp_path / "video.mp4").min() > 240
@@ -39,11 +39,11 @@ def test_the_padding_repeats_the_edge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        ([], "no frames"),
-        ([np.zeros((8, 8, 3), np.float32)], "got a frame float32"),
+        ([], r"got frames \[\]"),
+        ([np.zeros((8, 8, 3), np.float32)], "got frames .*float32"),
         ([np.zeros((8, 8), np.uint8)], "want uint8"),
         ([np.zeros((0, 8, 3), np.uint8)], "want uint8"),
-        ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)], "in one video"),
+        ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)], "all of one size"),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 4), np.uint8)], "want uint8"),
     ],
 )

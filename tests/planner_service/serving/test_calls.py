@@ -12,8 +12,8 @@ import pytest
 
 from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.planner_service.serving import calls, server
-from qttdm.planner_service.serving.calls import CALLS, MAX_ITEMS, ActRequest, Session, write_outcome
-from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal
+from qttdm.planner_service.serving.calls import CALLS, MAX_ITEMS, Session, write_outcome
+from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request
 from qttdm.planner_service.serving.observations import read_observations
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 from tests.fakes import tiny_data
@@ -168,7 +168,7 @@ class TestProtocolPage:
     def test_every_field_is_listed(self):
         fields = [name for call in CALLS.values() for name in inspect.signature(call).parameters if name != "self"]
         (info,) = answers('{"call": "info"}')
-        for field in [*CALLS, *fields, *ActRequest.model_fields, *vars(ANSWER), *(info.keys() - INFO.keys())]:
+        for field in [*CALLS, *fields, *Request.__dataclass_fields__, *vars(ANSWER), *(info.keys() - INFO.keys())]:
             assert f"`{field}`" in self.page, field
 
     def test_the_conversation_can_be_had(self):

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from qttdm.actors.attempts import MOST_ATTEMPTS, Attempts
+from qttdm.actors.evaluator import MOST_ATTEMPTS, Attempts
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from qttdm.planner_service.planners.mppi import PRESETS
 from qttdm.replay.buffer import ReplayConfig
 
 DEFAULT_AGENT = "qt-tdm"
+BEFORE_SECTIONS = {"discount", "epsilon", "learner", "planner"}
+"""Keys at the top of a page from before agents had sections."""
 
 
 class RunConfig(Config):
@@ -63,6 +65,11 @@ class RunConfig(Config):
         if not isinstance(agent, str):
             raise ConfigError(f"agent: got {agent!r}, want a name or module:Class")
         section, kind = section_of(agent), with_settings(agent)
+        if old := sorted(BEFORE_SECTIONS & raw.keys() - command_line.keys()):
+            raise ConfigError(
+                f"{old[0]}: an agent's settings stand in its section, {section}.{old[0]}; a run of the older format "
+                f"can only be used by the version of qttdm that made it"
+            )
         others = {*AGENTS, OWN} - {section}
         for key in others & raw.keys():
             if key in command_line:

@@ -168,6 +168,13 @@ class TestFits:
         with pytest.raises(ConfigError, match=r"^command line: tdm: has no effect, .*qt-tdm; .* begin with qt-tdm"):
             tiny_config("tdm.planner.horizon=2")
 
+    def test_a_page_from_before_sections_is_refused_as_such(self, tmp_path):
+        (tmp_path / "config.yaml").write_text("task: dmc/walker-walk\nagent: tdm\ntdm: {window: 5}\nplanner: {}\n")
+        with pytest.raises(
+            ConfigError, match=r"config.yaml: planner: .* section, tdm.planner; a run of the older form"
+        ):
+            load_config(RunConfig, tmp_path / "config.yaml")
+
     def test_a_named_planner_is_checked_together_with_what_is_set_beside_it(self):
         config = load_run_config(preset_path("laptop"), ["qt-tdm.planner.elites=128"], planner="exact")
         assert (config.settings.planner.samples, config.settings.planner.elites) == (512, 128)

@@ -44,7 +44,7 @@ VALUE = gauge(
     "1",
     "what the learner's parts compute, by its name in metrics.jsonl, as in the newest `update` line",
     "name",
-    most=128,
+    most=90,
 )
 ENV_STEPS = counter(
     "qttdm_env_steps_total", LEARNER, "steps", "simulator steps collected, action repeats counted", durable=True

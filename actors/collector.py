@@ -34,7 +34,7 @@ class Collector:
     def collect(
         self, seeds: Sequence[int], random: bool, exploration: float, should_stop: Callable[[], bool]
     ) -> list[Episode]:
-        """One episode in each environment, uniformly random or the policy's; raises as `run_episodes`.
+        """Run one episode in each environment, uniformly random or the policy's; raises as `run_episodes`.
 
         should_stop: asked before each decision.
         """

@@ -36,7 +36,7 @@ MODEL_ERROR = gauge(
 def model_errors(
     dynamics: DynamicsModel, episodes: Sequence[Episode], horizon: int, device: torch.device
 ) -> tuple[float, float] | None:
-    """Mean squared error of predicted states over that of predicting that nothing moves.
+    """Compute mean squared error of predicted states over that of predicting that nothing moves.
 
     Of the next step, and of step H = `horizon` predicted open-loop; both as the planner does it, without a history.
 
@@ -61,7 +61,7 @@ def model_errors(
         predicted.append(dynamics.state(rollout)["observations"])
 
     def error(step: int) -> float:
-        """Of step 0 .. H-1."""
+        """Return the error of step 0 .. H-1."""
         true = observations[:, step + 1]  # [R, M]
         state = (predicted[step] - true).square().mean()
         still = (observations[:, 0] - true).square().mean()

@@ -31,7 +31,7 @@ def run_episodes(
     should_stop: Callable[[], bool] = lambda: False,
     watch: Callable[[TaskEnv], None] | None = None,
 ) -> list[Episode]:
-    """One episode in each environment, fully determined by its seed and the policy's weights.
+    """Run one episode in each environment, fully determined by its seed and the policy's weights.
 
     seeds: one per environment, for the environment and the policy's own randomness. exploration in [0, 1], 0 when
     evaluating. watch: called with the first environment after its reset and after each of its steps (for videos).
@@ -60,7 +60,7 @@ def run_episodes(
 
 
 def _reset(env: TaskEnv, seed: int) -> dict[str, np.ndarray]:
-    """The episode's first observations, by name."""
+    """Return the episode's first observations, by name."""
     with _failures_of(env, "at the reset", seed):
         observation, _ = env.reset(seed=seed % 2**31)  # MuJoCo's seeds have 31 bits
         _check_finite(observation, reward=0.0)
@@ -69,7 +69,7 @@ def _reset(env: TaskEnv, seed: int) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _failures_of(env: TaskEnv, when: str, seed: int) -> Iterator[None]:
-    """Whatever is raised inside becomes an EnvironmentFailure."""
+    """Turn any error raised inside into an EnvironmentFailure."""
     try:
         yield
     except Exception as error:  # simulators share no base class for "this state cannot be simulated"
@@ -80,7 +80,7 @@ def _failures_of(env: TaskEnv, when: str, seed: int) -> Iterator[None]:
 
 
 def _check_finite(observation: np.ndarray, reward: float) -> None:
-    """FloatingPointError, naming the first offender: observation [M]."""
+    """Raise floatingPointError, naming the first offender: observation [M]."""
     if not np.isfinite(observation).all():
         worst = int(np.flatnonzero(~np.isfinite(observation))[0])
         raise FloatingPointError(f"observation[{worst}] is {observation[worst]}")

@@ -38,7 +38,7 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     attempt: int = 0,
 ) -> Evaluation:
-    """One episode in each environment, planned in one batch; the same seed and weights give the same result.
+    """Run one episode in each environment, planned in one batch; the same seed and weights give the same result.
 
     attempt: others than 0 have other start states, for when a simulator fails in those.
     """
@@ -51,7 +51,7 @@ def evaluate(
 
 
 def film(env: TaskEnv, policy: Policy, seed: int, should_stop: Callable[[], bool] = lambda: False) -> list[np.ndarray]:
-    """Frames uint8 [height, width, 3] of the first evaluation episode. Raises RenderError where nothing can draw."""
+    """Draw frames uint8 [height, width, 3] of the first evaluation episode. RenderError if nothing can draw."""
     frames: list[np.ndarray] = []
     seeds = [derive_seed(seed, "evaluation", 0)]
     run_episodes([env], policy, seeds, 0.0, should_stop, watch=lambda e: frames.append(e.render()))

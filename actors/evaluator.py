@@ -95,7 +95,7 @@ class Attempts:
             self._tried[next(reversed(self._tried))] += 1
 
     def of(self, version: int) -> Iterator[int]:
-        """Those that are left, from 0; to be asked for the next one when the last has failed."""
+        """Yield the attempts that are left, from 0; take the next one when the last has failed."""
         attempt = self._tried.pop(version, 0)
         self._tried = {other: tried for other, tried in self._tried.items() if tried}
         while attempt < MOST_ATTEMPTS:

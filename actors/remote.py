@@ -109,7 +109,7 @@ class CollectorActor(Collector):
 
     @ray.method(concurrency_group="control")
     def take(self, values: np.ndarray, version: int, checksum: int) -> None:
-        """New weights, from the learner: float32 [P], read-only and in shared memory."""
+        """Take new weights, from the learner: float32 [P], read-only and in shared memory."""
         self._offered.append(Weights(values, version, checksum))
         self._heard(version)
 
@@ -138,7 +138,7 @@ class CollectorActor(Collector):
         return mine // GENERATION < newest // GENERATION or newest - mine > self.settings.max_staleness
 
     def _heard(self, version: int) -> None:
-        """The learner has published that version."""
+        """Note that the learner has published that version."""
         self._newest_version = max(self._newest_version, version)
         self._heard_at = time.monotonic()
 
@@ -160,7 +160,7 @@ class CollectorActor(Collector):
             time.sleep(0.1)
 
     def _load(self, weights: Weights) -> None:
-        """Unless newer ones are loaded here. (The version acted on may be a planner's.)"""
+        """Load weights, unless newer ones are loaded here. (The version acted on may be a planner's.)"""
         if weights.version > self._loaded_version:
             self.policy.load(weights)
             self._loaded_version = weights.version
@@ -177,19 +177,19 @@ class CollectorActor(Collector):
         self._inserting = 0
 
     def _measure(self) -> None:
-        """Before each report."""
+        """Set the gauges before each report."""
         mine = updates_of(self.policy.weights_version)
         self.telemetry.set(STALENESS, max(0, updates_of(self._newest_version) - mine))
         self.telemetry.set(STALENESS_LIMIT, self.settings.max_staleness)
         self.telemetry.set(CALLS, self._inserting, call="inserts")
 
     def _report_failure(self, why: str) -> None:
-        """For the learner to count, and to write into events.log."""
+        """Report a failed environment to the learner, which counts it and writes it into events.log."""
         told = self._control("environment_failed").remote(self.index, why)
         self._ask(told, "the learner to hear of a failed environment")
 
     def _control(self, method: str) -> Any:
-        """A method of the learner that is answered while it learns."""
+        """Return a method of the learner that is answered while it learns."""
         return getattr(self.learner, method).options(concurrency_group="control")
 
     def _ask(self, answer: ray.ObjectRef, what: str) -> Any:
@@ -203,12 +203,12 @@ class CollectorActor(Collector):
                 self.telemetry.inc(FAILURES, kind="timeout")
 
     def _waiting(self) -> Waiting:
-        """For as long as it takes, but not silently."""
+        """Begin a wait without end, which events.log names now and then."""
         return Waiting(self.events, self.settings.timeout_seconds)
 
 
 def give_way() -> None:
-    """Where cores are fewer than processes, the learner goes first: the calling thread takes what the others leave.
+    """Lower the calling thread's priority: where cores are fewer than processes, the learner goes first.
 
     Else actors that outnumber the cores slow the learner, and then all wait for it while cores are idle.
     """

@@ -107,17 +107,17 @@ class CheckpointStore:
         return None
 
     def newest(self) -> Path | None:
-        """Where the newest checkpoint is, unverified; None if there is none."""
+        """Find the newest checkpoint, unverified; None if there is none."""
         folders = self._folders()
         return folders[-1] if folders else None
 
     @staticmethod
     def number(folder: Path) -> int:
-        """The number of a save, counted from 1."""
+        """Return the number of a save, counted from 1."""
         return int(folder.name.split("-")[0])
 
     def _folders(self) -> list[Path]:
-        """Finished checkpoints, oldest first."""
+        """List finished checkpoints, oldest first."""
         numbered = [path for path in self.directory.glob("*-step-*") if path.name.split("-")[0].isdigit()]
         return sorted(numbered, key=self.number)
 
@@ -138,7 +138,7 @@ class CheckpointStore:
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CPU copies that safetensors accepts: contiguous, no two in the same memory (tied weights come back untied)."""
+    """Return CPU copies that safetensors accepts: contiguous, no shared memory (tied weights come back untied)."""
     separate = {}
     seen = set()
     for name, tensor in tensors.items():
@@ -171,7 +171,7 @@ def _read(folder: Path, skipped: list[str], with_blobs: bool) -> Checkpoint:
 
 
 def _verified_reader(folder: Path) -> Callable[[str], bytes]:
-    """A function that reads a file of this folder whole, and raises ValueError unless it is what was written."""
+    """Make a function that reads a file of this folder whole; ValueError unless it is what was written."""
     lines = [line.split("  ", 1) for line in (folder / "SHA256SUMS").read_text().splitlines()]
     digests = {parts[-1]: parts[0] for parts in lines}
 

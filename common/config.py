@@ -40,7 +40,7 @@ class Config(BaseModel):
     def for_content(
         cls, raw: Mapping[str, Any], command_line: Mapping[str, Any]
     ) -> tuple[type[Config], Mapping[str, Any]]:
-        """The class and the values to validate, where they depend on what `raw` says.
+        """Choose the class and the values to validate, where they depend on what `raw` says.
 
         ConfigError begins with the key that is wrong.
         """
@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """`1e6` is the integer 1000000, so that it can be a number of steps; `1.0e6` stays a float."""
+        """Read `1e6` as the integer 1000000, so that it can be a number of steps; `1.0e6` stays a float."""
         number = self.construct_yaml_float(node)
         return int(number) if "." not in node.value and number.is_integer() else number
 
@@ -128,7 +128,7 @@ def load_config(
 
 
 def _per_task(per_task: Any, path: Path) -> dict[str, dict[str, Any]]:
-    """The per_task section with its shape checked, for the tasks that do not match as well."""
+    """Check the shape of the whole per_task section, also of tasks that do not match, and return it."""
     if not isinstance(per_task, dict):
         raise ConfigError(f"{path}: per_task: got {per_task!r}, want a mapping from task pattern to settings")
     for pattern, settings in per_task.items():
@@ -142,7 +142,7 @@ def _per_task(per_task: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """["env.action_repeat=5"] -> {"env": {"action_repeat": 5}}; values are read as YAML, the last of equal keys wins.
+    """Parse ["env.action_repeat=5"] -> {"env": {"action_repeat": 5}}; values are YAML, the last of equal keys wins.
 
     ConfigError for an item that is not KEY=VALUE, and for two of which one sets keys inside the other's plain value.
     """
@@ -166,7 +166,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` laid over `base`, mappings merged key by key, everything else replaced; neither is changed.
+    """Lay `top` over `base`, mappings merged key by key, everything else replaced; neither is changed.
 
     A mapping whose `kind` is another than the one below replaces it: that one's settings are not for this kind.
     """
@@ -209,7 +209,7 @@ def validate(schema: type[C], raw: Mapping[str, Any], source: str, command_line:
 
 
 def _first_problem(schema: type[Config], raw: Any, error: ValidationError) -> tuple[list[str | int], str]:
-    """The first problem's key, and its text `key: got VALUE, want WHAT` with how many more there are."""
+    """Return the first problem's key, and its text `key: got VALUE, want WHAT` with how many more there are."""
     problems = error.errors(include_url=False)
     keys = [_key_in(raw, problem["loc"]) for problem in problems]
     first, key = problems[0], keys[0]
@@ -231,7 +231,7 @@ def _first_problem(schema: type[Config], raw: Any, error: ValidationError) -> tu
 
 
 def _want(message: str) -> str:
-    """Pydantic's sentence in the file's own words."""
+    """Say pydantic's sentence in the file's own words."""
     for theirs, ours in (
         ("Input should be ", ""),
         ("a valid boolean", "true or false"),
@@ -248,7 +248,7 @@ def _want(message: str) -> str:
 
 
 def _key_in(raw: Any, location: Sequence[str | int]) -> list[str | int]:
-    """The parts of pydantic's location that are keys of the input; the rest name the branches of a union."""
+    """Keep the parts of pydantic's location that are keys of the input; the rest name branches of a union."""
     key: list[str | int] = []
     for part in location:
         if (isinstance(raw, dict) and part in raw) or (isinstance(raw, list) and isinstance(part, int)):
@@ -258,7 +258,7 @@ def _key_in(raw: Any, location: Sequence[str | int]) -> list[str | int]:
 
 
 def _reaches(command_line: Mapping[str, Any], key: Sequence[str | int]) -> bool:
-    """Whether the value at `key` came from the command line."""
+    """Say whether the value at `key` came from the command line."""
     value: Any = command_line
     for part in key:
         if not isinstance(value, Mapping):
@@ -270,12 +270,12 @@ def _reaches(command_line: Mapping[str, Any], key: Sequence[str | int]) -> bool:
 
 
 def _fields(schema: type[Config]) -> dict[str, Any]:
-    """The fields by the keys that stand for them."""
+    """List the fields by the keys that stand for them."""
     return {field.alias or name: field for name, field in schema.model_fields.items()}
 
 
 def _section(schema: type[Config], raw: Any, key: Sequence[str | int]) -> list[str]:
-    """The known keys of the Config at a nested key, looking through `| None` and lists; [] where that is ambiguous.
+    """List the known keys of the Config at a nested key, looking through `| None` and lists; [] if ambiguous.
 
     Where there are several kinds it is the one that `raw` names, or the first.
     """
@@ -299,7 +299,7 @@ def _section(schema: type[Config], raw: Any, key: Sequence[str | int]) -> list[s
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML; `load_config` reads it back to an equal object."""
+    """Write the resolved configuration as YAML; `load_config` reads it back to an equal object."""
     return yaml.dump(config.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -82,7 +82,7 @@ class DataSpec:
 
 
 def vector_data(obs_dim: int, action_dim: int, window: int, discount: float | None) -> DataSpec:
-    """The data of a task with one vector observed and a continuous action."""
+    """Describe the data of a task with one vector observed and a continuous action."""
     return DataSpec({"observations": ArraySpec((obs_dim,))}, ArraySpec((action_dim,)), window, discount)
 
 
@@ -114,7 +114,7 @@ class DynamicsModel(Protocol):
         """Take actions; `rollout` moves on."""
 
     def state(self, rollout: Any) -> TensorTree:
-        """Where the sequences stand, [B, ..] by name: what values and proposals read, such as `observations`."""
+        """Return where the sequences stand, [B, ..] by name: what values and proposals read, as `observations`."""
 
     def quantise(self, actions: Tensor) -> Tensor:
         """Bring real-valued actions, any shape, to the nearest that the model knows: a bin, or the edge of the box."""
@@ -127,12 +127,12 @@ class ValueFunction(Protocol):
     """Values states and proposes actions in them. All random numbers are given."""
 
     def value(self, state: TensorTree) -> Tensor:
-        """Discounted return expected from states [B, ..] on: [B]."""
+        """Return discounted return expected from states [B, ..] on: [B]."""
 
     def propose(
         self, state: TensorTree, chance: Tensor, which: Tensor, probability: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Best actions [B, N] in states [B, ..], and their values [B].
+        """Propose best actions [B, N] in states [B, ..], and their values [B].
 
         Each dimension is replaced by a uniform one where chance < probability; chance and which are uniform in
         [0, 1), [B, N]; probability is a number, or [B].
@@ -210,15 +210,15 @@ class Policy(Protocol):
 
     @property
     def networks(self) -> nn.Module:
-        """Those that act, in the learner's order; `load` fills them."""
+        """Networks that act, in the learner's order; `load` fills them."""
 
     @property
     def device(self) -> torch.device:
-        """Where it decides."""
+        """Device on which it decides."""
 
     @property
     def weights_version(self) -> int:
-        """Of the networks that act."""
+        """Version of the networks that act."""
 
     def load(self, weights: Weights) -> None:
         """Take new network weights; used from the next decision on."""
@@ -258,13 +258,13 @@ class Learner(Protocol):
         """Make one update. It need not wait for the device."""
 
     def drain(self) -> dict[str, float]:
-        """Means of all metrics since the last call; {} if there was no update. Raises if a loss is not finite."""
+        """Return means of all metrics since the last call; {} without an update. Raises if a loss is not finite."""
 
     def weights(self) -> Weights:
-        """What policies need, as of now."""
+        """Snapshot what policies need, as of now."""
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs.
+        """Return everything that a resumed run needs.
 
         `updates` and each parameter of the policy's networks, as NETWORK/network/PARAMETER: evaluation and serving read
         those from a checkpoint.
@@ -289,13 +289,13 @@ class Agent(Protocol):
         """settings: an instance of `Settings`. Makes nothing large."""
 
     def check(self, task: TaskSpec) -> None:
-        """ConfigError, one line with keys and values, if the settings do not fit the task."""
+        """Raise ConfigError, one line with keys and values, if the settings do not fit the task."""
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
-        """Fresh networks from torch's global generator, and their training, with schedules over total_updates."""
+        """Make fresh networks from torch's global generator, and their training, with schedules over total_updates."""
 
     def policy(self, device: torch.device, bfloat16: bool) -> Policy:
-        """What acts: networks of its own, to be filled with `load`. bfloat16: plan under autocast."""
+        """Make what acts: networks of its own, to be filled with `load`. bfloat16: plan under autocast."""
 
     def exploration(self, progress: float) -> float:
-        """How much a collecting policy explores after that share of the training, in [0, 1]."""
+        """Say how much a collecting policy explores after that share of the training, in [0, 1]."""

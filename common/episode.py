@@ -52,7 +52,7 @@ class Episode:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by name: observations, actions, rewards, then the others."""
+        """Return all arrays by name: observations, actions, rewards, then the others."""
         return {"observations": self.observations, "actions": self.actions, "rewards": self.rewards, **self.extra}
 
     @property

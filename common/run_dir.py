@@ -22,7 +22,7 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path) -> RunDir:
-        """A new, empty run directory at exactly `path`; ConfigError when it exists or cannot be made."""
+        """Make a new, empty run directory at exactly `path`; ConfigError when it exists or cannot be made."""
         try:
             return cls._make(path)
         except FileExistsError:
@@ -30,7 +30,7 @@ class RunDir:
 
     @classmethod
     def create_for(cls, task: str, root: Path = Path("runs")) -> RunDir:
-        """A new one named after the task and now, such as runs/dmc-walker-walk-20260131-235959; -2, -3 if taken."""
+        """Make a new one named after task and time, such as runs/dmc-walker-walk-20260131-235959; -2, -3 if taken."""
         name = f"{task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         for attempt in count(1):
             try:  # making it is also the check, so two runs that start together cannot both get one name
@@ -41,7 +41,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """An existing run; ConfigError when `path` holds no config.yaml."""
+        """Open an existing run; ConfigError when `path` holds no config.yaml."""
         run = cls(path)
         if not run.config_path.is_file():
             raise ConfigError(f"{path}: not a run directory (no config.yaml in it)")
@@ -49,7 +49,7 @@ class RunDir:
 
     @classmethod
     def _make(cls, path: Path) -> RunDir:
-        """FileExistsError when it is there already, ConfigError when it cannot be made."""
+        """Make the directory; FileExistsError when it is there already, ConfigError when it cannot be made."""
         try:
             path.mkdir(parents=True)
         except FileExistsError:
@@ -60,7 +60,7 @@ class RunDir:
 
     @property
     def name(self) -> str:
-        """The run's name in metrics: its directory's, or for a seed of a cluster's run (NAME/seed-0) that run's."""
+        """Name the run in metrics: after its directory, or for a seed of a cluster's run (NAME/seed-0) that run's."""
         path = self.path.absolute()
         of_cluster = re.fullmatch(r"seed-\d+", path.name) and self.events_path.exists()
         return path.parent.name if of_cluster else path.name

@@ -6,7 +6,7 @@ import hashlib
 
 
 def derive_seed(seed: int, *stream: str | int) -> int:
-    """A 63-bit seed for the named stream: `derive_seed(0, "episode", 12)`.
+    """Derive a 63-bit seed for the named stream: `derive_seed(0, "episode", 12)`.
 
     Hashing (not seed + number) keeps neighbouring seeds' streams apart: run 0's episode 1 is not run 1's episode 0.
     """

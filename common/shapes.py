@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def check_shape(x: Tensor, letters: str, **sizes: int) -> None:
-    """`check_shape(x, "B L N", N=6)`: x has as many dimensions as letters, and those given have that size.
+    """Check that, in `check_shape(x, "B L N", N=6)`, x has as many dimensions as letters, of the sizes given.
 
     AssertionError otherwise: only our own code can get this wrong.
     """

@@ -10,11 +10,11 @@ Tensors = Mapping[str, Tensor]
 
 
 def prefixed(name: str, tensors: Tensors) -> dict[str, Tensor]:
-    """{"a": x} -> {"name/a": x}"""
+    """Prefix all names: {"a": x} -> {"name/a": x}."""
     return {f"{name}/{key}": value for key, value in tensors.items()}
 
 
 def under(name: str, tensors: Tensors) -> dict[str, Tensor]:
-    """The entries below `name`, without it: undoes `prefixed`."""
+    """Return the entries below `name`, without it: undo `prefixed`."""
     start = f"{name}/"
     return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}

@@ -16,7 +16,7 @@ GENERATION = 10**9
 
 
 def version_of(generation: int, updates: int) -> int:
-    """The version of the weights after `updates` updates of the learner's start number `generation`.
+    """Compute the version of the weights after `updates` updates of the learner's start number `generation`.
 
     A learner that is killed starts again from its last checkpoint, with fewer updates than it had. Its versions go on
     growing all the same, so that old weights never pass for new ones.
@@ -25,7 +25,7 @@ def version_of(generation: int, updates: int) -> int:
 
 
 def updates_of(version: int) -> int:
-    """The update count in a version."""
+    """Return the update count in a version."""
     return version % GENERATION
 
 
@@ -67,6 +67,6 @@ class Weights:
 
 
 def read_generation(run_dir: Path) -> int:
-    """The number of the newest learner that a cluster started in this directory; 0 if none was."""
+    """Read the number of the newest learner that a cluster started in this directory; 0 if none was."""
     path = run_dir / "generation"
     return int(path.read_text()) if path.exists() else 0

@@ -26,7 +26,7 @@ class EvaluationDesk(Protocol):
         """Evaluate these weights; results are told apart by `key`."""
 
     def results(self) -> list[tuple[int, list[float], float | None, float]]:
-        """(key, returns, success, seconds) of each that has ended since the last call; no returns: it was given up."""
+        """Return (key, returns, success, seconds) of each ended since the last call; without returns: given up."""
 
 
 class Evaluations:
@@ -40,7 +40,7 @@ class Evaluations:
         self._under_way: dict[int, tuple[dict[str, Any], Weights]] = {}  # by environment steps
 
     def __len__(self) -> int:
-        """Evaluations handed in that have no result yet."""
+        """Count evaluations handed in that have no result yet."""
         return len(self._under_way)
 
     def plan(self, counts: dict[str, Any]) -> None:
@@ -58,7 +58,7 @@ class Evaluations:
         self._submit(counts, learner.weights())
 
     def results(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Counters and values of the evaluations that have ended since the last call, without those given up."""
+        """Return counters and values of the evaluations that have ended since the last call, without those given up."""
         for env_steps, returns, success, seconds in self.desk.results():
             counts, _ = self._under_way.pop(env_steps)
             if not returns:
@@ -75,7 +75,7 @@ class Evaluations:
             )
 
     def save(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """For a checkpoint: plain data, and the weights being evaluated as blobs."""
+        """Return what a checkpoint keeps: plain data, and the weights being evaluated as blobs."""
         under_way = self._under_way.values()
         meta = {
             "evaluated_updates": self.last_updates,

@@ -121,7 +121,7 @@ class Learner:
         self._pending.append(metrics)
 
     def drain(self) -> dict[str, float]:
-        """Means of all metrics since the last call, the parts' newest values, and the next update's learning rates.
+        """Return means of all metrics since the last call, the parts' newest values, and the next learning rates.
 
         {} if there was no update, or nothing learns.
 
@@ -149,11 +149,11 @@ class Learner:
         return means | dict(zip(newest, values[len(rows) :].tolist(), strict=True)) | rates
 
     def weights(self) -> Weights:
-        """What policies need, as of now."""
+        """Snapshot what policies need, as of now."""
         return Weights.of(self.networks, version_of(self.generation, self.updates))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, the dropout generators' states included."""
+        """Return everything a resumed run needs, the dropout generators' states included."""
         state = {"updates": torch.tensor(self.updates), "rng.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["rng.cuda"] = torch.cuda.get_rng_state(self.device)

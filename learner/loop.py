@@ -93,7 +93,7 @@ class LearningLoop:
         self.rates = Rates(self.spent, learner.updates, self.counters.decisions)
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Literal["finished", "stopped"]:
-        """Until `env_steps` are collected and their updates made, or `stop()`. Ends with a checkpoint.
+        """Train until `env_steps` are collected and their updates made, or `stop()`; then save a checkpoint.
 
         on_step: called between any two things it does, each of which waits for others once at most. Raises
         NonFiniteLossError, naming the last good checkpoint, and what collecting or evaluating in this process raises.
@@ -159,7 +159,7 @@ class LearningLoop:
         return self._permit()
 
     def _permit(self) -> Permit:
-        """A permit to collect now."""
+        """Make a permit to collect now."""
         return Permit(
             "collect",
             random=self.pace.decisions < self.pace.seed_decisions,
@@ -173,7 +173,7 @@ class LearningLoop:
         self.events.write(f"actor {actor} replaced its environments: {why}")
 
     def status(self) -> dict[str, Any]:
-        """Plain numbers of where the run is; seconds and shares are since this learner's start."""
+        """Say where the run is in plain numbers; seconds and shares are since this learner's start."""
         now = time.monotonic()
         return {
             **self.newest,
@@ -216,7 +216,7 @@ class LearningLoop:
         self._has_read = True
 
     def _next_pages(self) -> list[EpisodePage]:
-        """Of each shard, from its cursor on; none if the shards did not answer in time, which is then in events.log."""
+        """Read each shard's page from its cursor on; [] if they did not answer in time, which events.log then says."""
         try:
             return self.replay.episodes_since(self.cursors.positions)
         except TimeoutError as error:
@@ -240,7 +240,7 @@ class LearningLoop:
         self._plan_evaluation()
 
     def _plan_evaluation(self) -> None:
-        """If one is due at the decisions counted now: of the weights with all the updates that these ask for."""
+        """Plan an evaluation if one is due now: of the weights with all the updates that the decisions ask for."""
         c = self.counters
         if c.env_steps // self.training.eval_every > c.evaluations:
             c.evaluations = c.env_steps // self.training.eval_every
@@ -379,7 +379,7 @@ class LearningLoop:
         return int(meta["metrics_bytes"])
 
     def _check_replay(self, accept_losses: bool) -> None:
-        """ConfigError unless the shards have what the checkpoint counts on: without it the return may collapse."""
+        """Raise ConfigError unless the shards have what the checkpoint counts on: else the return may collapse."""
         while not (pages := self._next_pages()):  # a large shard takes its time to read itself back from disk
             pass
         held = sum(page.totals.decisions for page in pages)
@@ -405,7 +405,7 @@ class LearningLoop:
         self.events.write(str(error))
 
     def _counts(self) -> dict[str, Any]:
-        """The counters that every line begins with."""
+        """Return the counters that every line begins with."""
         c = self.counters
         return {
             "env_steps": c.env_steps,

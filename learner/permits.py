@@ -75,7 +75,7 @@ class Rounds:
             self._uncounted.popleft()
 
     def updates_before_insert(self, actor: int, update_seconds: float) -> float:
-        """Updates to be made before this actor may begin, at so many seconds for each; below 0: it may begin now.
+        """Return updates to be made before this actor may begin, at so many seconds each; below 0: it may begin now.
 
         The learner goes on while it collects; that counts up to a round of all the others, so that an actor which
         takes for ever, or a learner that stops, cannot add more than that to the backlog (the bound in

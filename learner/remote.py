@@ -74,7 +74,7 @@ class LearnerActor:
         self.stopped = False
 
     def run(self) -> str:
-        """`LearningLoop.run`: "finished" or "stopped"."""
+        """Run the loop: "finished" or "stopped"."""
         s = self.settings
         watchdog = Watchdog(s.run_dir, "learner", s.hang_seconds)
         watchdog.report_hang(self.telemetry)
@@ -105,26 +105,26 @@ class LearnerActor:
             return self.loop.run(on_step=watchdog.rearm)
 
     def request_collect(self, actor: int, process: str, stored: int) -> Permit:
-        """`LearningLoop.request_collect`; while the learner starts, actors wait."""
+        """Pass on to `LearningLoop.request_collect`; while the learner starts, actors wait."""
         if self.loop is None:
             return Permit("wait", retry_seconds=0.5, reason="the learner to start")
         return self.loop.request_collect(actor, process, stored)
 
     def newest(self) -> tuple[list[ray.ObjectRef], int, int] | None:
-        """The newest weights: [values], version, checksum; None before the first. A collector starts with this."""
+        """Return the newest weights: [values], version, checksum; None before the first. A collector starts so."""
         return self.broadcast.newest
 
     def version(self) -> int:
-        """Version of the newest published weights; 0 before the first."""
+        """Return version of the newest published weights; 0 before the first."""
         return self.broadcast.newest[1] if self.broadcast.newest is not None else 0
 
     def environment_failed(self, actor: int, why: str) -> None:
-        """`LearningLoop.environment_failed`; not counted while the learner starts."""
+        """Pass on to `LearningLoop.environment_failed`; not counted while the learner starts."""
         if self.loop is not None:
             self.loop.environment_failed(actor, why)
 
     def status(self) -> dict[str, Any]:
-        """`LearningLoop.status`; {} while the learner starts."""
+        """Return `LearningLoop.status`; {} while the learner starts."""
         return self.loop.status() if self.loop is not None else {}
 
     def stop(self) -> None:
@@ -181,7 +181,7 @@ class Broadcast:
         return len(ray.wait(answers, num_returns=len(answers), timeout=0)[1]) if answers else 0
 
     def _handle(self, name: str) -> Any:
-        """The actor of that name, None if it does not exist yet. A handle outlives restarts."""
+        """Find the actor of that name, None if it does not exist yet. A handle outlives restarts."""
         if name not in self._handles:
             try:
                 self._handles[name] = ray.get_actor(name)

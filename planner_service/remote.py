@@ -68,7 +68,7 @@ class PlannerActor:
         self._fetching = asyncio.Lock()
 
     async def begin(self, seeds: list[int], exploration: float) -> list[int] | Refusal:
-        """Numbers of the episodes begun. `busy` until there are weights: nobody acts on a fresh network."""
+        """Begin episodes, and return their numbers. `busy` until there are weights: nobody acts on a fresh network."""
         try:
             if not await self._has(1):
                 return Refusal("busy", "no weights yet", RETRY_MS)
@@ -79,7 +79,7 @@ class PlannerActor:
     async def act(
         self, episodes: list[int], steps: list[int], observations: dict[str, np.ndarray], oldest: int
     ) -> list[Answer | Refusal]:
-        """One decision for each episode, by weights of version `oldest` or newer; observations by name, [E, ..].
+        """Decide for each episode, by weights of version `oldest` or newer; observations by name, [E, ..].
 
         `busy` while it has none such.
         """
@@ -98,7 +98,7 @@ class PlannerActor:
         await self.service.end(episodes)
 
     async def take(self, values: np.ndarray, version: int, checksum: int) -> None:
-        """New weights, from the learner; used from the next batch on. Older ones than it has are left."""
+        """Take new weights, from the learner; used from the next batch on. Older ones than it has are left."""
         if version > self.service.policy.weights_version:
             await self.service.load(Weights(values, version, checksum))
 
@@ -172,7 +172,7 @@ class ServicePolicy:
         return self.local.networks
 
     def load(self, weights: Weights) -> None:
-        """For planning alone, and the measure of how old the service's may be, which it gets from the learner."""
+        """Take weights for planning alone; they also say how old the service's may be."""
         if weights.version < self.local.weights_version:  # the caller compares with those that act: the service's
             return
         self.local.load(weights)
@@ -180,7 +180,7 @@ class ServicePolicy:
             self.weights_version = weights.version
 
     def warm_up(self, environments: int) -> None:
-        """The service does that itself."""
+        """Do nothing: the service warms up itself."""
 
     def start(self, seed: int, exploration: float, goal: Any = None) -> AskedEpisode:
         """Make the carry of one episode, which begins at the service with its first decision."""
@@ -230,7 +230,7 @@ class ServicePolicy:
         return Decisions(actions, values, min(answer.iterations for answer in answers))
 
     def _fill(self, episodes: Sequence[AskedEpisode], observations: ArrayTree, answers: dict[int, Answer]) -> Decisions:
-        """What the service has answered, and the greedy action for the others."""
+        """Combine what the service has answered with the greedy actions of the others."""
         assert self.greedy is not None
         greedy = self.greedy.decide([self.greedy.start(e.seed, 0.0) for e in episodes], observations)
         actions, values = greedy.actions.copy(), greedy.values.copy()
@@ -241,7 +241,7 @@ class ServicePolicy:
         return Decisions(actions, values)
 
     def _oldest(self) -> int:
-        """Version of the oldest weights that may act.
+        """Return version of the oldest weights that may act.
 
         Never of an earlier start of the learner than the newest, nor older than those that acted last: a planner that
         was away may have been left behind by what was planned alone meanwhile.
@@ -250,7 +250,7 @@ class ServicePolicy:
         return max(newest - self.max_staleness, newest - newest % GENERATION, self.weights_version)
 
     def _begin(self, episodes: Sequence[AskedEpisode]) -> None:
-        """All at the service, from whatever step they are at: it plans from a cold start. Those before them end."""
+        """Begin all episodes at the service, from their present step, without a warm start; end those before."""
         if self._begun and self._planner is not None:
             self._planner.end.options(max_task_retries=0).remote(self._begun)
         self._begun = []
@@ -264,7 +264,7 @@ class ServicePolicy:
             episode.number, episode.step = number, 0
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        """The service's answer; None if it is gone, after which this policy is alone or may ask again."""
+        """Return the service's answer; None if it is gone, after which this policy is alone or may ask again."""
         self.still_waiting()
         try:
             if self._planner is None:

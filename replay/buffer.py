@@ -77,7 +77,7 @@ class Replay:
         return len(self._stored)
 
     def check(self, episode: Episode) -> None:
-        """ValueError, naming got and wanted, unless this episode can be stored and learned from."""
+        """Raise ValueError, naming got and wanted, unless this episode can be stored and learned from."""
         steps = episode.decisions
         if steps > self._capacity:
             raise ValueError(f"episode: got {steps} decisions, want at most the capacity, {self._capacity}")
@@ -124,7 +124,7 @@ class Replay:
         self._sampler.add(span)
 
     def sample(self, batch_size: int) -> Batch:
-        """B = batch_size windows, drawn with replacement, as fresh arrays. ValueError if nothing is stored."""
+        """Draw B = batch_size windows, drawn with replacement, as fresh arrays. ValueError if nothing is stored."""
         if not self._stored or batch_size < 1:
             raise ValueError(
                 f"sample: got batch_size {batch_size} of {self.decisions} decisions, want 1 or more of both"
@@ -152,7 +152,7 @@ class Replay:
         return self._sampler.mass(self._stored)
 
     def state(self) -> dict[str, Any]:
-        """All that the stored episodes do not say: settings, numbering, random state, the sampler's counts."""
+        """Return all that the stored episodes do not say: settings, numbering, random state, the sampler's counts."""
         return {
             "settings": self._settings(),
             "decisions": [self._stored.start, self._stored.stop],
@@ -162,7 +162,7 @@ class Replay:
         }
 
     def check_settings(self, state: dict[str, Any]) -> None:
-        """ValueError unless the state is of a Replay with these settings."""
+        """Raise ValueError unless the state is of a Replay with these settings."""
         if (got := state.get("settings")) != (want := self._settings()):
             raise ValueError(f"replay state: got settings {got}, want {want}")
 
@@ -199,7 +199,7 @@ class Replay:
         self._stored = range(span.stop, self._stored.stop)
 
     def _places(self, span: range, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where an episode's decisions [T] and its observations [T+1] are in their rings."""
+        """Find the places of an episode's decisions [T] and observations [T+1] in their rings."""
         steps = np.arange(len(span) + 1)
         return (span.start + steps[:-1]) % self._capacity, (span.start + number + steps) % self._rows
 
@@ -208,7 +208,7 @@ class Replay:
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
-    """Discounted sum of rewards from each step to the end: [T] -> float64 [T].
+    """Compute discounted sum of rewards from each step to the end: [T] -> float64 [T].
 
     Backwards and in float64: each value is then the next one and a reward. Forward recursion subtracts rewards from a
     total and divides by the discount, which magnifies rounding errors by discount^-T.
@@ -218,12 +218,12 @@ def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
 
 
 def _wrap(indices: np.ndarray, size: int) -> np.ndarray:
-    """Places in a ring of indices below 2 * size, in place; several times as fast as the remainder."""
+    """Wrap indices below 2 * size into a ring, in place; several times as fast as the remainder."""
     return np.subtract(indices, size, out=indices, where=indices >= size)
 
 
 def _gather(ring: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """ring[indices]; mode="clip" only because numpy is then spared the checks and a buffer."""
+    """Take ring[indices]; mode="clip" only because numpy is then spared the checks and a buffer."""
     return np.take(ring, indices, axis=0, mode="clip")
 
 

@@ -15,7 +15,7 @@ from qttdm.replay.samplers import shares
 
 
 def shard_of(actor: int, number: int, shards: int) -> int:
-    """The shard that episode (actor, number) belongs to, 0 .. shards-1: always the same, so that a retry is noticed.
+    """Choose the shard of episode (actor, number), 0 .. shards-1: always the same, so that a retry is noticed.
 
     Consecutive episodes of one actor go to consecutive shards, and actors start at different ones.
     """
@@ -23,7 +23,7 @@ def shard_of(actor: int, number: int, shards: int) -> int:
 
 
 def counts(masses: Sequence[float], batch_size: int, batches: int, rng: np.random.Generator) -> list[list[int]]:
-    """For each shard, how many windows it gives to each of some batches of the union of shards with those masses.
+    """Share some batches out among shards with those masses: how many windows each gives to each batch.
 
     A draw from the union picks a shard by its share of the weight and then draws within it, so the counts of a batch
     are multinomial. (Fixed counts would make every shard's part too regular: never absent, never double.) ValueError if
@@ -33,5 +33,5 @@ def counts(masses: Sequence[float], batch_size: int, batches: int, rng: np.rando
 
 
 def merge(batches: Sequence[Batch]) -> Batch:
-    """Batches of B1, B2, .. windows -> one of B1 + B2 + .., each array copied once."""
+    """Merge batches of B1, B2, .. windows -> one of B1 + B2 + .., each array copied once."""
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

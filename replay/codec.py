@@ -79,7 +79,7 @@ def seal(content: dict[str, Any]) -> bytes:
 
 
 def checksum_of(record: bytes) -> int:
-    """The CRC32 that a record begins with."""
+    """Return the CRC32 that a record begins with."""
     return int.from_bytes(record[:_CRC_BYTES], "little")
 
 

@@ -36,7 +36,7 @@ class StoredEpisode:
 
     @staticmethod
     def of(sequence: int, record: bytes, episode: Episode) -> StoredEpisode:
-        """The numbers of an episode as read from its record (replay/codec.py)."""
+        """Take the numbers of an episode from its record (replay/codec.py)."""
         return StoredEpisode(
             sequence=sequence,
             actor=episode.actor,

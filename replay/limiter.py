@@ -58,7 +58,7 @@ class Pace:
         return self.backlog >= 1
 
     def updates_before_insert(self, uncounted: int = 0, under_way: int = 0, meanwhile: float = 0.0) -> float:
-        """Updates to be made before an actor may begin another round of episodes; below 0: it may begin now.
+        """Return updates to be made before an actor may begin another round of episodes; below 0: it may begin now.
 
         uncounted: decisions that are stored and not counted here yet. under_way: those of rounds that other actors have
         begun. meanwhile: updates that will be made while this one collects; for the bound above at most
@@ -71,7 +71,7 @@ class Pace:
         return self.updates_for(stored) - self.updates - allowed
 
     def updates_for(self, decisions: int) -> float:
-        """Updates that so many decisions ask for in all."""
+        """Return updates that so many decisions ask for in all."""
         return max(0.0, self.update_ratio * (decisions - self.seed_decisions))
 
     def inserted(self, decisions: int) -> None:
@@ -99,7 +99,7 @@ class Pace:
         return f"the learner does not wait (it has {self.backlog:.0f} updates to make)"
 
     def save(self) -> dict[str, int]:
-        """Counters, for a checkpoint."""
+        """Return counters, for a checkpoint."""
         return {"decisions": self.decisions, "updates": self.updates, "seed_decisions": self.seed_decisions}
 
     def load(self, counters: dict[str, int]) -> None:

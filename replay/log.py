@@ -93,7 +93,7 @@ class Log:
             self.sizes[sequence], self._last, self.next, self._flushed = 0, sequence, sequence, sequence
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """(number, payload) of the whole records from number `start` on, one file in memory at a time."""
+        """Yield (number, payload) of the whole records from number `start` on, one file in memory at a time."""
         for first, following in pairwise([*self.sizes, self.next]):
             for sequence, record, _ in self._whole_records(first) if following > start else ():
                 if sequence >= start:
@@ -115,7 +115,7 @@ class Log:
                 self._flushed, self._flushed_at = appended, time.monotonic()
 
     def files_before(self, sequence: int) -> list[int]:
-        """First numbers of the files, oldest first, that hold no record from that number on; never the last file."""
+        """List the files, by first number, that hold no record from that number on; never the last file."""
         return [first for first, following in pairwise(self.sizes) if following <= sequence]
 
     def delete(self, firsts: Iterable[int]) -> None:
@@ -144,7 +144,7 @@ class Log:
         return self.directory / f"{first:020d}.log"
 
     def _whole_records(self, first: int) -> Iterator[tuple[int, bytes, int]]:
-        """(number, payload, offset of its end) of each undamaged record of a file, wherever it is."""
+        """Yield (number, payload, offset of its end) of each undamaged record of a file, wherever it is."""
         path = self._path(first)
         data = path.read_bytes() if path.exists() else b""
         begin = data.find(_MAGIC)

@@ -61,13 +61,13 @@ class ShardActor(ReplayShard):
             return super().insert(record)
 
     def draw(self, counts: list[int]) -> tuple[list[Batch], float]:
-        """`sample` for each count (an empty batch for 0 windows), and the mass after it."""
+        """Draw a `sample` for each count (an empty batch for 0 windows), and the mass after it."""
         with self.telemetry.timed(SAMPLE_SECONDS):
             parts = [self.sample(count) if count else {} for count in counts]
         return parts, self.mass()
 
     def fill(self) -> float:
-        """Stored decisions as a fraction of the capacity; never waits."""
+        """Return stored decisions as a fraction of the capacity; never waits."""
         return self.decisions / self.config.replay.capacity
 
     def flush(self) -> None:
@@ -136,7 +136,7 @@ class RemoteReplay:
         return bool(self._get([answer], f"replay shard {shard} to store an episode")[0])
 
     def next(self) -> Batch:
-        """The next batch, as arrays of its own; ValueError if nothing is stored.
+        """Return the next batch, as arrays of its own; ValueError if nothing is stored.
 
         TimeoutError after timeout_s without an answer: the batch stays under way, and the next call waits on for it.
         """
@@ -162,7 +162,7 @@ class RemoteReplay:
         self._masses = [-math.inf] * len(self.shards)
 
     def episodes_since(self, cursors: Sequence[int]) -> list[EpisodePage]:
-        """Of each shard, the page from its cursor on (0, or that of the page before)."""
+        """Return each shard's page from its cursor on (0, or that of the page before)."""
         answers = [
             shard.episodes_since.options(concurrency_group="control").remote(cursor)
             for shard, cursor in zip(self.shards, cursors, strict=True)

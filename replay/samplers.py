@@ -21,7 +21,7 @@ from qttdm.replay.sum_tree import SumTree
 
 
 def shares(masses: Sequence[float]) -> np.ndarray:
-    """Fractions [number of masses] of a batch that each sampler must draw. ValueError if nothing is stored.
+    """Return fractions [number of masses] of a batch that each sampler must draw. ValueError if nothing is stored.
 
     Masses are logs, because `balanced` weighs each sampler's decisions against a base of its own, and differences of
     bases may have exponentials beyond any float.
@@ -46,7 +46,7 @@ class Uniform:
         """Forget the decisions of the oldest episode, which leaves."""
 
     def draw(self, stored: range, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-        """int64 [batch_size] decision numbers, drawn with replacement from the non-empty range `stored`."""
+        """Draw int64 [batch_size] decision numbers, drawn with replacement from the non-empty range `stored`."""
         return rng.integers(stored.start, stored.stop, batch_size)
 
     def mass(self, stored: range) -> float:
@@ -54,7 +54,7 @@ class Uniform:
         return _log(len(stored))
 
     def state(self) -> dict[str, Any]:
-        """What cannot be rebuilt by adding the stored episodes again: plain values and bytes."""
+        """Return what cannot be rebuilt by adding the stored episodes again: plain values and bytes."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ class Balanced(Uniform):
         self._tree = SumTree(capacity)
 
     def add(self, span: range) -> None:
-        """O(length * log capacity): the new decisions have not been visited."""
+        """Add decisions that have not been visited: O(length * log capacity)."""
         slots = np.arange(span.start, span.stop) % len(self._visits)
         self._visits[slots] = 0
         if self._base / self._temperature > self._HUGE_EXPONENT:
@@ -93,13 +93,13 @@ class Balanced(Uniform):
             self._tree.set(slots, self._weight(self._visits[slots]))
 
     def evict(self, span: range) -> None:
-        """O(length * log capacity)."""
+        """Forget evicted decisions: O(length * log capacity)."""
         slots = np.arange(span.start, span.stop) % len(self._visits)
         self._visits[slots] = -1
         self._tree.set(slots, 0.0)
 
     def draw(self, stored: range, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-        """O(batch_size * log capacity); counts one visit per draw."""
+        """Draw, and count one visit for each: O(batch_size * log capacity)."""
         self._keep_in_range()
         slots = self._tree.find(rng.random(batch_size) * self._tree.total)
         np.add.at(self._visits, slots, 1)
@@ -107,14 +107,14 @@ class Balanced(Uniform):
         return stored.start + (slots - stored.start) % len(self._visits)
 
     def mass(self, stored: range) -> float:
-        """The sum of exp(-visits / temperature), whatever the base."""
+        """Sum exp(-visits / temperature), for any base."""
         if not stored:
             return -math.inf
         self._keep_in_range()
         return _log(self._tree.total) - self._base / self._temperature
 
     def state(self) -> dict[str, Any]:
-        """The counts, in ring order, and the base they are weighed against."""
+        """Return the counts, in ring order, and the base they are weighed against."""
         return {"base": self._base, "visits": self._visits.astype("<i8").tobytes()}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ class ReplayShard:
             return self._replay.mass()
 
     def episodes_since(self, cursor: int) -> EpisodePage:
-        """The stored episodes with sequence numbers from `cursor` (0, or that of the page before), and totals.
+        """Return the stored episodes with sequence numbers from `cursor` (0, or the page's before), and totals.
 
         From page to page every episode comes once, also across restarts, except those evicted in between: `totals` has
         them. After `load_state` go on with the cursor of that checkpoint. A power cut may take episodes that were read
@@ -124,13 +124,13 @@ class ReplayShard:
             return EpisodePage(page, cursor, self._inserted, list(self._lost.items()))
 
     def next_number(self, actor: int) -> int:
-        """The number from which on this actor's episodes are new here: where a restarted actor goes on counting."""
+        """Return the number from which this actor's episodes are new: where a restarted actor goes on counting."""
         with self._writing:
             numbers = (number for other, number in self._known if other == actor)
             return 1 + max(self._highest.get(actor, -1), max(numbers, default=-1))
 
     def save_state(self) -> bytes:
-        """What `load_state` needs to come back to this moment, besides this directory; in it that is kept possible."""
+        """Save what `load_state` needs, besides this directory, to come back to this moment."""
         with self._writing:
             self._log.sync()
             if self._pins[-1:] != [oldest := self._oldest()]:  # a retried call, say, moves no pin
@@ -233,7 +233,7 @@ class ReplayShard:
         self._log.delete(files)
 
     def _oldest(self) -> int:
-        """Sequence number of the oldest episode in memory; of the next one if there is none."""
+        """Return sequence number of the oldest episode in memory; of the next one if there is none."""
         episodes = self._replay.num_episodes
         return self._live[-episodes].sequence if episodes else self._log.next
 
@@ -242,12 +242,12 @@ class ReplayShard:
         return bisect_left(self._live, sequence, key=lambda episode: episode.sequence)
 
     def _digest(self, first: int, stop: int) -> int:
-        """Checksum of the records with these sequence numbers."""
+        """Compute checksum of the records with these sequence numbers."""
         span = self._live[self._index_of(first) : self._index_of(stop)]
         return zlib.crc32(repr([(episode.sequence, episode.checksum) for episode in span]).encode())
 
     def _state(self) -> dict[str, Any]:
-        """What memory holds and the files do not say, and which of them it needs."""
+        """Return what memory holds and the files do not say, and which files that needs."""
         oldest, stop = self._oldest(), self._log.next
         return {
             "version": VERSION,
@@ -267,7 +267,7 @@ class ReplayShard:
         replace_file(self._index_path, seal(state | deleted))
 
     def _read_index(self) -> dict[str, Any]:
-        """The index; if it is gone, what the names of the files say."""
+        """Read the index; if it is gone, what the names of the files say."""
         try:
             return unseal(self._index_path.read_bytes())
         except (ValueError, FileNotFoundError):

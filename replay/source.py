@@ -26,13 +26,13 @@ class ReplaySource(Protocol):
     """Shards, numbered from 0. Each method raises TimeoutError, saying who waits for what."""
 
     def next(self) -> Batch:
-        """The next batch."""
+        """Return the next batch."""
 
     def episodes_since(self, cursors: Sequence[int]) -> list[EpisodePage]:
-        """Of each shard, the next page of stored episodes from its cursor on."""
+        """Return each shard's next page of stored episodes from its cursor on."""
 
     def save(self) -> dict[str, bytes]:
-        """Blobs for a checkpoint. When this returns, all episodes of earlier pages are on the disk itself."""
+        """Save into blobs for a checkpoint. When this returns, all episodes of earlier pages are on the disk itself."""
 
     def load(self, blobs: Mapping[str, bytes]) -> None:
         """Go back to a `save` on one machine; on a cluster keep the later episodes, whose actors go on."""
@@ -67,7 +67,7 @@ class LocalShards:
         return [shard.episodes_since(cursor) for shard, cursor in zip(self.shards, cursors, strict=True)]
 
     def next_number(self, actor: int) -> int:
-        """The number from which on this actor's episodes are new in every shard."""
+        """Return the number from which this actor's episodes are new in every shard."""
         return max(shard.next_number(actor) for shard in self.shards)
 
     def save(self) -> dict[str, bytes]:

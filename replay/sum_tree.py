@@ -43,7 +43,7 @@ class SumTree:
         self._sum_up(self._leaves)
 
     def find(self, masses: np.ndarray) -> np.ndarray:
-        """The entries that cover float64 [n] points of [0, total) when all are laid side by side -> int64 [n].
+        """Find the entries that cover float64 [n] points of [0, total) when laid side by side -> int64 [n].
 
         Needs total > 0. Never finds an entry of weight 0, though rounding can push a point past the last other one.
         """

@@ -38,12 +38,12 @@ FRAME = {"height": 240, "width": 320, "camera_id": 0}
 
 
 def names() -> list[str]:
-    """Every DOMAIN-TASK of the suite, such as ball_in_cup-catch."""
+    """List every DOMAIN-TASK of the suite, such as ball_in_cup-catch."""
     return list(_tasks())
 
 
 def make(name: str) -> RawTask:
-    """One task; `name` is one of `names()`."""
+    """Make one task; `name` is one of `names()`."""
     env = _load(name)
     terminates = type(env.task).get_termination is not control.Task.get_termination
     made = DmcEnv(env, name)
@@ -88,7 +88,7 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         return observation, float(step.reward), terminated, step.last() and not terminated, {}
 
     def state_size(self) -> int:
-        """Length of `simulator_state`; 0 if that is too long to keep."""
+        """Return length of `simulator_state`; 0 if that is too long to keep."""
         size = self._integration_size + sum(index.size for index in self._drawn.values())
         return size if size <= MOST_STATE else 0
 
@@ -101,7 +101,7 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         return drawn_places(self._name)
 
     def simulator_state(self) -> NDArray[np.float64]:
-        """All that the rest of the episode depends on, [S]: the physics' state, then what the task has drawn."""
+        """Return all that the rest of the episode depends on, [S]: the physics' state, then what the task has drawn."""
         physics = self._env.physics
         state = np.empty(self._integration_size)
         mujoco.mj_getState(physics.model.ptr, physics.data.ptr, state, INTEGRATION)
@@ -122,7 +122,7 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         self._env._reset_next_step = False  # or the step after an ending would reset
 
     def render(self) -> NDArray[np.uint8]:
-        """The first camera's view, uint8 [240, 320, 3]."""
+        """Draw the first camera's view, uint8 [240, 320, 3]."""
         return self._env.physics.render(**FRAME)
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ def _tasks() -> dict[str, tuple[str, str]]:
 
 @cache
 def drawn_places(name: str) -> dict[str, NDArray[np.int64]]:
-    """Where a task's model, an array by its name, differs between episodes: such as the place of a target.
+    """Find where a task's model, an array by its name, differs between episodes: such as the place of a target.
 
     Flat indices, found by comparing a few episodes.
     """

@@ -11,12 +11,12 @@ from qttdm.common.environments.task_env import RawTask
 
 
 def names() -> list[str]:
-    """Every registered id, whatever its action space: finding that out would mean building each one."""
+    """List every registered id, whatever its action space: finding that out would mean building each one."""
     return list(gymnasium.registry)
 
 
 def make(name: str) -> RawTask:
-    """One environment, without its registered time limit; ConfigError if its constructor fails."""
+    """Make one environment, without its registered time limit; ConfigError if its constructor fails."""
     try:
         env = _construct(name)
     except Exception as error:  # the constructor is anyone's code

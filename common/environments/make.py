@@ -27,12 +27,12 @@ FAMILIES = ("dmc", "metaworld", "gym")
 
 
 def list_tasks() -> list[str]:
-    """Every dmc and metaworld task. `gym/ID` is open-ended: any registered environment with bounded Box actions."""
+    """List every dmc and metaworld task. `gym/ID` is any registered environment with bounded Box actions."""
     return [f"{family}/{name}" for family in ("dmc", "metaworld") for name in _load(family).names()]
 
 
 def make_env(task: str, config: EnvConfig, with_state: bool = False) -> TaskEnv:
-    """The environment of a task such as dmc/walker-walk, metaworld/reach or gym/Pendulum-v1.
+    """Make the environment of a task such as dmc/walker-walk, metaworld/reach or gym/Pendulum-v1.
 
     with_state: observe the simulator's state too, as `simulator_state`.
     Raises ConfigError, in one line, for a name that does not exist and for spaces the agent cannot use.
@@ -46,7 +46,7 @@ def make_env(task: str, config: EnvConfig, with_state: bool = False) -> TaskEnv:
 
 
 def _load(family: str) -> ModuleType:
-    """The family's module, imported on first use: these libraries take seconds."""
+    """Import the family's module on first use: these libraries take seconds."""
     choose_gl()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -54,7 +54,7 @@ def _load(family: str) -> ModuleType:
 
 
 def _resolve(task: str) -> tuple[ModuleType, str]:
-    """The family's module and the name within it; ConfigError naming the nearest tasks when there is no such task."""
+    """Find the family's module and the name within it; ConfigError naming the nearest tasks if there is none."""
     family, slash, name = task.partition("/")
     if not slash or family not in FAMILIES:
         raise _unknown(task, list_tasks())
@@ -97,7 +97,7 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
 
 
 def _check_spaces(task: str, env: gymnasium.Env) -> None:
-    """ConfigError unless actions are a bounded Box of N numbers and observations flatten to a vector."""
+    """Raise ConfigError unless actions are a bounded Box of N numbers and observations flatten to a vector."""
     action, observation = env.action_space, env.observation_space
     if not isinstance(action, spaces.Box) or len(action.shape) != 1:
         raise ConfigError(f"{task} needs a Box action space of one dimension, got {action}")

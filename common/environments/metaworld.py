@@ -22,12 +22,12 @@ Array = NDArray[np.float64]
 
 
 def names() -> list[str]:
-    """The 50 tasks, without the library's version suffix."""
+    """List the 50 tasks, without the library's version suffix."""
     return [name.removesuffix(SUFFIX) for name in metaworld.ALL_V3_ENVIRONMENTS]
 
 
 def make(name: str) -> RawTask:
-    """One task; `name` is one of `names()`."""
+    """Make one task; `name` is one of `names()`."""
     env_class = metaworld.ALL_V3_ENVIRONMENTS[name + SUFFIX]
     env = env_class(reward_function_version="v2", render_mode="rgb_array", camera_name="corner2", height=240, width=320)
     # The library's own ways in (benchmarks, set_task) freeze 50 goals at construction. These switches are what they
@@ -59,7 +59,7 @@ class MetaworldEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
         return observation, float(reward), terminated, truncated, {**info, "success": float(info["success"])}
 
     def render(self) -> NDArray[np.uint8]:
-        """The corner camera's view, uint8 [240, 320, 3]; that camera hangs upside down, hence the half turn."""
+        """Draw the corner camera's view, uint8 [240, 320, 3]; that camera hangs upside down, hence the half turn."""
         frame = self.env.render()
         assert isinstance(frame, np.ndarray), frame
         return np.rot90(frame, 2).copy()

@@ -41,7 +41,7 @@ def choose_gl() -> None:
 
 
 def gl_error(error: Exception) -> RenderError:
-    """The cause in one line, followed by what the user can do about it."""
+    """Name the cause in one line, followed by what the user can do about it."""
     backend = os.environ.get("MUJOCO_GL") or "not set"
     cause = " ".join(str(error).split()) or type(error).__name__
     return RenderError(

@@ -58,12 +58,12 @@ class TaskEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
         return obs, total, bool(terminated), bool(truncated), {**info, "env_steps": steps}
 
     def observe(self, observation: Array) -> dict[str, NDArray[Any]]:
-        """All observations of the current step by name, given what `reset` or `step` returned, [M]."""
+        """Return all observations of the current step by name, given what `reset` or `step` returned, [M]."""
         state = {"simulator_state": self.unwrapped.simulator_state()} if self.with_state else {}  # type: ignore[attr-defined]
         return {"observations": observation, **state}
 
     def render(self) -> NDArray[np.uint8]:
-        """The current state as an RGB frame, uint8 [height, width, 3]; RenderError if this machine cannot draw it."""
+        """Draw the current state as an RGB frame, uint8 [height, width, 3]; RenderError if this machine cannot."""
         try:
             frame = self.env.render()
         except gymnasium.error.Error as error:  # its text is what to do: reset first, or which package to install

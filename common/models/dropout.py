@@ -31,7 +31,7 @@ class _ApplyMask(torch.autograd.Function):
 
 
 def apply_mask(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    """x * keep * scale, for a keep of bytes that are 0 or 1. A product of x with bytes or booleans takes far longer."""
+    """Compute x * keep * scale, for bytes keep of 0 or 1. A product of x with bytes or booleans takes far longer."""
     return keep.to(x.dtype).mul_(x).mul_(scale)  # in this order: the scale alone would be rounded to bfloat16
 
 

@@ -56,7 +56,7 @@ class QT(nn.Module):
         self.heads = nn.ModuleList(value_head(dim, config.bins) for _ in range(2))
 
     def forward(self, observations: Tensor, bins: Tensor) -> Tensor:
-        """Q-values of every bin, given the bins taken before it.
+        """Return Q-values of every bin, given the bins taken before it.
 
         observations [B, M]; bins int64 [B, n], the dimensions 1..n taken, n <= N-1
         -> [2, B, n+1, K], dimensions 1..n+1, one layer per head.
@@ -97,29 +97,29 @@ class QT(nn.Module):
     def propose(
         self, state: TensorTree, chance: Tensor, which: Tensor, probability: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Greedy actions [B, N] with random bins mixed in, and their values [B]; see contracts.ValueFunction."""
+        """Propose greedy actions [B, N] with random bins mixed in, and their values [B]: contracts.ValueFunction."""
         bins, values = self.choose(state["observations"], chance, which, probability)
         return self.tokenizer.decode(bins), values
 
     def value(self, state: TensorTree) -> Tensor:
-        """V(s) [B] of `observations` [B, M], without random bins."""
+        """Return V(s) [B] of `observations` [B, M], without random bins."""
         observations = state["observations"]
         if self.config.terminal_value == "greedy":
             return self.choose(observations)[1]
         return self.first_dimension_value(observations)
 
     def first_dimension_value(self, observations: Tensor) -> Tensor:
-        """Maximum over the first dimension's bins, [B, M] -> [B], in one pass."""
+        """Return maximum over the first dimension's bins, [B, M] -> [B], in one pass."""
         token = self.state_embedding(observations) + self.position_embedding.weight[0]
         return self._mean_q(self.trunk(token.unsqueeze(1)).squeeze(1)).amax(dim=-1)
 
     def _mean_q(self, hidden: Tensor) -> Tensor:
-        """Mean of the two heads: [B, D] -> [B, K]."""
+        """Return mean of the two heads: [B, D] -> [B, K]."""
         first, second = self._q(hidden)
         return torch.lerp(first, second, 0.5)
 
     def _q(self, hidden: Tensor) -> list[Tensor]:
-        """Each head's Q-values: [..., D] -> 2 times [..., K].
+        """Compute each head's Q-values: [..., D] -> 2 times [..., K].
 
         Outside of autocast: in bfloat16 values around 50 are multiples of 0.25, so that many bins tie for the best, and
         the first of them, the most negative action, wins.
@@ -130,7 +130,7 @@ class QT(nn.Module):
 
 
 def value_head(dim: int, bins: int) -> nn.Sequential:
-    """MLP D -> D -> K with ReLU; the last layer starts at zero, so does every value."""
+    """Make MLP D -> D -> K with ReLU; the last layer starts at zero, so does every value."""
     last = nn.Linear(dim, bins)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

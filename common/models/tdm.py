@@ -92,7 +92,7 @@ class TDM(nn.Module):
         self.continuation_head = prediction_head(config, 1) if can_terminate else None
 
     def forward(self, observations: Tensor, actions: Tensor) -> Prediction:
-        """Windows: observations [B, L, M], actions [B, L, N] in [-1, 1] -> a Prediction for each step, [B, L, ..]."""
+        """Predict from windows: observations [B, L, M], actions [B, L, N] in [-1, 1] -> Prediction [B, L, ..]."""
         check_shape(observations, "B L M", M=self.obs_dim)
         check_shape(actions, "B L N", B=observations.shape[0], L=observations.shape[1], N=self.action_dim)
         states = self.state_embedding(observations).unsqueeze(2)  # [B, L, 1, D]
@@ -103,7 +103,7 @@ class TDM(nn.Module):
         return self._predict(hidden, observations)
 
     def start(self, context: TensorTree) -> Rollout:
-        """The root of imagination: current states [E, M], encoded once for all sequences imagined from them."""
+        """Encode current states [E, M], once for all sequences imagined from them: the root of imagination."""
         observations = context["observations"]
         check_shape(observations, "E M", M=self.obs_dim)
         cache = self.trunk.new_cache(len(observations), room=1)
@@ -137,19 +137,19 @@ class TDM(nn.Module):
         return prediction
 
     def state(self, rollout: Rollout) -> TensorTree:
-        """The newest predicted states, `observations` [B, M]."""
+        """Return the newest predicted states, `observations` [B, M]."""
         return {"observations": rollout.observations}
 
     def quantise(self, actions: Tensor) -> Tensor:
-        """The nearest bins' values, any shape."""
+        """Round to the nearest bins' values, any shape."""
         return self.tokenizer.snap(actions)
 
     def uniform(self, chance: Tensor) -> Tensor:
-        """The values of uniform bins, given uniforms in [0, 1), any shape."""
+        """Return the values of uniform bins, given uniforms in [0, 1), any shape."""
         return self.tokenizer.uniform(chance)
 
     def _predict(self, hidden: Tensor, observations: Tensor) -> Prediction:
-        """Heads: h_t [..., D] and s_t [..., M] -> Prediction [...].
+        """Apply the heads: h_t [..., D] and s_t [..., M] -> Prediction [...].
 
         Outside of autocast: in bfloat16 a reward near 1 is a multiple of 0.008, and so is a state.
         """
@@ -168,7 +168,7 @@ class TDM(nn.Module):
 
 
 def prediction_head(config: TDMConfig, outputs: int) -> nn.Sequential:
-    """MLP with LeakyReLU and dropout (paper: three hidden layers of 512); the last layer starts at zero."""
+    """Make MLP with LeakyReLU and dropout (paper: three hidden layers of 512); the last layer starts at zero."""
     layers: list[nn.Module] = []
     width = config.embed_dim
     for _ in range(config.head_layers):

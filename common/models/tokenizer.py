@@ -18,7 +18,7 @@ class ActionTokenizer:
         self.bins = bins
 
     def encode(self, actions: Tensor) -> Tensor:
-        """Nearest bin: values in [-1, 1], any shape -> int64, same shape. Values beyond are clamped."""
+        """Find the nearest bin: values in [-1, 1], any shape -> int64, same shape. Values beyond are clamped."""
         return ((actions.clamp(-1.0, 1.0) + 1.0) * (0.5 * (self.bins - 1))).round().long()
 
     def decode(self, bins: Tensor) -> Tensor:
@@ -26,16 +26,16 @@ class ActionTokenizer:
         return bins / (0.5 * (self.bins - 1)) - 1.0  # division: exactly +1 for the last bin, whatever K
 
     def snap(self, actions: Tensor) -> Tensor:
-        """The nearest bin's value: decode(encode(actions)), without leaving floating point."""
+        """Round to the nearest bin's value: decode(encode(actions)), without leaving floating point."""
         half = 0.5 * (self.bins - 1)
         return ((actions.clamp(-1.0, 1.0) + 1.0) * half).round() / half - 1.0
 
     def uniform(self, chance: Tensor) -> Tensor:
-        """The values of uniform bins: uniforms in [0, 1), any shape -> float32, same shape."""
+        """Draw the values of uniform bins: uniforms in [0, 1), any shape -> float32, same shape."""
         return self.decode((chance * self.bins).long())
 
     def replace(self, bins: Tensor, chance: Tensor, which: Tensor, probability: float | Tensor) -> Tensor:
-        """Each bin replaced by a uniform one where chance < probability.
+        """Replace each bin by a uniform one where chance < probability.
 
         bins int64, chance and which uniform in [0, 1), all of one shape -> int64, same shape.
         """
@@ -56,5 +56,5 @@ class ActionEmbedding(nn.Module):
         self.register_buffer("offsets", torch.arange(action_dim) * bins, persistent=False)
 
     def forward(self, bins: Tensor, first: int = 0) -> Tensor:
-        """bins [..., n] of the dimensions first .. first+n-1 -> [..., n, D]."""
+        """Embed bins [..., n] of the dimensions first .. first+n-1 -> [..., n, D]."""
         return self.table(bins + self.offsets[first : first + bins.shape[-1]])

@@ -104,7 +104,7 @@ class StateEmbedding(nn.Linear):
 
 @functools.lru_cache(maxsize=256)
 def causal_mask(queries: int, keys: int, stride: int, device: torch.device) -> Tensor:
-    """bool [R, C], True where attention is allowed.
+    """Make bool [R, C], True where attention is allowed.
 
     The queries are every `stride`-th token counted back from the last; each sees itself and what precedes it.
     """
@@ -115,7 +115,7 @@ def causal_mask(queries: int, keys: int, stride: int, device: torch.device) -> T
 
 @functools.lru_cache(maxsize=256)
 def causal_bias(queries: int, keys: int, stride: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`causal_mask` as numbers to add to the attention scores: [R, C], 0 where allowed and -inf elsewhere."""
+    """Make `causal_mask` numbers to add to the attention scores: [R, C], 0 where allowed and -inf elsewhere."""
     mask = causal_mask(queries, keys, stride, device)
     with torch.inference_mode(False):
         return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, -math.inf)
@@ -132,7 +132,7 @@ class CausalSelfAttention(nn.Module):
         self.projection = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor, stride: int, cache: KeyValueCache | None, layer: int) -> Tensor:
-        """x [B, S, D] -> [B, R, D], the outputs of every `stride`-th token counted back from the last."""
+        """Attend: x [B, S, D] -> [B, R, D], the outputs of every `stride`-th token counted back from the last."""
         batch, tokens, dim = x.shape
         dropout = self.drop.probability if self.training else 0.0
         weight, bias = self.qkv.weight, self.qkv.bias
@@ -162,7 +162,7 @@ class CausalSelfAttention(nn.Module):
 def attend(
     q: Tensor, k: Tensor, v: Tensor, stride: int, drop: Callable[[Tensor], Tensor] = lambda weights: weights
 ) -> Tensor:
-    """Attention in plain batched products: q [G, R, d], k and v [G, C, d] -> [G, R, d]; drop: of its weights.
+    """Attend in plain batched products: q [G, R, d], k and v [G, C, d] -> [G, R, d]; drop: of its weights.
 
     With a handful of tokens a sequence they take a third of the time that torch's fused kernel takes on a CPU.
     """
@@ -184,7 +184,7 @@ class Block(nn.Module):
         self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, stride: int, cache: KeyValueCache | None, layer: int) -> Tensor:
-        """x [B, S, D] -> [B, R, D]."""
+        """Apply the block: x [B, S, D] -> [B, R, D]."""
         y = self.attention(self.norm_1(x), stride, cache, layer)
         x = x[:, (x.shape[1] - 1) % stride :: stride] + self.drop(y)
         return x + self.drop(self.mlp(self.norm_2(x)))
@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim)
 
     def forward(self, x: Tensor, stride: int = 1, cache: KeyValueCache | None = None) -> Tensor:
-        """Token embeddings x [B, S, D] -> outputs [B, R, D] of every `stride`-th token counted back from the last.
+        """Apply all blocks: x [B, S, D] -> outputs [B, R, D] of every `stride`-th token counted back from the last.
 
         With a cache, x continues the tokens in it, and is added to it (inference only).
         """
@@ -215,7 +215,7 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def new_cache(self, sequences: int, room: int) -> KeyValueCache:
-        """An empty cache for `room` tokens of each of `sequences` sequences, in the dtype that keys and values have."""
+        """Make an empty cache for `room` tokens of each of `sequences` sequences, in the dtype of keys and values."""
         c = self.config
         like = self.norm.weight.detach()
         device = like.device.type
@@ -225,7 +225,7 @@ class Transformer(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """GPT-2's initialisation, for `module.apply`: weights N(0, 0.02), biases 0."""
+    """Initialise as GPT-2, for `module.apply`: weights N(0, 0.02), biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

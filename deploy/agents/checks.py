@@ -9,7 +9,7 @@ from qttdm.learner.parts.qt import QTLearnerConfig
 
 
 def check_window(key: str, window: int, task: TaskSpec) -> None:
-    """ConfigError unless an episode of the task has that many decisions."""
+    """Raise ConfigError unless an episode of the task has that many decisions."""
     if window > task.episode_decisions:
         raise ConfigError(
             f"{key}={window} is longer than an episode of {task.name}, {task.episode_decisions} decisions "
@@ -18,7 +18,7 @@ def check_window(key: str, window: int, task: TaskSpec) -> None:
 
 
 def check_horizon(horizon: int, tdm: TDMConfig) -> None:
-    """ValueError unless the dynamics model learns sequences as long as the planner's."""
+    """Raise ValueError unless the dynamics model learns sequences as long as the planner's."""
     if horizon > tdm.window:
         raise ValueError(
             f"planner.horizon={horizon} is longer than tdm.window={tdm.window}, the longest sequence the TDM learns; "
@@ -27,7 +27,7 @@ def check_horizon(horizon: int, tdm: TDMConfig) -> None:
 
 
 def check_targets(qt: QTLearnerConfig, window: int, key: str) -> None:
-    """ValueError unless all states that the QT learns from have their n-step returns within the window."""
+    """Raise ValueError unless all states that the QT learns from have their n-step returns within the window."""
     if qt.states_per_window + qt.n_step - 1 > window:
         raise ValueError(
             f"learner.qt.states_per_window={qt.states_per_window} with learner.qt.n_step={qt.n_step} does not fit "

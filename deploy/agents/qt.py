@@ -53,7 +53,7 @@ class QTAgent:
         self.batch_size = settings.learner.batch_size
 
     def check(self, task: TaskSpec) -> None:
-        """ConfigError if a window is longer than an episode."""
+        """Raise ConfigError if a window is longer than an episode."""
         check_window("window", self.settings.window, task)
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
@@ -67,7 +67,7 @@ class QTAgent:
         return GreedyPolicy(qt, nn.ModuleDict({"qt": qt}), self.data, device)
 
     def exploration(self, progress: float) -> float:
-        """Epsilon, after its schedule."""
+        """Return epsilon, after its schedule."""
         return self.settings.epsilon.at(progress)
 
     def _qt(self) -> QT:

@@ -21,12 +21,12 @@ METHODS = ("check", "learner", "policy", "exploration")
 
 
 def section_of(agent: str) -> str:
-    """Where a configuration has that agent's settings."""
+    """Name the section in which a configuration has that agent's settings."""
     return OWN if ":" in agent else agent
 
 
 def agent_class(name: str) -> type[Agent]:
-    """The agent of that name, or the `module:Class`. ConfigError if there is none, or if it is no agent."""
+    """Find the agent of that name, or the `module:Class`. ConfigError if there is none, or if it is no agent."""
     path = name if ":" in name else AGENTS.get(name)
     if path is None:
         raise ConfigError(f"agent: there is no {name!r}; want one of {', '.join(AGENTS)}, or module:Class of your own")

@@ -59,5 +59,5 @@ class SimulatorShooting:
         return PlanningPolicy(planner, nn.ModuleDict(), self.data, torch.device("cpu"))
 
     def exploration(self, progress: float) -> float:
-        """Random sequences explore enough."""
+        """Explore no further: random sequences explore enough."""
         return 0.0

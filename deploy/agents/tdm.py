@@ -59,7 +59,7 @@ class TDMAgent:
         self.batch_size = settings.learner.batch_size
 
     def check(self, task: TaskSpec) -> None:
-        """ConfigError if a window is longer than an episode."""
+        """Raise ConfigError if a window is longer than an episode."""
         check_window("tdm.window", self.settings.tdm.window, task)
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:

@@ -54,13 +54,13 @@ SHAPES = [
 
 
 def precisions(device: torch.device, threads: int) -> list[torch.dtype]:
-    """bfloat16 only where it is faster: a CPU that emulates it has nothing to gain."""
+    """Choose bfloat16 too where it is faster: a CPU that emulates it has nothing to gain."""
     single, half = (product_rate(device, dtype, threads) for dtype in (torch.float32, torch.bfloat16))
     return [torch.float32, torch.bfloat16] if half > single else [torch.float32]
 
 
 def random_batch(agent: Agent) -> Batch:
-    """Windows of noise: speed does not depend on what is learned."""
+    """Make windows of noise: speed does not depend on what is learned."""
     rng, batch, length = np.random.default_rng(0), agent.batch_size, agent.data.window
     (m,), (n,) = agent.data.observations["observations"].shape, agent.data.actions.shape
 
@@ -93,7 +93,7 @@ def prepare_decision(c: RunConfig, spec: TaskSpec, device: torch.device, environ
 
 
 def operations(action: Callable[[], object]) -> float:
-    """Floating-point operations of one call, as torch counts them (attention: all pairs of queries and keys)."""
+    """Count floating-point operations of one call, as torch counts them (attention: all pairs of queries and keys)."""
     with FlopCounterMode(display=False) as counter:
         action()
     return float(counter.get_total_flops())
@@ -139,7 +139,7 @@ def print_shape(shape: Shape, device: torch.device, threads: int | None, overrid
 
 
 def measure(options: argparse.Namespace) -> None:
-    """What the options ask for. ConfigError if they cannot be."""
+    """Measure what the options ask for. ConfigError if they are wrong."""
     if options.threads is not None and options.threads < 1:
         raise ConfigError(f"--threads {options.threads}: want at least 1")
     device = choose_device(options.device)

@@ -61,7 +61,7 @@ def random_actions() -> tuple[Policy, DataSpec]:
 
 
 def run_service(make: Callable[[], tuple[Policy, DataSpec]], port: Connection) -> None:
-    """In a process of its own: serve a policy until the parent ends it."""
+    """Serve a policy, in a process of its own, until the parent ends it."""
     policy, data = make()
 
     async def run() -> None:
@@ -73,7 +73,7 @@ def run_service(make: Callable[[], tuple[Policy, DataSpec]], port: Connection) -
 
 
 def run_bare_server(port: Connection) -> None:
-    """In a process of its own: answer clients with nothing between the socket and the policy."""
+    """Answer clients, in a process of its own, with nothing between the socket and the policy."""
     episodes = Lockstep(random_actions()[0], [0], 0.0)
 
     def answer(socket: ServerConnection) -> None:

@@ -80,7 +80,7 @@ def check_resources(bundles: Sequence[Resources], seeds: int) -> str:
 def check_capacity(
     bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int
 ) -> str:
-    """`check_resources` for nodes with these resources, of which so much is free now."""
+    """Do what `check_resources` does, for nodes with these resources, of which so much is free now."""
     if count_fitting(bundles, nodes, 1) == 0:
         total = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in ("CPU", "GPU")}
         raise ConfigError(
@@ -130,7 +130,7 @@ def describe_capacity(bundles: Sequence[Resources]) -> str:
 
 
 def check_nodes(directory: Path) -> None:
-    """ConfigError unless every node runs this program, this torch and this Python, and sees the run's directory."""
+    """Raise ConfigError unless every node has this program, torch and Python, and sees the run's directory."""
     here = fingerprint()
     probe = ray.remote(num_cpus=0)(inspect_node)
     asked = [  # a host's name is not enough to tell nodes apart

@@ -109,12 +109,12 @@ class ClusterConfig(Config):
 
     @property
     def learner_gpus(self) -> float:
-        """The learner's share: half of one GPU, or a whole GPU where there are several. It cannot use more."""
+        """Give the learner's share: half of one GPU, or a whole GPU where there are several. It cannot use more."""
         return amount_of(min(units(self.gpus_per_seed) // 2, UNITS))
 
     @property
     def planning_gpus(self) -> float:
-        """The share of each planning process, so that they fill what the learner leaves, each on one GPU."""
+        """Give the share of each planning process: they fill what the learner leaves, each on one GPU."""
         if self.gpus_per_seed > 1:
             return amount_of(UNITS // math.ceil(self.planning_processes / (self.gpus_per_seed - 1)))
         return amount_of(units(self.gpus_per_seed) // 2 // self.planning_processes)

@@ -79,7 +79,7 @@ class RunConfig(Config):
         return kind, {key: value for key, value in raw.items() if key not in others}
 
     def make_agent(self, task: TaskSpec) -> Agent:
-        """The agent for that task."""
+        """Make the agent for that task."""
         return agent_class(self.agent)(self.settings, task)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -89,7 +89,7 @@ class RunConfig(Config):
 
 @cache
 def with_settings(agent: str) -> type[RunConfig]:
-    """RunConfig with that agent's section. ConfigError if there is no such agent."""
+    """Return RunConfig with that agent's section. ConfigError if there is no such agent."""
     section, settings = section_of(agent), agent_class(agent).Settings
     field = Field(default=settings(), alias=section, description="the agent's own settings: docs/agents.md")
     kind: type[RunConfig] = create_model("RunConfig", __base__=RunConfig, settings=(settings, field))
@@ -118,7 +118,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = (), planner: str | No
 
 
 def check_fits(config: RunConfig, task: TaskSpec) -> None:
-    """ConfigError, naming keys, values and what would do, if the settings contradict each other or the task."""
+    """Raise ConfigError, naming keys, values and what would do, if the settings contradict each other or the task."""
     agent = config.make_agent(task)
     try:
         agent.check(task)
@@ -161,7 +161,7 @@ def check_cluster(config: RunConfig, task: TaskSpec) -> None:
 
 
 def preset_path(name: str) -> Path:
-    """A preset's file, by name or as a path ending in .yaml. ConfigError lists the names there are."""
+    """Find a preset's file, by name or as a path ending in .yaml. ConfigError lists the names there are."""
     if name.endswith(".yaml"):
         return Path(name)
     folder = Path(__file__).parent

@@ -143,7 +143,7 @@ def grafana_environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def check_port(port: int, option: str) -> None:
-    """ConfigError, one line, if the port is taken."""
+    """Raise ConfigError, one line, if the port is taken."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:

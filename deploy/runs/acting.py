@@ -37,7 +37,7 @@ class ActingAgent:
         return evaluate(self._envs[:episodes], self.policy, self.config.seed)
 
     def film(self, should_stop: Callable[[], bool] = lambda: False) -> tuple[list[Any], float]:
-        """Frames of the first evaluation episode, one a decision, and how many make a second.
+        """Draw frames of the first evaluation episode, one a decision, and how many make a second.
 
         RenderError where nothing can draw.
         """
@@ -50,7 +50,7 @@ class ActingAgent:
 
 
 def agent_without_training(config: RunConfig) -> ActingAgent:
-    """An agent that needs no training. ConfigError if it has networks to train."""
+    """Make an agent that needs no training. ConfigError if it has networks to train."""
     agent = ActingAgent(config)
     if any(True for _ in agent.policy.networks.parameters()):
         raise ConfigError(f"agent={config.agent} acts with trained networks; want the directory of one of its runs")

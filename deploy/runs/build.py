@@ -12,7 +12,7 @@ from qttdm.deploy.configs.run_config import RunConfig
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` or a torch device. ConfigError if there is no such device here."""
+    """Choose the device for `auto` or a name of torch's. ConfigError if there is no such device here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usable = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -26,36 +26,36 @@ def choose_device(name: str) -> torch.device:
 
 
 def use_bfloat16(config: RunConfig, device: torch.device) -> bool:
-    """Whether networks run in bfloat16 (autocast). `auto` is yes on a GPU; few CPUs gain by it."""
+    """Say whether networks run in bfloat16 (autocast). `auto` is yes on a GPU; few CPUs gain by it."""
     return config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
 
 
 def task_spec(config: RunConfig) -> TaskSpec:
-    """The task's, from one environment made and closed."""
+    """Read the task's spec off one environment, made and closed."""
     env = make_env(config.task, config.env)
     env.close()
     return env.task_spec
 
 
 def make_task_env(config: RunConfig, task: TaskSpec) -> TaskEnv:
-    """An environment that shows what the agent asks for."""
+    """Make an environment that shows what the agent asks for."""
     return make_env(config.task, config.env, "simulator_state" in config.make_agent(task).data.observations)
 
 
 def make_learner(config: RunConfig, task: TaskSpec, device: torch.device) -> Learner:
-    """The agent's learner, with schedules that end with the training."""
+    """Make the agent's learner, with schedules that end with the training."""
     decisions = config.training.env_steps // task.action_repeat - config.training.seed_decisions
     total_updates = max(1, round(decisions * config.training.update_ratio))
     return config.make_agent(task).learner(device, total_updates, use_bfloat16(config, device))
 
 
 def make_policy(config: RunConfig, task: TaskSpec, device: torch.device) -> Policy:
-    """What acts with the learner's weights: a copy of its own, to be filled with `load`."""
+    """Make what acts with the learner's weights: a copy of its own, to be filled with `load`."""
     # Its first weights are thrown away: drawing them must not move the learner's random stream.
     with torch.random.fork_rng(devices=[]):
         return config.make_agent(task).policy(device, use_bfloat16(config, device))
 
 
 def exploration(config: RunConfig, task: TaskSpec, env_steps: int) -> float:
-    """How much the collecting policy explores after so many steps, in [0, 1]."""
+    """Say how much the collecting policy explores after so many steps, in [0, 1]."""
     return config.make_agent(task).exploration(env_steps / config.training.env_steps)

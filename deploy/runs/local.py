@@ -113,7 +113,7 @@ class LocalRun:
         should_stop: Callable[[], bool] = lambda: False,
         time_is_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Algorithm 1 until `env_steps` are collected, or until asked to stop; then a checkpoint.
+        """Run Algorithm 1 until `env_steps` are collected, or until asked to stop; then a checkpoint.
 
         should_stop: at once, dropping the episode in flight. time_is_up: after the episode or the update under way, so
         that even a chain of short resumed sessions gets on.
@@ -143,7 +143,7 @@ class LocalRun:
             progress.note("stopped early")
 
     def finish(self, progress: Progress, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """A last evaluation unless the newest weights have one, and a short video of the behaviour."""
+        """Evaluate the newest weights unless that is done, and film the behaviour."""
         self._show_on(progress, should_stop)
         try:
             if self.loop.evaluations.last_updates != self.learner.updates:
@@ -206,7 +206,7 @@ class LocalRun:
         return done
 
     def _stop_showing(self, what: str) -> Callable[[], bool]:
-        """`should_stop`, asked before each decision, that also shows how far the episode is."""
+        """Wrap `should_stop`, asked before each decision, so that it also shows how far the episode is."""
         decisions = count()
 
         def stop() -> bool:
@@ -230,7 +230,7 @@ class LocalRun:
             self._progress.update(**{name: value for name, value in line.items() if name != "kind"})
 
     def _open_replay(self, checkpoint: Checkpoint | None) -> LocalShards:
-        """All shards that the run has, of a cluster perhaps; one for a new run."""
+        """Open all shards that the run has, of a cluster perhaps; one for a new run."""
         c, folder = self.config, self.run_dir.path / "replay"
         if checkpoint is None and folder.exists() and self.learner.generation == 0:
             shutil.rmtree(folder)  # the run begins again, with the same episodes; a cluster's are kept
@@ -306,7 +306,7 @@ def resume_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
 
 
 def new_run(config: RunConfig, run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
-    """A fresh run in a directory just made; its resolved configuration is written first.
+    """Make a fresh run in a directory just made; its resolved configuration is written first.
 
     If the run cannot be built the directory goes again, so that the corrected command finds its name free.
     """

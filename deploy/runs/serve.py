@@ -37,7 +37,7 @@ class ServeConfig(Config):
 
 
 def split_settings(settings: Sequence[str], host: str | None, port: int | None) -> tuple[ServeConfig, list[str]]:
-    """`--set` items: those of ServeConfig, with host and port, as one; the others are the run's. ConfigError."""
+    """Split `--set` items: those of ServeConfig, with host and port, as one; the others are the run's. ConfigError."""
     own = [item for item in settings if item.partition("=")[0].split(".")[0] in ServeConfig.model_fields]
     address = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     raw = merge({"server": address}, parse_overrides(own))

@@ -39,7 +39,7 @@ class TrainedAgent(ActingAgent):
             raise ConfigError(str(error)) from None
 
     def newer_weights(self) -> Weights | None:
-        """Those of a checkpoint saved since the last one read, for `policy.load`; None as long as there is none.
+        """Read the weights of a checkpoint saved since the last one read, for `policy.load`; None if there is none.
 
         Raises CheckpointError or ValueError when it cannot be read or does not fit; the next one may.
         """
@@ -54,7 +54,7 @@ class TrainedAgent(ActingAgent):
 
 
 def newest_checkpoint(run_dir: RunDir, blobs: bool = True) -> Checkpoint:
-    """Of that run, printing what is damaged; blobs as in `CheckpointStore.load_latest`. ConfigError if it has none."""
+    """Load a run's newest good checkpoint, printing what is damaged; blobs as in CheckpointStore. ConfigError."""
     try:
         checkpoint = CheckpointStore(run_dir.checkpoints_dir).load_latest(blobs)
     except CheckpointError as error:
@@ -67,7 +67,7 @@ def newest_checkpoint(run_dir: RunDir, blobs: bool = True) -> Checkpoint:
 
 
 def weights_in(checkpoint: Checkpoint, networks: nn.Module) -> Weights:
-    """What the learner's `weights` were when its state was saved. ValueError, one line, if they are other networks'."""
+    """Return the learner's `weights` when its state was saved. ValueError, one line, if of other networks."""
     saved = []
     for name, parameter in networks.named_parameters():
         network, _, inner = name.partition(".")

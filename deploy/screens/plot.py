@@ -51,7 +51,7 @@ class Run:
     episodes: list[dict[str, Any]]
 
     def has_section_of(self, key: str) -> bool:
-        """Whether a dotted key could be among its settings; a key without a dot is everybody's."""
+        """Say whether a dotted key could be among its settings; a key without a dot is every run's."""
         section, dot, _ = key.partition(".")
         return not dot or any(own.startswith(f"{section}.") for own in self.settings)
 

@@ -16,7 +16,7 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class DynamicsLoss:
-    """Eq. 8 and its terms, scalars."""
+    """Compute Eq. 8 and its terms, scalars."""
 
     total: Tensor
     state: Tensor
@@ -37,7 +37,7 @@ def dynamics_loss(
     reward_weight: float,
     unit: Tensor | None = None,
 ) -> DynamicsLoss:
-    """Eq. 8: beta_1 * squared error of the next state - beta_2 * ln p(reward), and the continuation's cross-entropy.
+    """Compute Eq. 8: beta_1 * squared state error - beta_2 * ln p(reward), and the cross-entropy of going on.
 
     prediction [B, L, ..], next_observations [B, L, M], rewards [B, L], terminated and mask bool [B, L].
     unit: of each dimension's error, [M]; None: 1.
@@ -58,7 +58,7 @@ def dynamics_loss(
 
 
 def q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 9 as smooth L1 on the Q of the bins taken, both heads towards the same targets.
+    """Compute Eq. 9 as smooth L1 on the Q of the bins taken, both heads towards the same targets.
 
     q [2, B, N, K], bins int64 [B, N], targets [B, N], mask bool [B]
     -> loss (mean over steps, dimensions and heads), Q of the bins taken [2, B, N].
@@ -69,6 +69,6 @@ def q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tens
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x over the places where mask is True; both of one shape, at least one place True."""
+    """Return mean of x over the places where mask is True; both of one shape, at least one place True."""
     m = mask.to(x.dtype)
     return (x * m).sum() / m.sum()

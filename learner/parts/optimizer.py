@@ -55,12 +55,12 @@ class AdamStep:
         return norm
 
     def learning_rate(self, progress: float) -> float:
-        """The schedule's rate at that share of training."""
+        """Return the schedule's rate at that share of training."""
         decay = 1.0 - min(progress, 1.0) if self.config.schedule == "linear" else 1.0
         return self.config.learning_rate * decay
 
     def state(self) -> dict[str, Tensor]:
-        """Moments and step counts by parameter number; empty before the first step."""
+        """Return moments and step counts by parameter number; empty before the first step."""
         state = self.adam.state_dict()["state"]
         return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
 

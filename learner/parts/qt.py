@@ -68,7 +68,7 @@ class QTLearner:
             self.target.load_state_dict(self.network.state_dict())
 
     def _loss(self, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what else there is to know of the batch."""
+        """Compute the loss, and the other metrics of the batch."""
         c, s = self.config, self.config.states_per_window
         returns, weight, index = n_step_returns(
             batch["rewards"], batch["mask"], batch["terminated"], s, c.n_step, self.discount
@@ -101,7 +101,7 @@ class QTLearner:
         }
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
-        """One step on the leading states of a batch of windows; metrics stay on the device."""
+        """Take one step on the leading states of a batch of windows; metrics stay on the device."""
         self.optimizer.clear()
         loss, values = self.loss(batch)
         loss.backward()
@@ -113,18 +113,18 @@ class QTLearner:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Line 14: the target moves towards the network by zeta."""
+        """Move the target towards the network by zeta (line 14)."""
         torch._foreach_lerp_(
             list(self.target.parameters()), list(self.network.parameters()), self.config.ema_coefficient
         )
 
     def now(self) -> dict[str, Tensor]:
-        """`target_drift`, a scalar on the device."""
+        """Return `target_drift`, a scalar on the device."""
         return {"target_drift": self.drift()}
 
     @torch.no_grad()
     def drift(self) -> Tensor:
-        """Distance of the target from the network, over the network's norm: a scalar on the device."""
+        """Return distance of the target from the network, over the network's norm: a scalar on the device."""
         parameters: list[Tensor] = [*self.network.parameters()]
         target: list[Tensor] = [*self.target.parameters()]
         apart = torch._foreach_sub(parameters, target)
@@ -132,7 +132,7 @@ class QTLearner:
         return distance / norm
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters, target, optimiser and the count that paces the target."""
+        """Return parameters, target, optimiser and the count that paces the target."""
         return (
             prefixed("network", self.network.state_dict())
             | prefixed("target", self.target.state_dict())

@@ -14,7 +14,7 @@ from qttdm.common.shapes import check_shape
 def n_step_returns(
     rewards: Tensor, mask: Tensor, terminated: Tensor, states: int, n: int, discount: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Discounted reward sums of up to n steps, shorter where the window or the episode ends.
+    """Compute discounted reward sums of up to n steps, shorter where the window or the episode ends.
 
     rewards [B, L], mask and terminated bool [B, L], states S <= L
     -> returns [B, S];
@@ -38,7 +38,7 @@ def n_step_returns(
 
 
 def window_slice(x: Tensor, start: int, width: int) -> Tensor:
-    """x [B, L] -> its columns start .. start+width-1, zeros (False) where there are none: [B, width]."""
+    """Slice x [B, L] -> its columns start .. start+width-1, zeros (False) where there are none: [B, width]."""
     piece = x[:, start : start + width]
     return torch.nn.functional.pad(piece, (0, width - piece.shape[1])) if piece.shape[1] < width else piece
 
@@ -50,7 +50,7 @@ def bellman_targets(
     bootstrap_weight: Tensor,
     returns_to_go: Tensor | None,
 ) -> Tensor:
-    """Eq. 2 for every action dimension, from the target network's Q-values: minimum of the heads, maximum over bins.
+    """Compute Eq. 2 for every action dimension from the target's Q-values: minimum of the heads, maximum over bins.
 
     next_dimension_q [2, B, N-1, K]: Q(s_t, a_t^{1:i}, .) of dimensions 2..N, the targets of dimensions 1..N-1 (no
         reward, no discount);

@@ -68,7 +68,7 @@ class TDMLearner:
         )
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
-        """One step on a batch of windows; metrics stay on the device."""
+        """Take one step on a batch of windows; metrics stay on the device."""
         self.optimizer.clear()
         loss = self.loss(batch)
         loss.total.backward()
@@ -81,11 +81,11 @@ class TDMLearner:
         }
 
     def now(self) -> dict[str, Tensor]:
-        """Nothing but what `update` returns."""
+        """Return nothing: `update` returns all there is."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and optimiser."""
+        """Return parameters and optimiser."""
         return prefixed("network", self.network.state_dict()) | prefixed("adam", self.optimizer.state())
 
     def load_state(self, state: Tensors) -> None:

@@ -11,7 +11,7 @@ from qttdm.planner_service.planners.random_shooting import RandomShootingConfig
 
 
 def _kind(raw: Any) -> Any:
-    """Of a section of settings, or of settings."""
+    """Read the kind of a section of settings, or of settings."""
     return raw.get("kind", "mppi") if isinstance(raw, dict) else getattr(raw, "kind", None)
 
 

@@ -78,7 +78,7 @@ class MPPIConfig(Config):
     def make(
         self, discount: float, action_dim: int, dynamics: DynamicsModel, value_function: ValueFunction | None = None
     ) -> MPPI:
-        """The planner with these numbers."""
+        """Make the planner with these numbers."""
         return MPPI(self, discount, action_dim, dynamics, value_function)
 
 
@@ -100,7 +100,7 @@ class _Population:
     terminal: Tensor
 
     def best(self, count: int) -> _Population:
-        """The `count` highest-valued, best first."""
+        """Select the `count` highest-valued, best first."""
         values, index = self.values.topk(count, dim=1)  # [E, count]
         actions = self.actions.take_along_dim(index[:, :, None, None], dim=1)
         return _Population(actions, values, self.terminal.gather(1, index))
@@ -129,7 +129,7 @@ class MPPI:
         return self.config.horizon
 
     def begin(self, environments: int, device: torch.device) -> dict[str, Tensor]:
-        """Nothing planned yet: mean [E, H, N] and elites [E, keep_elites, H, N] of 0, has_elites bool [E]."""
+        """Start without a plan: mean [E, H, N] and elites [E, keep_elites, H, N] of 0, has_elites bool [E]."""
         c, n = self.config, self.action_dim
         return {
             "mean": torch.zeros(environments, c.horizon, n, device=device),
@@ -138,7 +138,7 @@ class MPPI:
         }
 
     def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """One decision's noise, from each environment's generator and on its device.
+        """Draw one decision's noise, from each environment's generator and on its device.
 
         normal [E, I, J, H, N]. Uniforms: proposal [E, 2, H, Q, N] and action [E, 2, N], each whether a bin is replaced
         and by which; elite [E], which elite is executed.
@@ -214,7 +214,7 @@ class MPPI:
     def _execute(
         self, mean: Tensor, elites: _Population, weights: Tensor, noise: TensorTree, explore: bool | Tensor
     ) -> Tensor:
-        """The first action, [E, N]: of the mean or a drawn elite; exploring, of a drawn elite with random bins."""
+        """Choose the first action, [E, N]: the mean's or a drawn elite's; exploring, the latter with random bins."""
         executed = mean[:, 0].clamp(-1, 1)  # weights may sum to 1 + 1e-7
         if explore is False and self.config.execute == "mean":
             return executed
@@ -232,7 +232,7 @@ class MPPI:
         return explored if explore is True else torch.where(explore.unsqueeze(1), explored, executed)
 
     def _evaluate(self, root: Any, actions: Tensor, memory: Any) -> tuple[_Population, Any]:
-        """Eq. 10 for sequences [E, J, H, N]; also the rollout, whose memory the next call may use again.
+        """Compute Eq. 10 for sequences [E, J, H, N]; also the rollout, whose memory the next call may use again.
 
         For tasks that can terminate, each reward counts with the probability that the episode lasted until then.
         """
@@ -248,7 +248,7 @@ class MPPI:
     def _evaluate_first(
         self, root: Any, samples: Tensor, carry: TensorTree, uniform: Tensor
     ) -> tuple[_Population, _Population | None, _Population | None]:
-        """Eq. 10 for samples [E, J, H, N], for the last decision's elites, and for Q sequences that are proposed.
+        """Compute Eq. 10 for samples [E, J, H, N], the last decision's elites, and Q sequences that are proposed.
 
         A proposed action is the value function's greedy one in the state that the sequence has come to, some bins
         replaced by uniform ones. All sequences are imagined together.
@@ -283,7 +283,7 @@ class MPPI:
         return sampled, kept if c.keep_elites > 0 else None, proposals if num_proposed > 0 else None
 
     def _total(self, returns: Returns, rollout: Any) -> tuple[Tensor, Tensor]:
-        """[B] each: Eq. 10, the rewards summed so far and the value of where the rollout stands; that value's part."""
+        """Add the terminal value: Eq. 10, [B], rewards so far and the value of where the rollout stands; that part."""
         if self.value_function is None:
             return returns.total, torch.zeros_like(returns.total)
         terminal = returns.weight * self.value_function.value(self.dynamics.state(rollout))
@@ -291,14 +291,14 @@ class MPPI:
 
 
 def join(a: _Population, b: _Population | None) -> _Population:
-    """Both populations' sequences, one behind the other."""
+    """Concatenate both populations' sequences."""
     if b is None:
         return a
     return _Population(*(torch.cat(parts, dim=1) for parts in zip(vars(a).values(), vars(b).values(), strict=True)))
 
 
 def weighted_moments(actions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std over elites: actions [E, T, H, N], weights [E, T] summing to 1 -> two of [E, H, N]."""
+    """Return mean and std over elites: actions [E, T, H, N], weights [E, T] summing to 1 -> two of [E, H, N]."""
     w = weights[:, :, None, None]
     mean = (w * actions).sum(dim=1)
     variance = (w * (actions - mean.unsqueeze(1)).square()).sum(dim=1)
@@ -306,5 +306,5 @@ def weighted_moments(actions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shift(x: Tensor) -> Tensor:
-    """Sequences [..., H, N] one step on; the step that comes in at the end is 0."""
+    """Shift sequences [..., H, N] one step on; the step that comes in at the end is 0."""
     return torch.cat([x[..., 1:, :], torch.zeros_like(x[..., :1, :])], dim=-2)

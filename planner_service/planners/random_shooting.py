@@ -38,7 +38,7 @@ class RandomShootingConfig(Config):
     def make(
         self, discount: float, action_dim: int, dynamics: DynamicsModel, value_function: ValueFunction | None = None
     ) -> RandomShooting:
-        """The planner with these numbers."""
+        """Make the planner with these numbers."""
         return RandomShooting(self, discount, action_dim, dynamics, value_function)
 
 
@@ -63,11 +63,11 @@ class RandomShooting:
         return self.config.horizon
 
     def begin(self, environments: int, device: torch.device) -> dict[str, Tensor]:
-        """Nothing is carried from decision to decision but their number, int64 [E]."""
+        """Carry the number of decisions from one to the next, int64 [E]: nothing else is needed."""
         return {"decisions": torch.zeros(environments, dtype=torch.int64, device=device)}
 
     def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Standard normal [E, J, H, N], each environment's from its own generator."""
+        """Draw standard normal [E, J, H, N], each environment's from its own generator."""
         shape = (self.config.samples, self.config.horizon, self.action_dim)
         return {"normal": torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])}
 

@@ -23,5 +23,5 @@ class Returns:
 
 
 def repeated(environments: int, copies: int, device: torch.device) -> Tensor:
-    """Each root `copies` times in a row: int64 [E * copies]."""
+    """Number each root `copies` times in a row: int64 [E * copies]."""
     return torch.arange(environments, device=device).repeat_interleave(copies, output_size=environments * copies)

@@ -33,7 +33,7 @@ class EpsilonConfig(Config):
     """share of the training after which `end` is reached"""
 
     def at(self, progress: float) -> float:
-        """Epsilon after that share of the training."""
+        """Return epsilon after that share of the training."""
         return self.start + (self.end - self.start) * min(1.0, progress / self.share)
 
 
@@ -87,7 +87,7 @@ class GreedyPolicy:
 
 
 def greedy_beside(policy: Policy) -> GreedyPolicy | None:
-    """The greedy policy of a planning policy's value function, with its networks; None where it has none."""
+    """Make the greedy policy of a planning policy's value function, with its networks; None if it has none."""
     if isinstance(policy, PlanningPolicy) and policy.planner.value_function is not None:
         return GreedyPolicy(policy.planner.value_function, policy.networks, policy.data, policy.device)
     return None

@@ -86,7 +86,7 @@ class PlanningPolicy:
         return decisions
 
     def _plan_padded(self, context: TensorTree, carry: TensorTree, noise: TensorTree, explore: Tensor) -> Plan:
-        """The compiled plan, of the next power of two of environments: a graph is captured for each size that comes.
+        """Run the compiled plan for the next power of two of environments: each size that comes has its own graph.
 
         Copies of the first environment fill up; an environment's plan does not depend on the company. What comes out
         is copied: it belongs to the CUDA graph, whose next replay overwrites it.
@@ -121,7 +121,7 @@ def freeze(networks: nn.Module, device: torch.device) -> None:
 
 
 def seeded_generator(seed: int, device: torch.device) -> torch.Generator:
-    """A generator of its own for one episode."""
+    """Make a generator of its own for one episode."""
     return torch.Generator(device).manual_seed(derive_seed(seed, "policy"))
 
 
@@ -131,17 +131,17 @@ def on_device(observations: ArrayTree, device: torch.device) -> dict[str, Tensor
 
 
 def blank_observations(data: DataSpec, environments: int) -> dict[str, np.ndarray]:
-    """Zeros in the shape of E environments' observations."""
+    """Make zeros in the shape of E environments' observations."""
     return {name: np.zeros((environments, *a.shape), a.dtype) for name, a in data.observations.items()}
 
 
 def next_power_of_two(number: int) -> int:
-    """The smallest that is not less than `number`, which is at least 1."""
+    """Return the smallest power of two that is not less than `number`, which is at least 1."""
     return 1 << (number - 1).bit_length()
 
 
 def until(deadline: float, device: torch.device) -> Callable[[int], bool]:
-    """The planner's `more`: would another iteration, as long as those so far on average, end before the deadline?"""
+    """Make the planner's `more`: would another iteration, as long as those so far on average, end in time?"""
     started = time.monotonic()
 
     def more(done: int) -> bool:

@@ -23,10 +23,10 @@ class RandomPolicy:
         self.data, self.networks = data, nn.ModuleDict()
 
     def load(self, weights: Weights) -> None:
-        """Nothing here learns."""
+        """Leave the weights: nothing here learns."""
 
     def warm_up(self, environments: int) -> None:
-        """Nothing to prepare."""
+        """Prepare nothing."""
 
     def start(self, seed: int, exploration: float, goal: Any = None) -> np.random.Generator:
         """Make the generator of one episode."""

@@ -47,7 +47,7 @@ class Session:
 
     @checked
     async def info(self) -> dict[str, Any]:
-        """What is served."""
+        """Describe what is served."""
         data = self.service.data
         return {
             **self.description,
@@ -59,7 +59,7 @@ class Session:
 
     @checked
     async def health(self) -> dict[str, Any]:
-        """How the service is doing."""
+        """Say how the service is doing."""
         return self.service.status()
 
     @checked
@@ -111,7 +111,7 @@ def read_call(message: bytes | str) -> tuple[str, dict[str, Any]]:
 
 
 def bad_message(text: str) -> ServiceError:
-    """The error of a message that is no call: not the whole of what a client sent."""
+    """Make the error for a message that is no call, without all that the client sent."""
     return ServiceError(Refusal("bad_message", text[:200]))
 
 

@@ -167,7 +167,7 @@ class Server:
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """ServiceError if it is refused."""
+        """Raise ServiceError if it is refused."""
         if request.path == "/healthz":
             return web.Response(text="ok\n")
         self._check(request)
@@ -178,7 +178,7 @@ class Server:
         return await self._converse(request)
 
     def _check(self, request: web.BaseRequest) -> None:
-        """ServiceError if a web page sent it that may not, or if it has not the token."""
+        """Raise ServiceError if a web page sent it that may not, or if it has not the token."""
         if self.token is None and request.path == "/metrics" and not is_address(request.headers.get("Host", "")):
             raise ServiceError(
                 Refusal("foreign_origin", "Host: want an IP address or localhost, or serve with a token")
@@ -239,7 +239,7 @@ class Server:
 
 
 def subprotocols(request: web.BaseRequest) -> list[str]:
-    """The WebSocket subprotocols that a client offers."""
+    """List the WebSocket subprotocols that a client offers."""
     return [p.strip() for line in request.headers.getall("Sec-WebSocket-Protocol", ()) for p in line.split(",")]
 
 

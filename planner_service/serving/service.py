@@ -191,13 +191,13 @@ class PlannerService:
         self._begin_batch()  # those who wait may have waited for these
 
     async def act(self, requests: Sequence[Request]) -> list[Answer | Refusal]:
-        """One decision for each request, or why there is none."""
+        """Decide for each request, or say why not."""
         admitted = [self._admit(request) for request in requests]
         self._begin_batch()
         return [await asyncio.shield(a.outcome) if isinstance(a, _Waiting) else a for a in admitted]
 
     async def load(self, weights: Weights) -> None:
-        """New network weights for the batches to come; older ones are left. ValueError if they do not fit."""
+        """Take new network weights for the batches to come; older ones are left. ValueError if they do not fit."""
         await asyncio.get_running_loop().run_in_executor(self._planner, self._load, weights)
 
     def status(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class PlannerService:
     # --- one request ---
 
     def _admit(self, request: Request) -> Answer | Refusal | _Waiting:
-        """An answer at once, or its place in the queue."""
+        """Answer a request at once, or queue it."""
         now = time.monotonic()
         episode = self._episodes.get(request.episode)
         if episode is None:
@@ -253,7 +253,7 @@ class PlannerService:
         return waiting
 
     def _expire(self, waiting: _Waiting) -> None:
-        """Its deadline is here: if it is not being planned yet, it will not be."""
+        """Refuse a request whose deadline has come, unless it is being planned."""
         if waiting in self._queue:
             self._queue.remove(waiting)
             self._resolve(waiting, self._refuse("late", f"waited {waiting.request.deadline_ms:g} ms"))
@@ -293,12 +293,12 @@ class PlannerService:
         planning.add_done_callback(partial(self._tell_loop, asyncio.get_running_loop()))
 
     def _tell_loop(self, loop: asyncio.AbstractEventLoop, planning: Future[_Planned]) -> None:
-        """In the planner's thread, which may outlive the loop: nobody waits then."""
+        """Hand the batch back to the loop, from the planner's thread, which may outlive the loop."""
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._end_batch, planning)
 
     def _closing_time(self) -> float:
-        """When the first has waited long enough, or a deadline leaves no more than the time to plan."""
+        """Return when the first has waited long enough, or a deadline leaves no more than the time to plan."""
         deadlines = [w.deadline - self._plan_seconds for w in self._queue if w.deadline is not None]
         return min([self._queue[0].arrived + 1e-3 * self.config.max_wait_ms, *deadlines])
 
@@ -328,7 +328,7 @@ class PlannerService:
         self._begin_batch()
 
     def _answer(self, batch: list[_Waiting], planned: _Planned) -> None:
-        """To each its decision."""
+        """Give each request its decision."""
         self._plan_seconds = planned.ended - planned.began
         self._counts["batches"] += 1
         d = planned.decisions
@@ -349,7 +349,7 @@ class PlannerService:
         asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell, batch, planned, time.monotonic())
 
     def _tell(self, batch: list[_Waiting], planned: _Planned, answered: float) -> None:
-        """What was measured of a batch."""
+        """Report what was measured of a batch."""
         t = self.telemetry
         t.observe(BATCH_SIZE, len(batch))
         t.observe(DECISION_SECONDS, planned.ended - planned.began, stage="plan")
@@ -361,7 +361,7 @@ class PlannerService:
                 t.observe(DECISION_SECONDS, answered - w.arrived, stage="total")
 
     def _plan(self, batch: list[_Waiting], deadline: float | None) -> _Planned:
-        """In the planner's thread: a batch's decisions."""
+        """Decide for a batch, in the planner's thread."""
         began = time.monotonic()
         states = [w.episode.state for w in batch]
         observations = {name: np.stack([w.observations[name] for w in batch]) for name in self.data.observations}
@@ -370,7 +370,7 @@ class PlannerService:
         return _Planned(decisions, self.policy.weights_version, began, time.monotonic())
 
     def _load(self, weights: Weights) -> None:
-        """In the planner's thread, where no others are under way that may be newer."""
+        """Take weights unless they are older, in the planner's thread, where no others can come between."""
         if weights.version < self.policy.weights_version:
             return
         with self.telemetry.timed(APPLY_SECONDS):

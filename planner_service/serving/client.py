@@ -112,7 +112,7 @@ class Client:
         self.close()
 
     def _pack(self, observations: Any) -> dict[str, bytes]:
-        """Pack into little-endian bytes of the wanted dtypes. RefusedError for a wrong shape: bytes would not show it."""
+        """Pack into little-endian bytes of the wanted dtypes. RefusedError for a wrong shape: bytes would hide it."""
         known, packed = self.info["observations"], {}
         if not isinstance(observations, Mapping):
             observations = {next(iter(known)): observations}

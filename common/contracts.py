@@ -251,7 +251,7 @@ class Learner(Protocol):
     def prepare(self, batches: Iterator[Batch]) -> None:
         """Fit what follows from the data's scale (bins, units) once, before the first update.
 
-        batches: endless, drawn as for updates. A learner that fits nothing takes none.
+        batches: endless, drawn, and counted as drawn, as for updates. A learner that fits nothing takes none.
         """
 
     def update(self, batch: Batch) -> None:

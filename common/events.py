@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -37,11 +38,11 @@ class Waiting:
         """End the wait; a later one starts anew."""
         self._since: float | None = None
 
-    def still(self, what: str) -> None:
-        """Begin or continue to wait for `what`."""
+    def still(self, what: str | Callable[[], str]) -> None:
+        """Begin or continue to wait for `what`; a function is called only when that is to be said."""
         now = time.monotonic()
         if self._since is None:
             self._since = self._said = now
         elif now - self._said >= self.seconds:
             self._said = now
-            self.events.write(f"has waited {now - self._since:.0f} s for {what}")
+            self.events.write(f"has waited {now - self._since:.0f} s for {what if isinstance(what, str) else what()}")

@@ -10,6 +10,7 @@ The learner is a composition: QT-TDM has both parts, the ablations one each.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import tee
 from typing import Protocol
 
 import torch
@@ -87,9 +88,9 @@ class Learner:
         self._computing = Stopwatch(device, lambda seconds: self._took("compute", seconds))
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """Prepare every part."""
-        for part in self.parts:
-            part.prepare(batches)
+        """Prepare every part, all by the same batches."""
+        for part, same in zip(self.parts, tee(batches, len(self.parts)), strict=True):
+            part.prepare(same)
 
     def update(self, batch: Batch) -> None:
         """Make one update of every part."""

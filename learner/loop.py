@@ -17,10 +17,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Literal
 
+from qttdm.common.batch import Batch
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import Learner
@@ -107,7 +108,7 @@ class LearningLoop:
                 on_step()
                 self._save_if_due(on_step)
                 if self.pace.can_sample:
-                    self._update()
+                    self._update(on_step)
                 elif not self.collected:
                     self._collect()
                 else:
@@ -247,12 +248,12 @@ class LearningLoop:
             to_come = self.pace.updates_for(c.decisions) - self.pace.updates
             self.evaluations.plan(self._counts() | {"updates": self.learner.updates + math.floor(to_come)})
 
-    def _update(self) -> None:
+    def _update(self, on_step: Callable[[], object]) -> None:
         """Make one update (lines 3-14); publish and log when due."""
         try:
             with self.spent.on("waiting_for_batches"):
                 if self.learner.updates == 0:
-                    self.learner.prepare(iter(self.replay.next, None))
+                    self.learner.prepare(self._batches(on_step))
                 batch = self.replay.next()
         except TimeoutError as error:
             self._report_timeout(error)
@@ -265,6 +266,12 @@ class LearningLoop:
             self._publish()
         if self.learner.updates - self._logged_updates >= self.training.log_every or self._is_between_episodes:
             self._log()
+
+    def _batches(self, on_step: Callable[[], object]) -> Iterator[Batch]:
+        """Draw batches without end."""
+        while True:
+            on_step()
+            yield self.replay.next()
 
     @property
     def _is_between_episodes(self) -> bool:

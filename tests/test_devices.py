@@ -97,8 +97,9 @@ def test_planning(explore, economy, action_dim):
     planner, environments = MPPI(config, 0.9, action_dim, tdm, qt), 2
     noise = {name: part.to(META) for name, part in planner.draw([torch.Generator()] * environments).items()}
     context = {"observations": torch.empty(environments, 3, device=META)}
-    carry = planner.plan(context, planner.begin(environments, META), noise, explore).carry  # makes its constants
-    with OneDevice(), NoUploads():
+    with torch.inference_mode():  # makes its constants
+        carry = planner.plan(context, planner.begin(environments, META), noise, explore).carry
+    with torch.inference_mode(), OneDevice(), NoUploads():
         plan = planner.plan(context, carry, noise, explore)
     assert plan.actions.shape == (environments, action_dim)
     assert plan.actions.device == META
@@ -253,7 +254,7 @@ def test_an_evaluator_with_a_gpu_plans_on_it(calls, monkeypatch):
 
 
 def test_a_compiled_decision_can_be_traced_as_torch_s_compilers_do(monkeypatch):
-    """Which fails in inference mode."""
+    """Torch's compilers refuse a graph that enters inference mode: the policy enters it around the graph."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     spec, observations = TaskSpec(3, 1, 8, 80, True, False), {"observations": np.ones((2, 3), np.float32)}
     policy = make_policy(tiny_config("qt-tdm.planner.compile=true"), spec, torch.device("cpu"))

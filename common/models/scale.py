@@ -12,8 +12,8 @@ from qttdm.common.batch import Batch
 
 BATCHES = 16
 """to take mean and standard deviation of"""
-LEAST_STD = 0.01
-"""of an observation that hardly moved among those, in its own unit: it may do so later"""
+STILL = 1e-5
+"""An observation with a standard deviation below this share of its size has not moved, and is not divided."""
 
 
 class ObservationScale(nn.Module):
@@ -31,8 +31,9 @@ class ObservationScale(nn.Module):
         """Take mean and standard deviation of the observations [M] in the next batches."""
         seen = [torch.from_numpy(b["observations"][:, :-1][b["mask"]]) for b in islice(batches, BATCHES)]  # [.., M]
         std, mean = torch.std_mean(torch.cat(seen), dim=0)
+        size = torch.cat(seen).abs().amax(dim=0)
         self.mean.copy_(mean)
-        self.std.copy_(std.clamp(min=LEAST_STD))
+        self.std.copy_(torch.where(std > STILL * size, std, 1.0))
 
     def forward(self, observations: Tensor) -> Tensor:
         """Scale: [.., M]."""

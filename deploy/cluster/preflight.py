@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ HOW_TO_START = (
 )
 WANT_ADDRESS = "want <host>:<port> of the cluster's head, as `ray start --head` prints it (the port is 6379 by default)"
 ANSWER_SECONDS = 30.0  # for a run to say how it goes
+LESS = {
+    "CPU": "want fewer --actors or --shards, or smaller shares such as --set cluster.actor_cpus=0.25",
+    "GPU": "want a smaller --gpus-per-seed",
+}
 NODE_SECONDS = 120.0  # for a node to answer: the first process there has to import torch
 
 
@@ -81,13 +86,20 @@ def check_capacity(
     bundles: Sequence[Resources], nodes: Sequence[Resources], free: Sequence[Resources], seeds: int
 ) -> str:
     """Do what `check_resources` does, for nodes with these resources, of which so much is free now."""
+    for name in ("CPU", "GPU"):
+        wanted = sum(bundle.get(name, 0) for bundle in bundles)
+        there = sum(node.get(name, 0) for node in nodes)
+        if wanted > there + 1e-9:
+            raise ConfigError(
+                f"a seed needs {wanted:g} {name}, the whole cluster has {there:g}; {LESS[name]}, "
+                f"or start Ray with more (`ray start --num-{name.lower()}s=N`, more nodes)"
+            )
     if count_fitting(bundles, nodes, 1) == 0:
-        total = {name: sum(bundle.get(name, 0) for bundle in bundles) for name in ("CPU", "GPU")}
+        kinds = Counter(_text(node) for node in nodes)
         raise ConfigError(
-            f"a seed needs {_text(total)}, of that {_text(max(bundles, key=_size))} on one node; the cluster's nodes "
-            f"have {'; '.join(_text(node) for node in nodes)}; want fewer --actors or --shards, smaller shares such as "
-            f"--set cluster.actor_cpus=0.25, a smaller --gpus-per-seed, or more in Ray (`ray start --num-cpus=N "
-            f"--num-gpus=N`, more nodes)"
+            f"a seed's largest part needs {_text(max(bundles, key=_size))} on one node, and its parts together do not "
+            f"fit on the cluster's nodes: {'; '.join(f'{count} x {kind}' for kind, count in kinds.items())}; ask for "
+            f"less, or start larger nodes"
         )
     now = count_fitting(bundles, free, seeds)
     if now < seeds:

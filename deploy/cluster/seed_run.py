@@ -70,6 +70,7 @@ class SeedRun:
         self._actors: dict[str, Any] = {}
         self._pings: dict[str, tuple[ray.ObjectRef, float]] = {}
         self._waiting = Waiting(self.events, config.cluster.timeout_seconds)  # for the seed, then for its processes
+        self._starting: list[str] = []
         self._pinged_at = 0.0
         self._fill: dict[str, float] = {}
         self._answers: dict[str, ray.ObjectRef] = {}
@@ -86,7 +87,7 @@ class SeedRun:
         if self._group.wait(timeout_seconds=0.01):
             self._waiting.over()
             return True
-        self._waiting.still(f"a place: {describe_capacity(self.config.cluster.bundles())}")
+        self._waiting.still(lambda: f"a place: {describe_capacity(self.config.cluster.bundles())}")
         return False
 
     def start(self) -> None:
@@ -210,11 +211,12 @@ class SeedRun:
         starting = sorted(name for name in self._pings if not ray_private.is_alive(self._actors[name]))
         for name in starting:
             self._pings[name] = self._pings[name][0], now
-        if starting:
-            capacity = describe_capacity(self.config.cluster.bundles())
-            self._waiting.still(f"{', '.join(starting)} to start; {capacity}")
-        else:
+        if starting != self._starting:
             self._waiting.over()
+        self._starting = starting
+        if starting:
+            bundles = self.config.cluster.bundles()
+            self._waiting.still(lambda: f"{', '.join(starting)} to start; {describe_capacity(bundles)}")
 
     def _leave(self, state: SeedState) -> None:
         """Remove every actor and the placement group, when all have reported what they counted."""

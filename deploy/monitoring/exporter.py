@@ -121,7 +121,7 @@ class Exporter(Collector):
         self._clock = clock
         self._lock = threading.Lock()
         self._processes: dict[Identity, _Process] = {}
-        self._complained = False
+        self._complained: set[str] = set()
         self._saved = clock()
         if state is not None:
             self.keep_in(state)
@@ -199,13 +199,13 @@ class Exporter(Collector):
             temporary.write_bytes(msgpack.packb({"version": VERSION, "processes": processes}))
             temporary.replace(self._state)  # whole, whenever this process dies
         except OSError as error:
-            self._complain(error)
+            self._complain(str(self._state), error.strerror or type(error).__name__)
 
-    def _complain(self, error: Exception) -> None:
-        """Print the first error: to measure must not end what is measured."""
-        if not self._complained:
-            print(f"metrics: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        self._complained = True
+    def _complain(self, where: str, what: str) -> None:
+        """Print the first error of each place: to measure must not end what is measured."""
+        if where not in self._complained:
+            print(f"metrics: {where}: {what}", file=sys.stderr, flush=True)
+        self._complained.add(where)
 
     def _load(self, data: bytes) -> None:
         content = msgpack.unpackb(data, use_list=False, strict_map_key=False)

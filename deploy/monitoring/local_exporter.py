@@ -6,6 +6,7 @@ LocalRun, PlannerService --Telemetry--> LocalExporter --/metrics--> Prometheus
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -44,8 +45,11 @@ class LocalExporter(Exporter):
         """Measure now, then as Exporter. The first error of a measurement is printed; the others are served."""
         with self._one_at_a_time:
             for part in self._parts:
-                self.report(part.report(self._complain).packed())
+                self.report(part.report(self._explain).packed())
         yield from super().collect()
+
+    def _explain(self, error: Exception) -> None:
+        self._complain("a measurement", "".join(traceback.format_exception(error)))
 
     def text(self) -> bytes:
         """Return what Prometheus reads."""

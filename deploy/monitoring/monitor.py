@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 COMPOSE = HERE / "compose.yml"
 DASHBOARDS = HERE / "grafana" / "dashboards"
 GRAFANA_HOMES = (Path("/usr/share/grafana"), Path("/usr/local/share/grafana"))
+STOP_SECONDS = 30.0  # for a program to end when told to
 
 
 def write_config(options: argparse.Namespace) -> Path:
@@ -112,13 +113,21 @@ def run_programs(options: argparse.Namespace) -> None:
 
 
 def start(stack: ExitStack, command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a program whose output goes to a log; it is told to end, and waited for, when the stack is left."""
+    """Start a program whose output goes to a log; when the stack is left it ends."""
     out = stack.enter_context(log.open("ab"))
-    process = stack.enter_context(
-        subprocess.Popen(command, env=os.environ | environment, stdout=out, stderr=out, start_new_session=True)
-    )
-    stack.callback(process.terminate)
+    process = subprocess.Popen(command, env=os.environ | environment, stdout=out, stderr=out, start_new_session=True)
+    stack.callback(end, process)
     return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a program, and return when it is gone. (Popen's own `with` does not wait after a Ctrl-C.)"""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def grafana_home(program: str) -> Path:
@@ -152,11 +161,11 @@ def check_port(port: int, option: str) -> None:
 
 
 def say_where(options: argparse.Namespace, grafana: bool) -> None:
-    """Print where to look, within seconds: they are starting."""
+    """Print where to look: they are starting."""
     where = f"Prometheus: http://127.0.0.1:{options.prometheus_port}"
     if grafana:
         where += f", Grafana: http://127.0.0.1:{options.grafana_port}"
-    print(f"{where}, of {options.target}; data in {options.data}; Ctrl-C ends it", flush=True)
+    print(f"starting {where}, of {options.target}; data and logs in {options.data}; Ctrl-C ends it", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

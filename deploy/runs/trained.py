@@ -34,6 +34,7 @@ class TrainedAgent(ActingAgent):
         self._seen = self.store.newest()
         try:
             checkpoint = load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, blobs=False)
+            self._loaded = checkpoint.folder
             self.policy.load(weights_in(checkpoint, self.policy.networks))
         except (CheckpointError, ValueError) as error:
             raise ConfigError(str(error)) from None
@@ -48,8 +49,9 @@ class TrainedAgent(ActingAgent):
             return None
         self._seen = newest
         checkpoint = self.store.load_latest(blobs=False)
-        if checkpoint is None or checkpoint.folder != newest:  # the newest one is damaged
+        if checkpoint is None or checkpoint.folder == self._loaded:  # all newer ones are damaged
             return None
+        self._loaded = checkpoint.folder
         return weights_in(checkpoint, self.policy.networks)
 
 

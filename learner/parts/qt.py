@@ -125,8 +125,10 @@ class QTLearner:
     @torch.no_grad()
     def drift(self) -> Tensor:
         """Return distance of the target from the network, over the network's norm: a scalar on the device."""
-        parameters: list[Tensor] = [*self.network.parameters()]
-        target: list[Tensor] = [*self.target.parameters()]
+        both = zip(self.network.parameters(), self.target.parameters(), strict=True)
+        pairs = [(own, slow) for own, slow in both if own.requires_grad]  # no scale of observations
+        parameters: list[Tensor] = [own for own, _ in pairs]
+        target: list[Tensor] = [slow for _, slow in pairs]
         apart = torch._foreach_sub(parameters, target)
         distance, norm = (torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (apart, parameters))
         return distance / norm

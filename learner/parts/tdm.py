@@ -17,7 +17,11 @@ from qttdm.learner.parts.losses import dynamics_loss
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
 
 declare(
-    ("loss_state", "observation unit^2", "mean squared error per dimension of the next (scaled) state, dynamics model"),
+    (
+        "loss_state",
+        "observation unit^2",
+        "mean squared error per dimension of the next state, dynamics model; of 1 if normalised",
+    ),
     ("loss_reward", "nats", "-log p(scaled reward) under Normal(prediction, 1), so at least 0.919"),
     ("loss_continuation", "nats", "binary cross-entropy of going on; 0 for a task that cannot terminate"),
     ("grad_norm_tdm", "1", "dynamics model's gradient norm before clipping"),

@@ -266,6 +266,18 @@ def check_finished(seed: Seed) -> None:
         assert line["episodes"] == line["env_steps"] // 10
 
 
+def test_preparing_waits_for_no_more_than_one_batch_between_two_steps(seed, monkeypatch):
+    """The watchdog is rearmed at each step."""
+    loop, story = seed.loop(), []
+    seed.sow(loop)
+    draw = seed.replay.next
+    monkeypatch.setattr(seed.replay, "next", lambda: (story.append("batch"), draw())[1])
+    monkeypatch.setattr(loop.learner, "prepare", lambda batches: [next(batches) for _ in range(5)])
+    loop._update(lambda: story.append("step"))
+    loop._update(lambda: story.append("step"))
+    assert story == ["step", "batch"] * 5 + ["batch"] * 2  # the batch of each update; prepared once
+
+
 class TestPace:
     @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.5])
     @pytest.mark.parametrize("shards", [1, 3])

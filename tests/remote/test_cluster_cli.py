@@ -75,8 +75,8 @@ class TestRoom:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["--actors=100"], ["a seed needs 50.5 CPU, of that", "nodes have 8 CPU", "--actors"]),
-            (["--gpus-per-seed=1"], ["1 GPU, of that", "nodes have 8 CPU;", "--gpus-per-seed"]),
+            (["--actors=100"], ["a seed needs 50.5 CPU, the whole cluster has 8", "--actors"]),
+            (["--gpus-per-seed=1"], ["a seed needs 1 GPU, the whole cluster has 0", "--gpus-per-seed"]),
         ],
     )
     def test_too_much_for_ever_names_the_resource(self, here, capsys, words, said):

@@ -661,18 +661,21 @@ def test_concurrent_inserts_of_one_episode_store_it_once(tmp_path):
     assert sorted(names(shard)) == [(0, number) for number in range(30)]
 
 
-def test_batches_are_drawn_while_a_slow_disk_saves(tmp_path, monkeypatch):
+@pytest.mark.parametrize("slow_method", ["_log.sync", "_write_index"])
+def test_batches_are_drawn_while_a_slow_disk_saves(tmp_path, monkeypatch, slow_method):
     shard = open_shard(tmp_path)
     for number in range(3):
         shard.insert(encode(make_episode(number)))
-    started, may_end, sync = threading.Event(), threading.Event(), shard._log.sync
+    started, may_end = threading.Event(), threading.Event()
+    owner, name = (shard._log, "sync") if slow_method == "_log.sync" else (shard, slow_method)
+    save = getattr(owner, name)
 
-    def slow() -> None:
+    def slow(*arguments) -> None:
         started.set()
         assert may_end.wait(60)
-        sync()
+        save(*arguments)
 
-    monkeypatch.setattr(shard._log, "sync", slow)
+    monkeypatch.setattr(owner, name, slow)
     saving = threading.Thread(target=shard.save_state)
     saving.start()
     try:

@@ -8,7 +8,7 @@ import torch
 
 from qttdm.common.batch import Batch
 from qttdm.common.models.qt import QT, QTConfig
-from qttdm.common.models.scale import BATCHES, LEAST_STD, ObservationScale
+from qttdm.common.models.scale import BATCHES, ObservationScale
 from qttdm.common.models.tdm import TDM, TDMConfig
 from qttdm.common.weights import Weights
 from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
@@ -42,7 +42,7 @@ def test_fitted_to_the_steps_that_exist():
     scale.fit(batches)
     assert next(batches)["rewards"][0, 0] == batch(BATCHES)["rewards"][0, 0], "no more than it needs"
     assert scale.mean.numpy() == pytest.approx(CENTRE, rel=0.01)
-    assert scale.std.numpy() == pytest.approx([0.5, 30.0, LEAST_STD], rel=0.02)
+    assert scale.std.numpy() == pytest.approx([0.5, 30.0, 1.0], rel=0.02)
     seen = torch.from_numpy(batch(99)["observations"][:, 0])
     assert scale(seen)[:, :2].std(dim=0).tolist() == pytest.approx([1, 1], abs=0.1)
     assert torch.allclose(scale.undo(scale(seen)), seen, rtol=1e-5)
@@ -50,9 +50,9 @@ def test_fitted_to_the_steps_that_exist():
 
 @pytest.mark.parametrize("predict_change", [False, True])
 def test_the_unit_of_an_observation_changes_nothing(predict_change):
-    """Metres or millimetres: the same losses and gradients, and predictions in the unit of what comes in."""
+    """Metres, millimetres or kilometres: the same losses, and predictions in the unit of what comes in."""
     losses, predictions = [], []
-    for unit, centre in ((1.0, 0.0), (1000.0, 5.0)):
+    for unit, centre in ((1.0, 0.0), (1000.0, 5.0), (0.001, 0.002)):
         torch.manual_seed(0)
         tdm = TDM(TDMConfig(**TDM_SIZES, normalise=True, predict_change=predict_change), 3, 2, can_terminate=False)
         learner = TDMLearner(TDMLearnerConfig(learning_rate=0.01), tdm)
@@ -62,8 +62,10 @@ def test_the_unit_of_an_observation_changes_nothing(predict_change):
         losses.append([learner.update(tensors, 0.0)["loss_state"].item() for _ in range(20)])
         predictions.append((tdm(tensors["observations"][:, :-1], tensors["actions"]).observations - centre) / unit)
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-2)
     assert losses[0][-1] < losses[0][0]
     assert torch.allclose(predictions[0], predictions[1], atol=0.05)
+    assert torch.allclose(predictions[0], predictions[2], atol=0.05)
 
 
 def test_the_scale_travels_with_the_weights_and_the_target_has_it():

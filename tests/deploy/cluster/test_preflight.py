@@ -37,11 +37,14 @@ def test_too_much_for_now_is_queued(nodes, free, fit):
     [
         (
             [{"CPU": 2}, {"CPU": 1, "GPU": 1}],
-            ["a seed needs 4 CPU, 0.5 GPU, of that", "nodes have 2 CPU; 1 CPU, 1 GPU;", "--actors", "--num-cpus=N"],
+            ["a seed needs 4 CPU, the whole cluster has 3", "--actors", "--num-cpus=N"],
         ),
-        ([{"CPU": 16}], ["4 CPU, 0.5 GPU, of that", "nodes have 16 CPU;", "--gpus-per-seed", "--num-gpus=N"]),
-        ([{"CPU": 1}] * 8 + [{"GPU": 1}], ["of that 2 CPU, 0.5 GPU on one node", "1 CPU; ", "; 1 GPU"]),
-        ([{"memory": 1}], ["a seed needs 4 CPU", "nodes have neither CPU nor GPU"]),
+        ([{"CPU": 16}], ["a seed needs 0.5 GPU, the whole cluster has 0", "--gpus-per-seed", "--num-gpus=N"]),
+        (
+            [{"CPU": 1}] * 8 + [{"GPU": 1}],
+            ["largest part needs 2 CPU, 0.5 GPU on one node", "8 x 1 CPU; ", "; 1 x 1 GPU"],
+        ),
+        ([{"memory": 1}], ["a seed needs 4 CPU, the whole cluster has 0"]),
     ],
 )
 def test_too_much_for_ever_names_the_resource(nodes, words):

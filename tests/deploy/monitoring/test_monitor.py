@@ -11,6 +11,7 @@ import textwrap
 import time
 import urllib.parse
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import jsonschema
@@ -19,7 +20,7 @@ import yaml
 
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.deploy.monitoring.exporter import Exporter, serve
-from qttdm.deploy.monitoring.monitor import COMPOSE, DASHBOARDS, HERE
+from qttdm.deploy.monitoring.monitor import COMPOSE, DASHBOARDS, HERE, start
 
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus: apt install prometheus")
 PATIENCE = 60.0  # seconds
@@ -200,6 +201,17 @@ def test_what_was_measured_is_still_there_the_next_time(monitor, target):
     m.said()
     until(lambda: m.ask("max_over_time(qttdm_process_up[10m])"), "it is there")
     assert m.stop()[0] == 0
+
+
+def test_programs_are_gone_after_ctrl_c_also_those_that_take_a_while(tmp_path):
+    slow = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit(3))); "
+    slow += "open('ready', 'w').close(); time.sleep(600)"
+    log = tmp_path / "log"
+    with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
+        process = start(stack, [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}); {slow}"], log, {})
+        until((tmp_path / "ready").exists, "it is started")
+        raise KeyboardInterrupt
+    assert process.returncode == 3
 
 
 @needs_prometheus

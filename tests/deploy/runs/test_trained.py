@@ -95,6 +95,16 @@ def test_a_damaged_newer_checkpoint_changes_nothing(tmp_path):
     assert trained.newer_weights().version == 11
 
 
+def test_of_several_newer_ones_the_newest_good_one_is_taken(tmp_path):
+    run = saved_run(tmp_path / "run")
+    trained = TrainedAgent(tmp_path / "run")
+    save(run, updates=9)
+    save(run, updates=10)
+    damage(run.loop.store.newest())
+    assert trained.newer_weights().version == 9
+    assert trained.newer_weights() is None
+
+
 def test_checkpoints_that_all_are_damaged_are_an_error_and_the_next_one_is_not(tmp_path):
     run = saved_run(tmp_path / "run")
     trained = TrainedAgent(tmp_path / "run")

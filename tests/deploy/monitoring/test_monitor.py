@@ -167,7 +167,7 @@ def test_prometheus_alone_scrapes_the_exporter_knows_the_alerts_and_ends_when_to
     m.start("--target", target)
     said = m.said()
     assert "no `grafana-server` on PATH: no dashboards, Prometheus alone" in said
-    assert f"Prometheus: http://127.0.0.1:{m.ports[0]}, of {target}; data in {m.folder / 'data'}" in said
+    assert f"Prometheus: http://127.0.0.1:{m.ports[0]}, of {target}; data and logs in {m.folder / 'data'}" in said
     (up,) = until(lambda: m.ask('up{job="qttdm"}'), "it scrapes")
     assert up["metric"]["instance"] == target
     until(lambda: m.ask("qttdm_process_up == 1"), "it has what the exporter says")

@@ -8,6 +8,7 @@ import gymnasium
 
 from qttdm.common.config import ConfigError
 from qttdm.common.environments.task_env import RawTask
+from qttdm.common.own_modules import import_own
 
 
 def names() -> list[str]:
@@ -17,17 +18,20 @@ def names() -> list[str]:
 
 def make(name: str) -> RawTask:
     """Make one environment, without its registered time limit; ConfigError if its constructor fails."""
+    module, _, bare = name.rpartition(":")
     try:
+        if module:
+            import_own(module)
         env = _construct(name)
     except Exception as error:  # the constructor is anyone's code
         raise ConfigError(f"gym/{name} cannot be made: {type(error).__name__}: {error}") from error
-    spec = gymnasium.spec(name.rpartition(":")[2])  # as registered: env.spec has already lost its limit
+    spec = gymnasium.spec(bare)  # as registered: env.spec has already lost its limit
     # Gymnasium does not declare whether an environment terminates: assume it may.
     return RawTask(env, spec.max_episode_steps, terminates=True, has_success=False)
 
 
 def _construct(name: str) -> gymnasium.Env[Any, Any]:
-    """Able to draw frames, if its constructor takes a render_mode."""
+    """Construct it, able to draw frames if its constructor takes a render_mode."""
     options: dict[str, Any] = {"max_episode_steps": -1, "disable_env_checker": True}
     try:
         # Nothing is drawn before render(), but Gymnasium wants to know at construction.

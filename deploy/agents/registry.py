@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-
 from qttdm.common.config import Config, ConfigError
 from qttdm.common.contracts import Agent
+from qttdm.common.own_modules import import_own
 
 AGENTS = {
     "qt-tdm": "qttdm.deploy.agents.qt_tdm:QTTDM",
@@ -31,10 +28,8 @@ def agent_class(name: str) -> type[Agent]:
     if path is None:
         raise ConfigError(f"agent: there is no {name!r}; want one of {', '.join(AGENTS)}, or module:Class of your own")
     module, _, class_name = path.partition(":")
-    if name not in AGENTS and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where an own agent's module may lie
     try:
-        found = getattr(importlib.import_module(module), class_name)
+        found = getattr(import_own(module), class_name)
     except Exception as error:  # the module is anybody's code
         raise ConfigError(f"agent: cannot import {name} ({type(error).__name__}: {error}); want module:Class") from None
     missing = [method for method in METHODS if not hasattr(found, method)]

@@ -279,6 +279,23 @@ def test_hopper_terminates_when_it_falls():
     assert ends[-1] == (True, False)
 
 
+OWN_TASK = """
+import gymnasium
+from gymnasium.envs.classic_control import PendulumEnv
+
+gymnasium.register("OfMyOwn-v0", PendulumEnv, max_episode_steps=7)
+"""
+
+
+def test_a_task_of_ones_own_lies_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "my_own_envs.py").write_text(OWN_TASK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    env = make_env("gym/my_own_envs:OfMyOwn-v0", EnvConfig())
+    assert env.task_spec.episode_steps == 7
+    env.reset(seed=0)
+
+
 @pytest.mark.parametrize(
     ("task", "hint"),
     [
@@ -311,7 +328,7 @@ def test_config_refuses_nonsense(bad):
 
 
 def test_the_config_module_loads_no_simulator():
-    code = "import sys, common.environments.make; print({'mujoco', 'dm_control', 'metaworld'} & set(sys.modules))"
+    code = "import sys, qttdm.common.environments.make; print({'mujoco', 'dm_control', 'metaworld'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

@@ -56,16 +56,27 @@ class Part(Protocol):
     """One network's training: what Learner composes."""
 
     name: str
+    """begins the names of its tensors in a checkpoint, as the policy's networks are named"""
     optimizer: AdamStep
 
     @property
-    def network(self) -> nn.Module: ...
+    def network(self) -> nn.Module:
+        """What acts."""
 
-    def prepare(self, batches: Iterator[Batch]) -> None: ...
-    def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]: ...
-    def now(self) -> dict[str, Tensor]: ...
-    def state(self) -> dict[str, Tensor]: ...
-    def load_state(self, state: Tensors) -> None: ...
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        """Fit scales or bins to the first batches, or nothing; once, before the first update."""
+
+    def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
+        """Make one step, on the device, after that share of the training. Returns the same declared numbers each time."""
+
+    def now(self) -> dict[str, Tensor]:
+        """Return declared numbers that are asked for when metrics are written, not at each update."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that a resumed run needs; the network as `network/PARAMETER`."""
+
+    def load_state(self, state: Tensors) -> None:
+        """Undo `state`."""
 
 
 class Learner:

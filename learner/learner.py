@@ -67,7 +67,7 @@ class Part(Protocol):
         """Fit scales or bins to the first batches, or nothing; once, before the first update."""
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
-        """Make one step, on the device, after that share of the training. Returns the same declared numbers each time."""
+        """Make one step, on the device, after that share of the training. Returns the same declared numbers always."""
 
     def now(self) -> dict[str, Tensor]:
         """Return declared numbers that are asked for when metrics are written, not at each update."""

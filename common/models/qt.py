@@ -34,8 +34,6 @@ class QTConfig(TransformerConfig):
     """attention heads; embed_dim is divisible by it"""
     num_layers: int = Field(default=2, gt=0)
     """transformer blocks"""
-    bins: int = Field(default=256, ge=2)
-    """K, bins per action dimension"""
     terminal_value: Literal["greedy", "first_dimension"] = "greedy"
     """V(s): walk all N dimensions, or the maximum over the first one (one pass; equal in the limit by Eq. 2)"""
 
@@ -47,24 +45,24 @@ class QT(nn.Module):
         super().__init__()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         dim = config.embed_dim
-        self.tokenizer = ActionTokenizer(config.bins)
+        self.tokenizer = ActionTokenizer(config.bins, config.interpolate)
         self.state_embedding = StateEmbedding(obs_dim, dim, config.normalise)
-        self.action_embedding = ActionEmbedding(action_dim, config.bins, dim)
+        self.action_embedding = ActionEmbedding(action_dim, self.tokenizer, dim)
         self.position_embedding = nn.Embedding(action_dim, dim)
         self.trunk = Transformer(config)
         self.apply(init_weights)
         self.heads = nn.ModuleList(value_head(dim, config.bins) for _ in range(2))
 
-    def forward(self, observations: Tensor, bins: Tensor) -> Tensor:
-        """Return Q-values of every bin, given the bins taken before it.
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return Q-values of every bin, given the action dimensions before it.
 
-        observations [B, M]; bins int64 [B, n], the dimensions 1..n taken, n <= N-1
+        observations [B, M]; actions [B, n] in [-1, 1], the dimensions 1..n taken, n <= N-1
         -> [2, B, n+1, K], dimensions 1..n+1, one layer per head.
         """
         check_shape(observations, "B M", M=self.obs_dim)
         tokens = self.state_embedding(observations).unsqueeze(1)  # [B, 1, D]
-        if bins.shape[1] > 0:
-            tokens = torch.cat([tokens, self.action_embedding(bins)], dim=1)  # [B, n+1, D]
+        if actions.shape[1] > 0:
+            tokens = torch.cat([tokens, self.action_embedding(actions)], dim=1)  # [B, n+1, D]
         hidden = self.trunk(tokens + self.position_embedding.weight[: tokens.shape[1]])
         return torch.stack(self._q(hidden))
 
@@ -86,7 +84,7 @@ class QT(nn.Module):
         chosen: list[Tensor] = []
         for i in range(self.action_dim):
             if i > 0:
-                token = self.action_embedding(chosen[-1].unsqueeze(1), first=i - 1).squeeze(1)
+                token = self.action_embedding.embed_bins(chosen[-1].unsqueeze(1), first=i - 1).squeeze(1)
             hidden = self.trunk((token + self.position_embedding.weight[i]).unsqueeze(1), cache=cache)
             value, best = self._mean_q(hidden.squeeze(1)).max(dim=-1)  # [B], [B]
             if chance is not None and which is not None:

@@ -1,8 +1,8 @@
 """The Transformer Dynamics Model (paper, Eq. 3-5): what happens next, given what happened and what is done.
 
-It reads L(N+1) tokens `s_1 a_1^1 .. a_1^N  s_2 a_2^1 ..`. The hidden state h_t is the trunk's output at the last action
-token a_t^N; from it come the next state (Eq. 4), the mean reward (Eq. 5) and, for tasks that can terminate, whether
-the episode continues.
+It reads L(N+1) tokens `s_1 a_1^1 .. a_1^N  s_2 a_2^1 ..`, or with `joint_tokens` their L sums. The hidden
+state h_t is the trunk's output at the last token of step t; from it come the next state (Eq. 4), the mean reward
+(Eq. 5) and, for tasks that can terminate, whether the episode continues.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class TDMConfig(TransformerConfig):
     """transformer blocks"""
     window: int = Field(default=20, gt=0)
     """L, time steps in a training window"""
-    bins: int = Field(default=256, ge=2)
-    """K, bins per action dimension"""
     head_dim: int = Field(default=512, gt=0)
     """width of the hidden layers of each prediction head"""
     head_layers: int = Field(default=3, gt=0)
     """hidden layers of each prediction head"""
     head_dropout: float = Field(default=0.01, ge=0, lt=1)
     """on the hidden layers of each prediction head"""
+    joint_tokens: bool = False
+    """one token for each step, the sum of its embeddings; else one for the state and one for each action dimension"""
     predict_change: bool = False
     """the state head outputs s_{t+1} - s_t instead of s_{t+1}: most of a state stays as it is"""
 
@@ -80,10 +80,11 @@ class TDM(nn.Module):
         super().__init__()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         dim = config.embed_dim
-        self.tokenizer = ActionTokenizer(config.bins)
+        self.tokenizer = ActionTokenizer(config.bins, config.interpolate)
         self.state_embedding = StateEmbedding(obs_dim, dim, config.normalise)
-        self.action_embedding = ActionEmbedding(action_dim, config.bins, dim)
-        self.position_embedding = nn.Embedding(config.window * (action_dim + 1), dim)
+        self.action_embedding = ActionEmbedding(action_dim, self.tokenizer, dim)
+        self.tokens = 1 if config.joint_tokens else action_dim + 1  # of a step
+        self.position_embedding = nn.Embedding(config.window * self.tokens, dim)
         self.embedding_norm = nn.LayerNorm(dim)
         self.trunk = Transformer(config)
         self.apply(init_weights)
@@ -95,11 +96,9 @@ class TDM(nn.Module):
         """Predict from windows: observations [B, L, M], actions [B, L, N] in [-1, 1] -> Prediction [B, L, ..]."""
         check_shape(observations, "B L M", M=self.obs_dim)
         check_shape(actions, "B L N", B=observations.shape[0], L=observations.shape[1], N=self.action_dim)
-        states = self.state_embedding(observations).unsqueeze(2)  # [B, L, 1, D]
-        embedded = self.action_embedding(self.tokenizer.encode(actions))  # [B, L, N, D]
-        tokens = torch.cat([states, embedded], dim=2).flatten(1, 2)  # [B, L(N+1), D]
+        tokens = self._embed(observations, actions).flatten(1, 2)  # [B, L(N+1), D], or joint [B, L, D]
         tokens = tokens + self.position_embedding.weight[: tokens.shape[1]]
-        hidden = self.trunk(self.embedding_norm(tokens), stride=self.action_dim + 1)  # [B, L, D]
+        hidden = self.trunk(self.embedding_norm(tokens), stride=self.tokens)  # [B, L, D]
         return self._predict(hidden, observations)
 
     def start(self, context: TensorTree) -> Rollout:
@@ -107,29 +106,28 @@ class TDM(nn.Module):
         observations = context["observations"]
         check_shape(observations, "E M", M=self.obs_dim)
         cache = self.trunk.new_cache(len(observations), room=1)
-        token = self.state_embedding(observations).unsqueeze(1) + self.position_embedding.weight[:1]  # [E, 1, D]
-        self.trunk(self.embedding_norm(token), cache=cache)
+        if not self.config.joint_tokens:
+            token = self.state_embedding(observations).unsqueeze(1) + self.position_embedding.weight[:1]  # [E, 1, D]
+            self.trunk(self.embedding_norm(token), cache=cache)
         return Rollout(observations, cache, steps=0)
 
     def select(self, rollout: Rollout, index: Tensor, room: int, out: Rollout | None = None) -> Rollout:
         """Copy sequences by number, index int64 [B], with room for `room` more steps; see contracts.DynamicsModel."""
-        tokens = rollout.cache.length + room * (self.action_dim + 1)
+        tokens = rollout.cache.length + room * self.tokens
         cache = rollout.cache.select(index, tokens, out.cache if out is not None else None)
         return Rollout(rollout.observations[index], cache, rollout.steps)
 
     def step(self, rollout: Rollout, actions: Tensor) -> Prediction:
         """Take actions [B, N] in [-1, 1]; `rollout` moves on to the predicted states.
 
-        All tokens of a step are known when it is taken, so they go through the trunk together: the N action tokens of
-        the first step (its state was encoded by `start`), state and action tokens of later ones.
+        All tokens of a step are known when it is taken, so they go through the trunk together; without the state's in
+        the first step, where `start` has encoded it, unless tokens are joint.
         """
         check_shape(actions, "B N", B=len(rollout.observations), N=self.action_dim)
-        first = rollout.steps * (self.action_dim + 1)
-        positions = self.position_embedding.weight[first : first + self.action_dim + 1]  # [N+1, D]
-        tokens = self.action_embedding(self.tokenizer.encode(actions)) + positions[1:]  # [B, N, D]
-        if rollout.steps > 0:
-            states = self.state_embedding(rollout.observations) + positions[0]  # [B, D]
-            tokens = torch.cat([states.unsqueeze(1), tokens], dim=1)  # [B, N+1, D]
+        begun = rollout.steps == 0 and not self.config.joint_tokens
+        embedded = self.action_embedding(actions) if begun else self._embed(rollout.observations, actions)
+        end = (rollout.steps + 1) * self.tokens
+        tokens = embedded + self.position_embedding.weight[end - embedded.shape[1] : end]  # [B, N or N+1 or 1, D]
         hidden = self.trunk(self.embedding_norm(tokens), stride=tokens.shape[1], cache=rollout.cache)  # [B, 1, D]
         prediction = self._predict(hidden.squeeze(1), rollout.observations)
         rollout.observations = prediction.observations
@@ -141,12 +139,19 @@ class TDM(nn.Module):
         return {"observations": rollout.observations}
 
     def quantise(self, actions: Tensor) -> Tensor:
-        """Round to the nearest bins' values, any shape."""
-        return self.tokenizer.snap(actions)
+        """Return the actions that the model can tell apart, any shape."""
+        return self.tokenizer.quantise(actions)
 
     def uniform(self, chance: Tensor) -> Tensor:
-        """Return the values of uniform bins, given uniforms in [0, 1), any shape."""
+        """Return uniform actions, given uniforms in [0, 1), any shape."""
         return self.tokenizer.uniform(chance)
+
+    def _embed(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Embed steps: [..., M] and [..., N] -> their tokens [..., N+1, D], or joint [..., 1, D]."""
+        states = self.state_embedding(observations)
+        if self.config.joint_tokens:
+            return (states + self.action_embedding.sum(actions)).unsqueeze(-2)
+        return torch.cat([states.unsqueeze(-2), self.action_embedding(actions)], dim=-2)
 
     def _predict(self, hidden: Tensor, observations: Tensor) -> Prediction:
         """Apply the heads: h_t [..., D] and s_t [..., M] -> Prediction [...].

@@ -2,6 +2,9 @@
 
 Choice: bin k stands for the value -1 + 2k / (K-1), so -1 and +1 are both reachable and rounding has no bias. The
 published implementation decodes a bin to its left edge: +1 is never reached and every action is biased low.
+
+With `interpolate` an action between two bins is not rounded: it counts as both, by its distance from each (linear
+interpolation). Whatever is learned for a bin holds around it, so a few bins do, and each learns from most actions.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ from torch import Tensor, nn
 class ActionTokenizer:
     """Between action values in [-1, 1] and bins 0..K-1. Stateless arithmetic, on whatever device its input is."""
 
-    def __init__(self, bins: int) -> None:
+    def __init__(self, bins: int, interpolate: bool = False) -> None:
         assert bins >= 2, bins
-        self.bins = bins
+        self.bins, self.interpolate = bins, interpolate
 
     def encode(self, actions: Tensor) -> Tensor:
         """Find the nearest bin: values in [-1, 1], any shape -> int64, same shape. Values beyond are clamped."""
@@ -30,9 +33,26 @@ class ActionTokenizer:
         half = 0.5 * (self.bins - 1)
         return ((actions.clamp(-1.0, 1.0) + 1.0) * half).round() / half - 1.0
 
+    def quantise(self, actions: Tensor) -> Tensor:
+        """Return the actions that can be told apart: the nearest bins' values, or all in [-1, 1]; any shape."""
+        return actions.clamp(-1.0, 1.0) if self.interpolate else self.snap(actions)
+
     def uniform(self, chance: Tensor) -> Tensor:
-        """Draw the values of uniform bins: uniforms in [0, 1), any shape -> float32, same shape."""
-        return self.decode((chance * self.bins).long())
+        """Draw uniform actions, of the bins' values or all: uniforms in [0, 1), any shape -> float32, same shape."""
+        return 2.0 * chance - 1.0 if self.interpolate else self.decode((chance * self.bins).long())
+
+    def weights(self, actions: Tensor) -> Tensor:
+        """Interpolate: values in [-1, 1], any shape -> each bin's weight, [..., K], of which two at most are not 0."""
+        position = (actions.clamp(-1.0, 1.0) + 1.0) * (0.5 * (self.bins - 1))
+        bins = torch.arange(self.bins, device=actions.device, dtype=actions.dtype)
+        return (1.0 - (position.unsqueeze(-1) - bins).abs()).clamp_min(0.0)
+
+    def read(self, values: Tensor, actions: Tensor) -> Tensor:
+        """Read a function of the action at `actions` [...], given its values at the bins [heads, ..., K]."""
+        if self.interpolate:
+            return (values * self.weights(actions)).sum(dim=-1)
+        bins = self.encode(actions).expand(values.shape[:-1])
+        return values.gather(-1, bins.unsqueeze(-1)).squeeze(-1)
 
     def replace(self, bins: Tensor, chance: Tensor, which: Tensor, probability: float | Tensor) -> Tensor:
         """Replace each bin by a uniform one where chance < probability.
@@ -50,11 +70,26 @@ class ActionEmbedding(nn.Module):
 
     offsets: Tensor
 
-    def __init__(self, action_dim: int, bins: int, embed_dim: int) -> None:
+    def __init__(self, action_dim: int, tokenizer: ActionTokenizer, embed_dim: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(action_dim * bins, embed_dim)
-        self.register_buffer("offsets", torch.arange(action_dim) * bins, persistent=False)
+        self.tokenizer = tokenizer
+        self.table = nn.Embedding(action_dim * tokenizer.bins, embed_dim)
+        self.register_buffer("offsets", torch.arange(action_dim) * tokenizer.bins, persistent=False)
 
-    def forward(self, bins: Tensor, first: int = 0) -> Tensor:
+    def forward(self, actions: Tensor, first: int = 0) -> Tensor:
+        """Embed actions [..., n], of the dimensions first .. first+n-1 -> [..., n, D]."""
+        if self.tokenizer.interpolate:
+            rows = self.table.weight.unflatten(0, (-1, self.tokenizer.bins))  # [N, K, D]
+            rows = rows[first : first + actions.shape[-1]]  # [n, K, D]
+            return torch.einsum("...nk,nkd->...nd", self.tokenizer.weights(actions), rows)
+        return self.embed_bins(self.tokenizer.encode(actions), first)
+
+    def embed_bins(self, bins: Tensor, first: int = 0) -> Tensor:
         """Embed bins [..., n] of the dimensions first .. first+n-1 -> [..., n, D]."""
         return self.table(bins + self.offsets[first : first + bins.shape[-1]])
+
+    def sum(self, actions: Tensor) -> Tensor:
+        """Embed actions [..., N] as one token, the sum over all dimensions -> [..., D]."""
+        if self.tokenizer.interpolate:
+            return self.tokenizer.weights(actions).flatten(-2) @ self.table.weight
+        return self(actions).sum(dim=-2)

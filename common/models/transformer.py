@@ -34,6 +34,10 @@ class TransformerConfig(Config):
     """transformer blocks"""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """on embeddings, attention and residual branches"""
+    bins: int = Field(default=256, ge=2)
+    """K, bins per action dimension"""
+    interpolate: bool = False
+    """an action between two bins counts as both, by its distance from each; else as the nearest, as in the paper"""
     normalise: bool = False
     """scale observations to mean 0 and standard deviation 1, as they are in the first batches drawn"""
 

@@ -57,15 +57,13 @@ def dynamics_loss(
     return DynamicsLoss(total, state, reward, continuation)
 
 
-def q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute Eq. 9 as smooth L1 on the Q of the bins taken, both heads towards the same targets.
+def q_loss(taken: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Compute Eq. 9 as smooth L1 on the Q of the actions taken, both heads towards the same targets.
 
-    q [2, B, N, K], bins int64 [B, N], targets [B, N], mask bool [B]
-    -> loss (mean over steps, dimensions and heads), Q of the bins taken [2, B, N].
+    taken [2, B, N], targets [B, N], mask bool [B] -> mean over steps, dimensions and heads.
     """
-    taken = q.gather(-1, bins.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)  # [2, B, N]
     error = F.smooth_l1_loss(taken, targets.expand_as(taken), reduction="none")
-    return masked_mean(error.mean(dim=(0, 2)), mask), taken
+    return masked_mean(error.mean(dim=(0, 2)), mask)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -75,23 +75,23 @@ class QTLearner:
         )  # each [B, S]
         observations = batch["observations"][:, :s].flatten(0, 1)  # [B * S, M]
         later = batch["observations"].take_along_dim(index.unsqueeze(-1), dim=1).flatten(0, 1)  # [B * S, M]
-        bins = self.network.tokenizer.encode(batch["actions"][:, :s]).flatten(0, 1)  # [B * S, N]
-        taken_before = bins[:, :-1]  # [B * S, N-1]
+        actions = batch["actions"][:, :s].flatten(0, 1)  # [B * S, N]
+        taken_before = actions[:, :-1]  # [B * S, N-1]
         with torch.no_grad():
             if taken_before.shape[1] > 0:
                 next_dimension_q = self.target(observations, taken_before)[:, :, 1:]
             else:  # one dimension: there is no next one
-                next_dimension_q = observations.new_empty(2, len(bins), 0, self.network.config.bins)
+                next_dimension_q = observations.new_empty(2, len(actions), 0, self.network.config.bins)
             targets = bellman_targets(
                 next_dimension_q,
-                self.target(later, bins[:, :0])[:, :, 0],
+                self.target(later, actions[:, :0])[:, :, 0],
                 returns.flatten(),
                 weight.flatten(),
                 batch["returns_to_go"][:, :s].flatten() if c.monte_carlo_clamp else None,
             )
-        q = self.network(observations, taken_before)
+        taken = self.network.tokenizer.read(self.network(observations, taken_before), actions)  # [2, B * S, N]
         mask = batch["mask"][:, :s].flatten()
-        loss, taken = q_loss(q, bins, targets, mask)
+        loss = q_loss(taken, targets, mask)
         taken = taken.detach().mean(dim=0)  # [B * S, N]
         return loss, {
             "q_mean": masked_mean(taken.mean(dim=1), mask),

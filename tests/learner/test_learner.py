@@ -312,7 +312,7 @@ def test_q_is_compared_with_what_followed():
             if batch["mask"][window, step]:
                 bins = qt.tokenizer.encode(torch.from_numpy(batch["actions"][window, step]))[None]  # [1, N]
                 q = qt(
-                    torch.from_numpy(batch["observations"][window, step])[None], bins[:, :-1]
+                    torch.from_numpy(batch["observations"][window, step])[None], qt.tokenizer.decode(bins[:, :-1])
                 ).detach()  # [2, 1, N, K]
                 taken = [float(q[:, 0, n, bins[0, n]].mean()) for n in range(N)]
                 want.append((taken, 0.5 * float(batch["returns_to_go"][window, step])))

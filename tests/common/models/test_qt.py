@@ -32,7 +32,7 @@ def slow_choose(
     """One state [M], all dimensions so far computed again for each."""
     bins: list[int] = []
     for dim in range(qt.action_dim):
-        q = qt(observation.unsqueeze(0), torch.tensor([bins], dtype=torch.int64))[:, 0, dim]  # [2, K]
+        q = qt(observation.unsqueeze(0), qt.tokenizer.decode(torch.tensor([bins])).double())[:, 0, dim]  # [2, K]
         mean = [(q[0, k].item() + q[1, k].item()) / 2 for k in range(qt.config.bins)]
         value = max(mean)
         best = mean.index(value)
@@ -88,13 +88,14 @@ def test_states_do_not_see_each_other():
     qt, states = make_qt(), make_states()
     bins, value = qt.choose(states)
     first = qt.first_dimension_value(states)
-    q = qt(states, bins[:, :-1])
+    actions = qt.tokenizer.decode(bins)
+    q = qt(states, actions[:, :-1])
     for b in range(len(states)):
         alone = states[b : b + 1]
         assert torch.equal(qt.choose(alone)[0][0], bins[b])
         torch.testing.assert_close(qt.choose(alone)[1][0], value[b])
         torch.testing.assert_close(qt.first_dimension_value(alone)[0], first[b])
-        torch.testing.assert_close(qt(alone, bins[b : b + 1, :-1])[:, 0], q[:, b])
+        torch.testing.assert_close(qt(alone, actions[b : b + 1, :-1])[:, 0], q[:, b])
 
 
 @torch.no_grad()
@@ -110,7 +111,7 @@ def test_valuing_is_not_random():
 @torch.no_grad()
 def test_valuing_by_the_first_dimension_is_its_maximum_of_the_mean(action_dim: int):
     qt, states = make_qt(action_dim), make_states()
-    q = qt(states, torch.empty(6, 0, dtype=torch.int64))[:, :, 0]  # [2, B, K]
+    q = qt(states, torch.empty(6, 0))[:, :, 0]  # [2, B, K]
     torch.testing.assert_close(qt.first_dimension_value(states), q.mean(dim=0).amax(dim=-1))
 
 
@@ -134,23 +135,23 @@ def test_number_of_passes(action_dim: int):
 def test_a_dimension_sees_the_earlier_ones_only(action_dim: int):
     qt, states = make_qt(action_dim), make_states()
     bins = torch.randint(BINS, (6, action_dim - 1))
-    before = qt(states, bins)
+    before = qt(states, qt.tokenizer.decode(bins))
     assert before.shape == (2, 6, action_dim, BINS)
     for dim in range(action_dim - 1):
         other = bins.clone()
         other[:, dim] = (other[:, dim] + 1) % BINS
-        changed = (qt(states, other) - before).abs().amax(dim=-1)  # [2, B, N]
+        changed = (qt(states, qt.tokenizer.decode(other)) - before).abs().amax(dim=-1)  # [2, B, N]
         assert (changed[:, :, : dim + 1] == 0).all()
         assert (changed[:, :, dim + 1 :] > 1e-6).all()
     # fewer dimensions taken: the same values for those there are
     for taken in range(action_dim):
-        torch.testing.assert_close(qt(states, bins[:, :taken]), before[:, :, : taken + 1])
+        torch.testing.assert_close(qt(states, qt.tokenizer.decode(bins[:, :taken])), before[:, :, : taken + 1])
 
 
 @dimensions
 def test_the_last_dimension_is_never_an_input(action_dim: int):
     qt, states = make_qt(action_dim), make_states()
-    qt(states, torch.randint(BINS, (6, action_dim - 1))).square().sum().backward()
+    qt(states, torch.rand(6, action_dim - 1)).square().sum().backward()
     gradient = qt.action_embedding.table.weight.grad
     if action_dim == 1:
         assert gradient is None
@@ -170,10 +171,10 @@ def test_autocast_does_not_make_bins_tie():
     for head in qt.heads:
         head[-1].weight.mul_(0.05)
         head[-1].bias.fill_(50.0)  # large beside the differences between bins, as returns are
-    bins = torch.randint(256, (40, 3))
-    want, chosen = qt(states, bins), qt.choose(states)[0]
+    actions = qt.tokenizer.decode(torch.randint(256, (40, 3)))
+    want, chosen = qt(states, actions), qt.choose(states)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        got, chosen_narrow = qt(states, bins), qt.choose(states)[0]
+        got, chosen_narrow = qt(states, actions), qt.choose(states)[0]
         value = qt.first_dimension_value(states)
     assert got.dtype == value.dtype == torch.float32
     assert (got - want).abs().max() < 0.1 * want.std(dim=-1).mean()
@@ -184,11 +185,11 @@ def test_autocast_does_not_make_bins_tie():
 
 def test_the_two_heads_differ_and_start_at_zero():
     qt, states = make_qt(awake=False), make_states()
-    bins = torch.randint(BINS, (6, 3))
-    assert (qt(states, bins) == 0).all()
+    actions = torch.rand(6, 3)
+    assert (qt(states, actions) == 0).all()
     first, second = (head[0].weight for head in qt.heads)
     assert not torch.equal(first, second)
-    one, other = make_qt()(states, bins)
+    one, other = make_qt()(states, actions)
     assert not torch.allclose(one, other)
 
 
@@ -211,4 +212,4 @@ def test_other_shapes_are_refused():
     with pytest.raises(AssertionError, match="want"):
         qt.choose(make_states()[:, :-1])
     with pytest.raises(AssertionError, match="want"):
-        qt(make_states()[0], torch.zeros(1, 3, dtype=torch.int64))
+        qt(make_states()[0], torch.zeros(1, 3))

@@ -121,24 +121,24 @@ def slow_lookup(embedding: ActionEmbedding, bins: Tensor, first: int, size: int)
 @pytest.mark.parametrize(("first", "dims"), [(0, 4), (0, 3), (2, 1), (1, 3)])
 def test_embedding_equals_a_table_for_each_dimension(first: int, dims: int):
     torch.manual_seed(0)
-    embedding = ActionEmbedding(action_dim=4, bins=5, embed_dim=3)
+    embedding = ActionEmbedding(action_dim=4, tokenizer=ActionTokenizer(5), embed_dim=3)
     bins = torch.randint(5, (2, 6, dims))
-    got = embedding(bins, first)
+    got = embedding.embed_bins(bins, first)
     assert torch.equal(got, slow_lookup(embedding, bins, first, 5))
-    alone = torch.stack([embedding(row.unsqueeze(0), first)[0] for row in bins])
+    alone = torch.stack([embedding.embed_bins(row.unsqueeze(0), first)[0] for row in bins])
     assert torch.equal(got, alone)
 
 
 def test_embedding_moves_only_the_rows_that_were_looked_up():
-    embedding = ActionEmbedding(action_dim=2, bins=3, embed_dim=4)
-    embedding(torch.tensor([[1, 2], [1, 0]])).sum().backward()
+    embedding = ActionEmbedding(action_dim=2, tokenizer=ActionTokenizer(3), embed_dim=4)
+    embedding.embed_bins(torch.tensor([[1, 2], [1, 0]])).sum().backward()
     per_row = embedding.table.weight.grad[:, 0].tolist()
     assert per_row == [0, 2, 0, 1, 0, 1]
 
 
 def test_embedding_keeps_only_indices_for_the_backward_pass():
     saved: list[Tensor] = []
-    embedding = ActionEmbedding(action_dim=6, bins=256, embed_dim=32)
+    embedding = ActionEmbedding(action_dim=6, tokenizer=ActionTokenizer(256), embed_dim=32)
     bins = torch.randint(256, (16, 20, 6))
 
     def keep(x: Tensor) -> Tensor:
@@ -146,6 +146,56 @@ def test_embedding_keeps_only_indices_for_the_backward_pass():
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        embedding(bins)
+        embedding.embed_bins(bins)
     assert saved
     assert sum(x.nbytes for x in saved) <= bins.nbytes
+
+
+def slow_between(value: float, at_bins: list[float]) -> float:
+    """Linear interpolation between the two bins around it."""
+    position = (min(1.0, max(-1.0, value)) + 1) / 2 * (len(at_bins) - 1)
+    low = min(int(position), len(at_bins) - 2)
+    return at_bins[low] + (position - low) * (at_bins[low + 1] - at_bins[low])
+
+
+@pytest.mark.parametrize("bins", [2, 3, 5, 11])
+def test_interpolating_reads_between_the_bins(bins: int):
+    tokenizer = ActionTokenizer(bins, interpolate=True)
+    actions = torch.cat([uniform_actions(200), tokenizer.decode(torch.arange(bins)), torch.tensor([-1.5, 7.0])])
+    values = torch.randn(2, len(actions), bins, generator=torch.Generator().manual_seed(1))
+    got = tokenizer.read(values, actions)  # [heads, actions]
+    for head in range(2):
+        want = [slow_between(a, at) for a, at in zip(actions.tolist(), values[head].tolist(), strict=True)]
+        torch.testing.assert_close(got[head], torch.tensor(want), rtol=1e-4, atol=1e-5)
+
+
+def test_interpolating_teaches_both_bins_around_an_action_by_its_distance():
+    values = torch.zeros(1, 5, requires_grad=True)
+    ActionTokenizer(5, interpolate=True).read(values, torch.tensor([0.125])).sum().backward()  # bins at 0 and 0.5
+    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 0.0, 0.75, 0.25, 0.0]]))
+
+
+def test_interpolating_leaves_actions_as_they_are_within_bounds():
+    tokenizer, actions = ActionTokenizer(5, interpolate=True), torch.tensor([-1.5, -1.0, 0.3, 1.0, 2.0])
+    assert tokenizer.quantise(actions).tolist() == actions.clamp(-1, 1).tolist()
+    assert tokenizer.uniform(torch.tensor([0.0, 0.25, 0.9])).tolist() == pytest.approx([-1.0, -0.5, 0.8])
+    assert ActionTokenizer(5).quantise(actions).tolist() == [-1.0, -1.0, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_an_interpolated_embedding_lies_between_those_of_the_bins(first: int):
+    embedding = ActionEmbedding(action_dim=4, tokenizer=ActionTokenizer(5, interpolate=True), embed_dim=3)
+    actions = uniform_actions(12).view(2, 3, 2)
+    got = embedding(actions, first)
+    assert got.shape == (2, 3, 2, 3)
+    rows = embedding.table.weight.detach().view(4, 5, 3)
+    for i, j, n in np.ndindex(2, 3, 2):
+        want = [slow_between(actions[i, j, n].item(), rows[first + n, :, d].tolist()) for d in range(3)]
+        assert got[i, j, n].tolist() == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+def test_one_token_is_the_sum_of_the_dimensions(interpolate: bool):
+    embedding = ActionEmbedding(action_dim=3, tokenizer=ActionTokenizer(5, interpolate), embed_dim=4)
+    actions = uniform_actions(18).view(2, 3, 3)
+    torch.testing.assert_close(embedding.sum(actions), embedding(actions).sum(dim=-2))

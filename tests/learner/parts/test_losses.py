@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qttdm.common.models.tdm import TDM, Prediction, TDMConfig
+from qttdm.common.models.tokenizer import ActionTokenizer
 from qttdm.learner.parts.losses import DynamicsLoss, dynamics_loss, masked_mean, q_loss
 
 WEIGHTS = {"state_weight": 1.0, "reward_weight": 2.0}
@@ -139,6 +140,13 @@ def make_q(seed: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return q.requires_grad_(), bins, 2 * torch.randn(B, N, generator=generator), make_mask()[:, 2]
 
 
+def loss_of_bins(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, as the update computes it from actions, and the Q of the bins taken."""
+    tokenizer = ActionTokenizer(K)
+    taken = tokenizer.read(q, tokenizer.decode(bins))
+    return q_loss(taken, targets, mask), taken
+
+
 def slow_q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor) -> float:
     total, states = 0.0, 0
     for b in range(B):
@@ -156,7 +164,7 @@ def slow_q_loss(q: Tensor, bins: Tensor, targets: Tensor, mask: Tensor) -> float
 def test_q_loss_equals_a_loop():
     q, bins, targets, mask = make_q()
     assert 0 < mask.sum() < B
-    loss, taken = q_loss(q, bins, targets, mask)
+    loss, taken = loss_of_bins(q, bins, targets, mask)
     assert loss.item() == pytest.approx(slow_q_loss(q, bins, targets, mask), rel=1e-5)
     assert taken.shape == (2, B, N)
     for head, b, dim in np.ndindex(2, B, N):
@@ -165,7 +173,7 @@ def test_q_loss_equals_a_loop():
 
 def test_only_the_bins_taken_are_regressed_and_both_heads_towards_the_same_target():
     q, bins, targets, mask = make_q()
-    q_loss(q, bins, targets, mask)[0].backward()
+    loss_of_bins(q, bins, targets, mask)[0].backward()
     taken = F.one_hot(bins, K).bool().expand(2, -1, -1, -1)
     assert (q.grad[~taken] == 0).all()
     towards = q.detach() - targets.unsqueeze(-1)
@@ -175,11 +183,11 @@ def test_only_the_bins_taken_are_regressed_and_both_heads_towards_the_same_targe
 
 def test_states_that_do_not_exist_have_no_influence():
     q, bins, targets, mask = make_q()
-    loss, _ = q_loss(q, bins, targets, mask)
+    loss, _ = loss_of_bins(q, bins, targets, mask)
     (want,) = torch.autograd.grad(loss, q)
     absent = ~mask
     other = torch.where(absent.view(1, B, 1, 1), 100.0, q.detach()).requires_grad_()
-    changed, _ = q_loss(other, bins, torch.where(absent.unsqueeze(1), -7.0, targets), mask)
+    changed, _ = loss_of_bins(other, bins, torch.where(absent.unsqueeze(1), -7.0, targets), mask)
     (got,) = torch.autograd.grad(changed, other)
     assert changed.item() == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(got, want)

@@ -184,7 +184,7 @@ def slow_value(tdm, qt, observation, actions, discount, first_dimension):
         return total
     bins = torch.zeros(1, 0, dtype=torch.long)
     for _ in range(1 if first_dimension else qt.action_dim):
-        q = qt(states[-1].unsqueeze(0), bins)[:, 0, -1].mean(dim=0)  # [K]
+        q = qt(states[-1].unsqueeze(0), qt.tokenizer.decode(bins))[:, 0, -1].mean(dim=0)  # [K]
         best = max(range(len(q)), key=lambda k: q[k].item())
         bins = torch.cat([bins, torch.tensor([[best]])], dim=1)
     return total + weight * q[best].item()

@@ -85,10 +85,13 @@ def test_a_beam_reorders_and_drops_sequences():
     torch.testing.assert_close(got.observations, want.observations[index])
 
 
+@pytest.mark.parametrize("joint", [False, True])
 @variants
 @torch.no_grad()
-def test_stepping_equals_the_full_forward_pass(action_dim: int, can_terminate: bool, predict_change: bool):
-    tdm = make_tdm(action_dim, can_terminate, predict_change)
+def test_stepping_equals_the_full_forward_pass(
+    action_dim: int, can_terminate: bool, predict_change: bool, joint: bool
+):
+    tdm = make_tdm(action_dim, can_terminate, predict_change, joint_tokens=joint, interpolate=joint)
     roots, copies = torch.randn(2, OBS_DIM), 4
     actions = torch.rand(2 * copies, HORIZON, action_dim) * 2 - 1
     want = slow_rollout(tdm, roots.repeat_interleave(copies, dim=0), actions)
@@ -225,6 +228,20 @@ def test_forward_equals_tokens_put_in_a_row(action_dim: int, can_terminate: bool
         want = observations[b] + states if predict_change else states
         torch.testing.assert_close(got.observations[b], want)
         torch.testing.assert_close(got.rewards[b], rewards)
+
+
+@torch.no_grad()
+def test_a_joint_token_is_the_sum_of_a_step():
+    tdm = make_tdm(joint_tokens=True)
+    observations, actions = make_window(tdm)
+    rows = tdm.action_embedding.table.weight
+    steps = [observations[:, t] @ tdm.state_embedding.weight.T + tdm.state_embedding.bias for t in range(4)]
+    for t in range(4):
+        for dim in range(2):
+            steps[t] = steps[t] + rows[dim * 7 + ((actions[:, t, dim] + 1) * 3).round().long()]
+        steps[t] = tdm.embedding_norm(steps[t] + tdm.position_embedding.weight[t])
+    hidden = tdm.trunk(torch.stack(steps, dim=1))
+    torch.testing.assert_close(tdm(observations, actions).observations, tdm.state_head(hidden))
 
 
 @pytest.mark.parametrize("predict_change", [False, True])

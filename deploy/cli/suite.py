@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from qttdm.common.config import ConfigError
 from qttdm.deploy.cli.options import Count, Overrides, RunFailed, Settings, seed_list, stopping
 
 if TYPE_CHECKING:
     from qttdm.deploy.configs.run_config import RunConfig
+
+Cluster = Annotated[bool, Parameter(help="on the Ray cluster instead, each run on one of its CPUs")]
 
 SCREENING = ("dmc/finger-spin", "dmc/cheetah-run", "dmc/reacher-easy", "dmc/cartpole-swingup")
 TASKS = (
@@ -28,64 +33,53 @@ TASKS = (
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteSettings(Overrides):
-    """What the runs of a variant are made from."""
+    """Which runs, and what they are made from."""
 
-    name: str | None = None
-    """the variant's, so that two stand side by side; default: suite, or screening"""
     tasks: str | None = None
-    """such as dmc/walker-walk,metaworld/reach; default: all nine"""
+    """such as dmc/walker-walk,metaworld/reach; default: the suite's nine"""
     seeds: str | None = None
     """default: 0,1,2"""
     env_steps: Count | None = None
     """of each run; default: 100000"""
     screening: bool = False
-    """four tasks, seeds 10 and 11, 50000 steps: to judge an idea"""
+    """to judge an idea within the hour: by default four tasks, seeds 10 and 11, 50000 steps"""
     preset: str | None = None
     """as of qttdm train"""
     agent: str | None = None
     """as of qttdm train"""
 
-    def filled(self) -> SuiteSettings:
-        """Fill in what was not given."""
-        usual = ("screening", SCREENING, "10,11", 50_000) if self.screening else ("suite", TASKS, "0,1,2", 100_000)
-        name, tasks, seeds, env_steps = usual
-        return replace(
-            self,
-            name=self.name or name,
-            tasks=self.tasks or ",".join(tasks),
-            seeds=self.seeds or seeds,
-            env_steps=self.env_steps or env_steps,
-        )
-
     def configs(self) -> list[RunConfig]:
-        """Resolve one configuration for each seed of each task, seeds in turns. ConfigError."""
-        tasks, seeds = self.task_list(), seed_list(self.seeds or "")
-        own = {"preset": self.preset, "agent": self.agent, "planner": self.planner, "env_steps": self.env_steps}
-        of_task = {task: Settings(**own, task=task, set=("threads=1", *self.set)) for task in tasks}  # type: ignore[arg-type]
-        configs = [settings.load(seed) for seed in seeds for settings in of_task.values()]
-        wanted = [(task, seed) for seed in seeds for task in tasks]
-        if [(config.task, config.seed) for config in configs] != wanted:
-            raise ConfigError("--set: cannot take task or seed; want --tasks and --seeds")
-        return configs
-
-    def task_list(self) -> list[str]:
-        """Read --tasks. ConfigError."""
+        """Resolve the configuration of each run, all tasks of the first seed first. ConfigError."""
         from qttdm.common.environments.make import list_tasks
 
-        tasks = [task.strip() for task in (self.tasks or "").split(",")]
-        for task in tasks:
-            if task not in list_tasks():
-                raise ConfigError(f"--tasks: there is no {task!r} in dmc/ or metaworld/; `qttdm tasks` lists them")
+        usual = (SCREENING, "10,11", 50_000) if self.screening else (TASKS, "0,1,2", 100_000)
+        tasks, known = self.tasks.split(",") if self.tasks else usual[0], list_tasks()
+        if wrong := [task for task in tasks if task not in known]:
+            raise ConfigError(f"--tasks: there is no {wrong[0]!r} in dmc/ or metaworld/; `qttdm tasks` lists them")
         if len({*tasks}) < len(tasks):
             raise ConfigError(f"--tasks: got {self.tasks!r}, want each task once")
-        return tasks
+        if own := [item for item in self.set if item.partition("=")[0] in ("task", "seed")]:
+            raise ConfigError(f"--set {own[0]}: want --tasks and --seeds here")
+        return [
+            Settings(
+                preset=self.preset,
+                task=task,
+                agent=self.agent,
+                planner=self.planner,
+                env_steps=self.env_steps or usual[2],
+                set=("threads=1", *self.set),
+            ).load(seed)
+            for seed in seed_list(self.seeds or usual[1])
+            for task in tasks
+        ]
 
 
 def suite(
     *,
+    name: str | None = None,
     settings: SuiteSettings = SuiteSettings(),
     parallel: Count = 2,
-    cluster: bool = False,
+    cluster: Cluster = False,
     report: bool = False,
     compare: tuple[str, str] | None = None,
     docs: Path = Path("docs/suite"),
@@ -94,17 +88,16 @@ def suite(
     """Run what is missing of a benchmark over tasks and seeds, and report it: docs/results.md.
 
     Args:
+        name: of the variant, so that two can stand side by side; default: suite, or screening
         parallel: runs at a time on this machine
-        cluster: on the Ray cluster instead, each run on one of its CPUs
         report: run nothing, report what is there
         compare: run nothing, say whether the second variant is better than the first
         docs: where results are kept, NAME/*.csv, and reported, NAME.md and NAME.png
         runs_dir: where runs are, NAME/*
     """
-    chosen = settings.filled()
-    folder = docs / (chosen.name or "")
-    if folder.parent != docs or folder.name.startswith("."):
-        raise ConfigError(f"--name {chosen.name}: want a plain name, such as wide; it becomes a directory")
+    name = name or ("screening" if settings.screening else "suite")
+    if "/" in name or name.startswith("."):
+        raise ConfigError(f"--name {name}: want a plain name, such as wide; it becomes a directory")
     if compare:
         from qttdm.deploy.suite.report import compare as compared
         from qttdm.deploy.suite.results import read_variant
@@ -112,15 +105,15 @@ def suite(
         first, second = (read_variant(docs / variant) for variant in compare)
         print(compared(first, second, compare))
         return
-    failed = {} if report else _run_missing(chosen, folder, runs_dir / folder.name, parallel, cluster)
-    if report or any(folder.glob("*.csv")):
-        _report(folder, docs / "reference_curves.csv")
+    failed = {} if report else _run_missing(settings.configs(), docs / name, runs_dir / name, parallel, cluster)
+    if report or any((docs / name).glob("*.csv")):
+        _report(docs / name, docs / "reference_curves.csv")
     if failed:
-        raise RunFailed("; ".join(f"{name}: {problem}" for name, problem in failed.items()))
+        raise RunFailed("; ".join(f"{run}: {problem}" for run, problem in failed.items()))
 
 
 def _run_missing(
-    chosen: SuiteSettings, results: Path, runs_dir: Path, parallel: int, on_cluster: bool
+    configs: Sequence[RunConfig], results: Path, runs_dir: Path, parallel: int, on_cluster: bool
 ) -> dict[str, str]:
     """Run what has no result yet; returns why runs failed. ConfigError before anything starts."""
     from qttdm.common.metrics.sinks import check_sinks
@@ -129,7 +122,7 @@ def _run_missing(
     from qttdm.deploy.runs.build import choose_device, task_spec
     from qttdm.deploy.suite.runs import Start, SuiteRun, run_all, start_here
 
-    runs = [SuiteRun(config, runs_dir, results) for config in chosen.configs()]
+    runs = [SuiteRun(config, runs_dir, results) for config in configs]
     missing = [run for run in runs if not run.done]
     for config in {run.config.task: run.config for run in missing}.values():
         choose_device(config.device)

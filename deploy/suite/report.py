@@ -2,8 +2,8 @@
 
 Tables of tasks hold the tasks' own scores, aggregates normalised ones, 0 to 1. Intervals are 95% percentile-bootstrap.
 The aggregate is rliable's: the interquartile mean over runs and tasks, its bootstrap stratified by task. It is computed
-here, in ten lines: the library needs 160 MB of others, which pip installs in versions that fail at import (arch 7.2 with
-pandas 3), and it refuses tasks with unequal numbers of runs, as a suite under way has them.
+here, in ten lines: the library needs 160 MB of others, which pip installs in versions that fail at import (arch 7.2
+with pandas 3), and it refuses tasks with unequal numbers of runs, as a suite under way has them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def score_at(curve: Curve, step: float) -> float | None:
     return float(np.interp(step, steps, scores))
 
 
-def scores_at(curves: Mapping[int, Curve], step: float) -> Array:
+def scores_at(curves: Sequence[Curve], step: float) -> Array:
     """Read all curves off that reach so far: -> [R]."""
-    scores = [score_at(curve, step) for curve in curves.values()]
+    scores = [score_at(curve, step) for curve in curves]
     return np.array([score for score in scores if score is not None])
 
 
@@ -57,7 +57,7 @@ def aggregate(scores: Sequence[Array], samples: int = 2000, seed: int = 0) -> tu
 def table(results: Sequence[Result], name: str, references: Mapping[str, Method]) -> str:
     """Write the report's markdown: aggregates first, then each task."""
     methods = {name: as_method(results), **references}
-    last = max(result.rows[-1][0] for result in results)
+    last = max(result.curve[0][-1] for result in results)
     steps = [step for step in STEPS if step <= last] or [int(last)]
     heads = [f"at {step:,}" for step in steps]
     tasks = list(methods[name])
@@ -78,7 +78,7 @@ def table(results: Sequence[Result], name: str, references: Mapping[str, Method]
             if task in of_method:
                 cells = [_score_cell(scores_at(of_method[task], step), task) for step in steps]
                 speed = [
-                    f"{np.mean([r.minutes for r in own]):.1f}",
+                    f"{np.mean([r.seconds / 60 for r in own]):.1f}",
                     f"{np.mean([r.decisions_per_second for r in own]):.0f}",
                 ]
                 rows.append([task, method, str(len(of_method[task])), *cells, *(speed if method == name else ["", ""])])
@@ -89,7 +89,7 @@ def table(results: Sequence[Result], name: str, references: Mapping[str, Method]
 
 
 def _aggregate_cell(curves: Method, tasks: Sequence[str], step: float) -> str:
-    scores = [scores_at(curves.get(task, {}), step) / largest_score(task) for task in tasks]
+    scores = [scores_at(curves.get(task, ()), step) / largest_score(task) for task in tasks]
     if any(len(task) == 0 for task in scores):
         return "-"
     mean, low, high = aggregate(scores)
@@ -121,7 +121,7 @@ def picture(results: Sequence[Result], name: str, references: Mapping[str, Metho
     for axes, task in zip(panels, tasks, strict=False):
         for number, (method, curves) in enumerate(methods.items()):
             if task in curves:
-                grid, values = align(list(curves[task].values()))
+                grid, values = align(curves[task])
                 ours, colour = method == name, COLOURS[(len(methods) - 1 - number) % len(COLOURS)]
                 style = {"linewidth": 2.2 if ours else 1.0, "linestyle": "-" if ours else "--", "color": colour}
                 shown[method] = axes.plot(grid, values.mean(axis=0), marker=".", **style)[0]
@@ -129,7 +129,7 @@ def picture(results: Sequence[Result], name: str, references: Mapping[str, Metho
                     grid, *bootstrap_interval(values), color=colour, alpha=0.25 if ours else 0.1, linewidth=0
                 )
         axes.set_title(task, fontsize="medium")
-        axes.set_xlim(0, 1.02 * max(result.rows[-1][0] for result in results))
+        axes.set_xlim(0, 1.02 * max(result.curve[0][-1] for result in results))
         axes.set_ylim(-0.03 * largest_score(task), 1.03 * largest_score(task))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(tasks) :]:

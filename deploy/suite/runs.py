@@ -55,19 +55,20 @@ class SuiteRun:
 
     @property
     def done(self) -> bool:
-        """Is its result there? ConfigError if what is there, or half done, is of other settings."""
-        wanted = settings_hash(self.config)
-        there, where = wanted, self.result_path
-        if found := self.result_path.exists():
-            there = read_result(self.result_path, self.config.task, self.config.seed).settings
+        """Is its result there? ConfigError if that, or the run under way, is of other settings."""
+        wanted, done = settings_hash(self.config), self.result_path.exists()
+        if done:
+            where, there = self.result_path, read_result(self.result_path).settings
         elif self.run_dir.config_path.exists():
-            there, where = settings_hash(load_config(RunConfig, self.run_dir.config_path)), self.run_dir.path
+            where, there = self.run_dir.path, settings_hash(load_config(RunConfig, self.run_dir.config_path))
+        else:
+            return False
         if there != wanted:
             raise ConfigError(
                 f"{where}: is of other settings ({there}) than those asked for ({wanted}); give these a --name of "
                 f"their own, or move it away"
             )
-        return found
+        return done
 
     def start(self, start: Start) -> Process:
         """Start the run, or go on with it."""

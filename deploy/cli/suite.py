@@ -15,6 +15,8 @@ from qttdm.deploy.cli.options import Count, Overrides, RunFailed, Settings, seed
 if TYPE_CHECKING:
     from qttdm.deploy.configs.run_config import RunConfig
 
+DOCS = Path("docs/suite")  # NAME/*.csv are results, NAME.md and NAME.png their report
+RUNS = Path("runs/suite")
 Cluster = Annotated[bool, Parameter(help="on the Ray cluster instead, each run on one of its CPUs")]
 
 SCREENING = ("dmc/finger-spin", "dmc/cheetah-run", "dmc/reacher-easy", "dmc/cartpole-swingup")
@@ -44,9 +46,7 @@ class SuiteSettings(Overrides):
     screening: bool = False
     """to judge an idea within the hour: by default four tasks, seeds 10 and 11, 50000 steps"""
     preset: str | None = None
-    """as of qttdm train"""
-    agent: str | None = None
-    """as of qttdm train"""
+    """as of qttdm train; another agent: --set agent=qt"""
 
     def configs(self) -> list[RunConfig]:
         """Resolve the configuration of each run, all tasks of the first seed first. ConfigError."""
@@ -64,7 +64,6 @@ class SuiteSettings(Overrides):
             Settings(
                 preset=self.preset,
                 task=task,
-                agent=self.agent,
                 planner=self.planner,
                 env_steps=self.env_steps or usual[2],
                 set=("threads=1", *self.set),
@@ -82,8 +81,6 @@ def suite(
     cluster: Cluster = False,
     report: bool = False,
     compare: tuple[str, str] | None = None,
-    docs: Path = Path("docs/suite"),
-    runs_dir: Path = Path("runs/suite"),
 ) -> None:
     """Run what is missing of a benchmark over tasks and seeds, and report it: docs/results.md.
 
@@ -92,8 +89,6 @@ def suite(
         parallel: runs at a time on this machine
         report: run nothing, report what is there
         compare: run nothing, say whether the second variant is better than the first
-        docs: where results are kept, NAME/*.csv, and reported, NAME.md and NAME.png
-        runs_dir: where runs are, NAME/*
     """
     name = name or ("screening" if settings.screening else "suite")
     if "/" in name or name.startswith("."):
@@ -102,19 +97,17 @@ def suite(
         from qttdm.deploy.suite.report import compare as compared
         from qttdm.deploy.suite.results import read_variant
 
-        first, second = (read_variant(docs / variant) for variant in compare)
+        first, second = (read_variant(DOCS / variant) for variant in compare)
         print(compared(first, second, compare))
         return
-    failed = {} if report else _run_missing(settings.configs(), docs / name, runs_dir / name, parallel, cluster)
-    if report or any((docs / name).glob("*.csv")):
-        _report(docs / name, docs / "reference_curves.csv")
+    failed = {} if report else _run_missing(settings.configs(), name, parallel, cluster)
+    if report or any((DOCS / name).glob("*.csv")):
+        _report(name)
     if failed:
         raise RunFailed("; ".join(f"{run}: {problem}" for run, problem in failed.items()))
 
 
-def _run_missing(
-    configs: Sequence[RunConfig], results: Path, runs_dir: Path, parallel: int, on_cluster: bool
-) -> dict[str, str]:
+def _run_missing(configs: Sequence[RunConfig], name: str, parallel: int, on_cluster: bool) -> dict[str, str]:
     """Run what has no result yet; returns why runs failed. ConfigError before anything starts."""
     from qttdm.common.metrics.sinks import check_sinks
     from qttdm.deploy.cluster.auth import choose_mode
@@ -122,7 +115,7 @@ def _run_missing(
     from qttdm.deploy.runs.build import choose_device, task_spec
     from qttdm.deploy.suite.runs import Start, SuiteRun, run_all, start_here
 
-    runs = [SuiteRun(config, runs_dir, results) for config in configs]
+    runs = [SuiteRun(config, RUNS / name, DOCS / name) for config in configs]
     missing = [run for run in runs if not run.done]
     for config in {run.config.task: run.config for run in missing}.values():
         choose_device(config.device)
@@ -136,7 +129,7 @@ def _run_missing(
 
         connect()
         start, parallel = ClusterProcess, len(missing)  # the cluster queues what it has no CPU for
-    print(f"{len(runs) - len(missing)} of {len(runs)} runs are done: {results}", flush=True)
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are done: {DOCS / name}", flush=True)
     with stopping() as stopped:
         failed = run_all(missing, start, parallel, stopped)
         if stopped():
@@ -144,15 +137,14 @@ def _run_missing(
     return failed
 
 
-def _report(folder: Path, references: Path) -> None:
+def _report(name: str) -> None:
     """Write the variant's table and picture beside its folder, and print the table."""
     from qttdm.deploy.suite.report import picture, table
     from qttdm.deploy.suite.results import read_references, read_variant
 
-    results = read_variant(folder)
+    results, references = read_variant(DOCS / name), DOCS / "reference_curves.csv"
     published = read_references(references, {result.task for result in results}) if references.exists() else {}
-    page, image = (folder.parent / f"{folder.name}{suffix}" for suffix in (".md", ".png"))
-    page.write_text(text := table(results, folder.name, published), encoding="utf-8")
-    picture(results, folder.name, published, image)
-    print(text, end="")
-    print(f"table: {page}; picture: {image}")
+    page, image = DOCS / f"{name}.md", DOCS / f"{name}.png"
+    page.write_text(text := table(results, name, published), encoding="utf-8")
+    picture(results, name, published, image)
+    print(f"{text}table: {page}; picture: {image}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
+import subprocess
 from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 
-from qttdm.deploy.suite.runs import start_here
+from qttdm.deploy.suite.runs import LOOK_SECONDS, start_here
 
 
 class ClusterProcess:
@@ -28,8 +28,8 @@ class ClusterProcess:
         except RayError:
             return 1
 
-    def send_signal(self, number: int) -> None:
-        """Interrupt the task, which passes it on."""
+    def terminate(self) -> None:
+        """Interrupt the task, which asks the run to save."""
         ray.cancel(self._task)
 
     def kill(self) -> None:
@@ -38,11 +38,13 @@ class ClusterProcess:
 
 
 def _run(command: list[str], log: Path, folder: str) -> int:
-    """Run the command in that folder of a node; an interrupt asks it to save."""
+    """Run the command in that folder of a node."""
     os.chdir(folder)
     process = start_here(command, log)
     while True:
         try:
-            return process.wait()
+            return process.wait(LOOK_SECONDS)  # Ray's interrupt comes between two calls, not into one
+        except subprocess.TimeoutExpired:
+            continue
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # a worker of Ray blocks SIGINT, and what it starts inherits that

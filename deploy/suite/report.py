@@ -9,11 +9,14 @@ with pandas 3), and it refuses tasks with unequal numbers of runs, as a suite un
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from qttdm.common.config import ConfigError
 from qttdm.deploy.screens.plot import COLOURS, Array, Curve, align, bootstrap_interval, interquartile_mean
@@ -21,7 +24,7 @@ from qttdm.deploy.suite.results import Method, Result, as_method, largest_score
 
 STEPS = (20_000, 30_000, 50_000, 100_000)
 FARTHEST = 25_000  # steps between two points of a curve that a score between them is interpolated from
-COLUMNS = 3  # of panels in the picture
+PANELS = 3  # in a row of the picture
 
 
 def score_at(curve: Curve, step: float) -> float | None:
@@ -55,37 +58,37 @@ def aggregate(scores: Sequence[Array], samples: int = 2000, seed: int = 0) -> tu
 
 
 def table(results: Sequence[Result], name: str, references: Mapping[str, Method]) -> str:
-    """Write the report's markdown: aggregates first, then each task."""
+    """Write the report's markdown: aggregates of the methods that have all tasks, then each task."""
     methods = {name: as_method(results), **references}
     last = max(result.curve[0][-1] for result in results)
     steps = [step for step in STEPS if step <= last] or [int(last)]
     heads = [f"at {step:,}" for step in steps]
     tasks = list(methods[name])
-    groups = {"all tasks": tasks, "dmc": [task for task in tasks if largest_score(task) > 1]}
-    rows = []
-    for group, of_group in groups.items():
-        if of_group and (group == "all tasks" or of_group != tasks):
-            for method, curves in methods.items():
-                cells = [_aggregate_cell(curves, of_group, step) for step in steps]
-                if any(cell != "-" for cell in cells):
-                    rows.append([f"{group} ({len(of_group)})", method, *cells])
-    text = "Interquartile mean of the normalised score, over all runs:\n\n"
-    text += _markdown(["tasks", "method", *heads], rows)
+    of_dmc = [task for task in tasks if largest_score(task) > 1]
+    groups = {"all tasks": tasks} | ({"dmc": of_dmc} if 0 < len(of_dmc) < len(tasks) else {})
+    aggregates = [
+        [f"{group} ({len(of_group)})", method, *(_aggregate_cell(curves, of_group, step) for step in steps)]
+        for group, of_group in groups.items()
+        for method, curves in methods.items()
+    ]
     rows = []
     for task in tasks:
         own = [result for result in results if result.task == task]
-        for method, of_method in methods.items():
-            if task in of_method:
-                cells = [_score_cell(scores_at(of_method[task], step), task) for step in steps]
-                speed = [
-                    f"{np.mean([r.seconds / 60 for r in own]):.1f}",
-                    f"{np.mean([r.decisions_per_second for r in own]):.0f}",
-                ]
-                rows.append([task, method, str(len(of_method[task])), *cells, *(speed if method == name else ["", ""])])
-    heads = ["task", "method", "runs", *heads, "minutes", "decisions/s"]
-    text += "\nMean score of each task: return of dmc, success of metaworld:\n\n" + _markdown(heads, rows)
-    made = sorted({f"{r.commit} on {r.cpu}" for r in results})
-    return text + f"\nMade by {'; '.join(made)}. Minutes and decisions/s are a run's mean, learning included.\n"
+        minutes = np.mean([result.seconds / 60 for result in own])
+        speed = np.mean([result.decisions_per_second for result in own])
+        for method, curves in methods.items():
+            if task in curves:
+                cells = [_score_cell(scores_at(curves[task], step), task) for step in steps]
+                cost = [f"{minutes:.1f}", f"{speed:.0f}"] if method == name else ["", ""]
+                rows.append([task, method, str(len(curves[task])), *cells, *cost])
+    made = sorted({f"{result.commit} on {result.cpu}" for result in results})
+    return (
+        "Interquartile mean of the normalised score, over all runs:\n\n"
+        + _markdown(["tasks", "method", *heads], [row for row in aggregates if {*row[2:]} != {"-"}])
+        + "\nMean score of each task: return of dmc, success of metaworld:\n\n"
+        + _markdown(["task", "method", "runs", *heads, "minutes", "decisions/s"], rows)
+        + f"\nMade by {'; '.join(made)}. Minutes and decisions/s are a run's mean, learning included.\n"
+    )
 
 
 def _aggregate_cell(curves: Method, tasks: Sequence[str], step: float) -> str:
@@ -111,32 +114,35 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def picture(results: Sequence[Result], name: str, references: Mapping[str, Method], out: Path) -> None:
     """Draw a panel for each task: every method's mean and interval over its seeds."""
-    methods = {**references, name: as_method(results)}  # ours above the others
-    tasks = list(methods[name])
-    rows = -(-len(tasks) // COLUMNS)
-    figure = Figure(figsize=(4.0 * COLUMNS, 2.7 * rows + 0.5), dpi=120, layout="constrained")
+    methods = {name: as_method(results), **references}
+    tasks, last = list(methods[name]), max(result.curve[0][-1] for result in results)
+    rows = -(-len(tasks) // PANELS)
+    figure = Figure(figsize=(4.0 * PANELS, 2.7 * rows + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    panels = figure.subplots(rows, PANELS, squeeze=False).ravel()
     shown = {}
     for axes, task in zip(panels, tasks, strict=False):
-        for number, (method, curves) in enumerate(methods.items()):
+        for (method, curves), colour in zip(methods.items(), cycle(COLOURS)):
             if task in curves:
                 grid, values = align(curves[task])
-                ours, colour = method == name, COLOURS[(len(methods) - 1 - number) % len(COLOURS)]
-                style = {"linewidth": 2.2 if ours else 1.0, "linestyle": "-" if ours else "--", "color": colour}
-                shown[method] = axes.plot(grid, values.mean(axis=0), marker=".", **style)[0]
-                axes.fill_between(
-                    grid, *bootstrap_interval(values), color=colour, alpha=0.25 if ours else 0.1, linewidth=0
+                ours = method == name
+                style: dict[str, Any] = (
+                    {"linewidth": 2.2, "zorder": 3} if ours else {"linewidth": 1.0, "linestyle": "--"}
                 )
+                shown[method] = axes.plot(grid, values.mean(axis=0), marker=".", color=colour, **style)[0]
+                alpha = 0.25 if ours else 0.1
+                axes.fill_between(grid, *bootstrap_interval(values), color=colour, alpha=alpha, linewidth=0)
         axes.set_title(task, fontsize="medium")
-        axes.set_xlim(0, 1.02 * max(result.curve[0][-1] for result in results))
+        axes.set_xlim(0, 1.02 * last)
         axes.set_ylim(-0.03 * largest_score(task), 1.03 * largest_score(task))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(tasks) :]:
         axes.set_visible(False)
     figure.supxlabel("environment steps", fontsize="medium")
     figure.supylabel("return (dmc), success (metaworld)", fontsize="medium")
-    figure.legend([*shown.values()][::-1], [*shown][::-1], loc="outside upper center", ncols=6, frameon=False)
+    names = [method for method in methods if method in shown]
+    figure.legend([shown[method] for method in names], names, loc="outside upper center", ncols=6, frameon=False)
     figure.savefig(out, format="png")
 
 

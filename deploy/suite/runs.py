@@ -8,7 +8,6 @@ A stop reaches every run once, each saves a checkpoint, and the next call goes o
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -31,8 +30,8 @@ class Process(Protocol):
     def poll(self) -> int | None:
         """Return the exit status, None while it runs."""
 
-    def send_signal(self, number: int, /) -> None:
-        """Ask it to stop."""
+    def terminate(self) -> None:
+        """Ask it to save and stop."""
 
     def kill(self) -> None:
         """End it at once."""
@@ -121,7 +120,7 @@ def run_all(
             if stopped() and not asked:
                 asked = True
                 for process in running.values():
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()
             for run in [run for run, process in running.items() if process.poll() is not None]:
                 del running[run]
                 problem = run.keep_result()

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -103,7 +104,7 @@ def run_all(
     start: Start,
     parallel: int,
     stopped: Callable[[], bool],
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = partial(print, flush=True),
 ) -> dict[str, str]:
     """Run all, `parallel` at a time, and keep their results; returns why runs failed, by name.
 

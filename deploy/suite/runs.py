@@ -23,6 +23,7 @@ from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.suite.results import commit, file_stem, read_result, result_of, settings_hash
 
 LOOK_SECONDS = 0.2  # between two looks at the runs
+SAY = partial(print, flush=True)  # at once, also into a file
 
 
 class Process(Protocol):
@@ -104,7 +105,7 @@ def run_all(
     start: Start,
     parallel: int,
     stopped: Callable[[], bool],
-    say: Callable[[str], object] = partial(print, flush=True),
+    say: Callable[[str], object] = SAY,
 ) -> dict[str, str]:
     """Run all, `parallel` at a time, and keep their results; returns why runs failed, by name.
 

@@ -18,7 +18,7 @@ CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)
   $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) $(if $(DETACH),--detach))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster smoke test test-cluster test-learning test-gpu bench monitor docs lint format clean
+.PHONY: help install train train-cluster suite smoke test test-cluster test-learning test-gpu bench monitor docs lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ train: $(VENV)/installed ## train on this machine: TASK=dmc/reacher-easy PRESET=
 
 train-cluster: $(VENV)/installed ## train on the Ray cluster: TASK= PRESET= SEEDS=0,1 ACTORS=1 SHARDS=1 GPUS_PER_SEED= NAME= DETACH=1
 	$(BIN)/qttdm cluster train $(CLUSTER) $(ARGS)
+
+suite: $(VENV)/installed ## run what is missing of the benchmark and report it: SEEDS= PRESET= NAME= ARGS='--screening'
+	$(BIN)/qttdm suite $(strip $(if $(TASK),--tasks $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PRESET),--preset $(PRESET)) \
+	  $(if $(NAME),--name $(NAME))) $(ARGS)
 
 smoke: $(VENV)/installed ## the whole system in under a minute
 	$(BIN)/qttdm train --preset debug $(ARGS)

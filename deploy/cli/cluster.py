@@ -17,7 +17,7 @@ from cyclopts import App, Parameter
 
 from qttdm.common.config import ConfigError
 from qttdm.common.run_dir import RunDir
-from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, stopping
+from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, seed_list, stopping
 from qttdm.deploy.cluster.auth import choose_mode
 
 if TYPE_CHECKING:
@@ -49,13 +49,11 @@ class SeedSettings(Settings):
 
     def configs(self) -> list[RunConfig]:
         """Resolve one configuration for each seed. ConfigError if they do not fit together or to the task."""
-        parts = self.seeds.split(",")
-        if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
-            raise ConfigError(f"--seeds: got {self.seeds!r}, want different whole numbers from 0, such as 0,1,2")
+        seeds = seed_list(self.seeds)
         from qttdm.deploy.configs.run_config import check_cluster
         from qttdm.deploy.runs.build import task_spec
 
-        configs = [self.load(int(part)) for part in parts]
+        configs = [self.load(seed) for seed in seeds]
         check_cluster(configs[0], task_spec(configs[0]))
         return configs
 

@@ -1,4 +1,4 @@
-"""The door: `qttdm train | eval | serve | plot | top | tasks | config | cluster`.
+"""The door: `qttdm train | eval | serve | plot | top | tasks | config | suite | cluster`.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -30,6 +30,7 @@ from qttdm.deploy.cli.options import (
     run,
     stopping,
 )
+from qttdm.deploy.cli.suite import suite
 
 if TYPE_CHECKING:
     from qttdm.common.metrics.telemetry import MakeTelemetry
@@ -43,6 +44,7 @@ app = App(
     default_parameter=Parameter(negative=(), allow_repeating=True),
 )
 app.command(cluster)
+app.command(suite)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

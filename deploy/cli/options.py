@@ -29,6 +29,14 @@ def whole(_: Any, tokens: Sequence[Token]) -> int:
     return int(tokens[0].value)
 
 
+def seed_list(text: str) -> list[int]:
+    """Read seeds as `--seeds` takes them. ConfigError."""
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise ConfigError(f"--seeds: got {text!r}, want different whole numbers from 0, such as 0,1,2")
+    return [int(part) for part in parts]
+
+
 Count = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(converter=whole, validator=Number(gte=0))]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]

@@ -82,8 +82,11 @@ def file_stem(task: str, seed: int) -> str:
 
 
 def settings_hash(config: RunConfig) -> str:
-    """Hash the resolved settings; runs with equal hashes differ in the seed at most."""
-    settings = config.model_dump(mode="json", by_alias=True, exclude=NOT_SETTINGS)
+    """Hash the resolved settings; runs with equal hashes differ in the seed at most.
+
+    Those at their defaults are left out: a setting that is new to the program leaves older results as they are.
+    """
+    settings = config.model_dump(mode="json", by_alias=True, exclude=NOT_SETTINGS, exclude_defaults=True)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

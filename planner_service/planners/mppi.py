@@ -51,6 +51,8 @@ class MPPIConfig(Config):
     """chance of a uniform bin in each dimension, when the value function proposes and when collecting"""
     keep_elites: int = Field(default=0, ge=0)
     """best sequences that compete again in the next iteration and, shifted, in the next decision"""
+    average_depths: bool = False
+    """a sequence's return is the mean of its estimates after 1 .. H decisions; else the one after H, as in the paper"""
     execute: Literal["mean", "elite"] = "mean"
     """in evaluation and serving: the elites' weighted mean, or an elite drawn by its weight, as in the paper"""
     compile: bool = False
@@ -238,11 +240,12 @@ class MPPI:
         """
         environments, samples, horizon, _ = actions.shape
         rollout = self.dynamics.select(root, repeated(environments, samples, actions.device), horizon, memory)
-        returns = Returns(self.discount)
+        returns, depths = Returns(self.discount), list[_Depth]()
         for step in range(horizon):
             prediction = self.dynamics.step(rollout, actions[:, :, step].flatten(0, 1))
             returns.add(prediction.rewards, prediction.continuation_logits)
-        values, terminal = (part.view(environments, samples) for part in self._total(returns, rollout))
+            depths.append(_Depth(returns.total, returns.weight, self.dynamics.state(rollout)))
+        values, terminal = (part.view(environments, samples) for part in self._total(depths))
         return _Population(actions, values, terminal), rollout
 
     def _evaluate_first(
@@ -258,7 +261,7 @@ class MPPI:
         environments, num_known = known.shape[:2]
         num_proposed = c.qt_samples
         rollout = self.dynamics.select(root, repeated(environments, num_known + num_proposed, known.device), c.horizon)
-        returns = Returns(self.discount)
+        returns, depths = Returns(self.discount), list[_Depth]()
         taken = []
         for step in range(c.horizon):
             actions = known[:, :, step]  # [E, known, N]
@@ -273,8 +276,9 @@ class MPPI:
             taken.append(actions)
             prediction = self.dynamics.step(rollout, actions.flatten(0, 1))
             returns.add(prediction.rewards, prediction.continuation_logits)
+            depths.append(_Depth(returns.total, returns.weight, self.dynamics.state(rollout)))
         sequences = torch.stack(taken, dim=2)  # [E, known + Q, H, N]
-        values, terminal = (part.view(environments, -1) for part in self._total(returns, rollout))
+        values, terminal = (part.view(environments, -1) for part in self._total(depths))
         sizes = [samples.shape[1], c.keep_elites, num_proposed]
         parts = (part.split(sizes, dim=1) for part in (sequences, values, terminal))
         sampled, kept, proposals = (_Population(*group) for group in zip(*parts, strict=True))
@@ -282,12 +286,30 @@ class MPPI:
         kept = _Population(kept.actions, kept.values.masked_fill(missing, -torch.inf), kept.terminal)
         return sampled, kept if c.keep_elites > 0 else None, proposals if num_proposed > 0 else None
 
-    def _total(self, returns: Returns, rollout: Any) -> tuple[Tensor, Tensor]:
-        """Add the terminal value: Eq. 10, [B], rewards so far and the value of where the rollout stands; that part."""
+    def _total(self, depths: Sequence[_Depth]) -> tuple[Tensor, Tensor]:
+        """Add the terminal value: Eq. 10, [B], rewards so far and the value of where the sequence stands; that part.
+
+        With `average_depths` the mean of all depths' (Efficient TD-MPC, arXiv 2605.16692), their values in one pass.
+        """
         if self.value_function is None:
-            return returns.total, torch.zeros_like(returns.total)
-        terminal = returns.weight * self.value_function.value(self.dynamics.state(rollout))
-        return returns.total + terminal, terminal
+            return depths[-1].rewards, torch.zeros_like(depths[-1].rewards)
+        used = depths if self.config.average_depths else depths[-1:]
+        states = {name: torch.cat([depth.state[name] for depth in used]) for name in used[0].state}
+        values = self.value_function.value(states).unflatten(0, (len(used), -1))  # [depths, B]
+        terminal = torch.stack([depth.weight.expand_as(depth.rewards) for depth in used]) * values
+        return (torch.stack([depth.rewards for depth in used]) + terminal).mean(dim=0), terminal.mean(dim=0)
+
+
+@dataclass(frozen=True)
+class _Depth:
+    """Where imagined sequences stand after some decisions."""
+
+    rewards: Tensor
+    """discounted, so far, [B]"""
+    weight: Tensor
+    """of what follows, [B], or a scalar if nothing terminates"""
+    state: TensorTree
+    """[B, ..]"""
 
 
 def join(a: _Population, b: _Population | None) -> _Population:

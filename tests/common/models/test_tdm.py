@@ -88,9 +88,7 @@ def test_a_beam_reorders_and_drops_sequences():
 @pytest.mark.parametrize("joint", [False, True])
 @variants
 @torch.no_grad()
-def test_stepping_equals_the_full_forward_pass(
-    action_dim: int, can_terminate: bool, predict_change: bool, joint: bool
-):
+def test_stepping_equals_the_full_forward_pass(action_dim: int, can_terminate: bool, predict_change: bool, joint: bool):
     tdm = make_tdm(action_dim, can_terminate, predict_change, joint_tokens=joint, interpolate=joint)
     roots, copies = torch.randn(2, OBS_DIM), 4
     actions = torch.rand(2 * copies, HORIZON, action_dim) * 2 - 1

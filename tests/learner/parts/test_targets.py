@@ -270,7 +270,9 @@ def test_the_learner_finds_the_optimal_values_of_a_small_mdp():
     first, joint = prefix_values(mdp.optimal_q())
     with torch.no_grad():
         for taken in range(bins):
-            q = network(states, network.tokenizer.decode(torch.full((3, 1), taken))).mean(dim=0).double().numpy()  # [states, 2, K]
+            q = (
+                network(states, network.tokenizer.decode(torch.full((3, 1), taken))).mean(dim=0).double().numpy()
+            )  # [states, 2, K]
             np.testing.assert_allclose(q[:, 0], first, atol=0.05)
             np.testing.assert_allclose(q[:, 1], joint[:, taken], atol=0.05)
         chosen, walked = network.choose(states)

@@ -210,6 +210,15 @@ class TestReturn:
             assert seen[-1] == pytest.approx(twin, abs=1e-4)
         assert max(seen) - min(seen) > 0.05
 
+    @pytest.mark.parametrize("can_terminate", [False, True])
+    def test_averaged_over_depths_it_is_the_mean_of_shorter_sequences(self, can_terminate):
+        tdm, qt = tiny_tdm(0, can_terminate=can_terminate), tiny_qt(1)
+        planner = make_planner(MPPIConfig(**ONE_SEQUENCE, average_depths=True), 0.9, tdm, qt)
+        actions = tdm.tokenizer.decode(torch.randint(7, (3, 2), generator=torch.Generator().manual_seed(0)))
+        twins = [slow_value(tdm, qt, torch.ones(3), actions[:depth], 0.9, first_dimension=False) for depth in (1, 2, 3)]
+        assert value_of_sequence(planner, torch.ones(3), actions) == pytest.approx(sum(twins) / 3, abs=1e-4)
+        assert max(twins) - min(twins) > 0.01
+
     def test_the_terminal_options_differ(self):
         config, tdm = MPPIConfig(**ONE_SEQUENCE), tiny_tdm(0)
         values = []

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from qttdm.common.models.scale import Unit
 from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
 from qttdm.common.models.transformer import (
     StateEmbedding,
@@ -52,6 +53,7 @@ class QT(nn.Module):
         self.trunk = Transformer(config)
         self.apply(init_weights)
         self.heads = nn.ModuleList(value_head(dim, config.bins) for _ in range(2))
+        self.value_unit = Unit() if config.normalise else None
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return Q-values of every bin, given the action dimensions before it.
@@ -124,7 +126,8 @@ class QT(nn.Module):
         """
         with outside_autocast(hidden.device):
             hidden = hidden.to(self.position_embedding.weight.dtype)
-            return [head(hidden) for head in self.heads]
+            values = [head(hidden) for head in self.heads]
+            return values if self.value_unit is None else [self.value_unit.size * v for v in values]
 
 
 def value_head(dim: int, bins: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Scale observations by those seen before the first update, so that a network does not depend on the task's units."""
+"""Scale what goes into and comes out of a network, so that it does not depend on the task's units."""
 
 from __future__ import annotations
 
@@ -14,6 +14,41 @@ BATCHES = 16
 """to take mean and standard deviation of"""
 STILL = 1e-5
 """An observation with a standard deviation below this share of its size has not moved, and is not divided."""
+
+
+RATE = 1e-3
+"""of the running mean, once so many batches have been seen that their plain mean moves slower"""
+
+
+class Unit(nn.Module):
+    """The size of a head's outputs in the task's units: the running root mean square of what it is to predict.
+
+    As in PopArt (van Hasselt et al., 2016) the head's last layer shrinks as the unit grows, so that what it predicts
+    stays as it is. Its numbers are parameters without a gradient: they travel, and are saved, with the weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.batches = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    @torch.no_grad()
+    def follow(self, targets: Tensor, mask: Tensor) -> Tensor:
+        """Move towards the size of targets, both of one shape; returns the factor by which the last layers change."""
+        m = mask.to(targets.dtype)
+        square = (targets.square() * m).sum() / m.sum()
+        rate = (1.0 / self.batches.add_(1.0)).clamp_min(RATE)
+        size = torch.lerp(self.size.square(), square, rate).sqrt().clamp_min(1e-6)
+        shrink = self.size / size
+        self.size.copy_(size)
+        return shrink
+
+
+@torch.no_grad()
+def rescale(head: nn.Sequential, by: Tensor) -> None:
+    """Multiply a head's outputs."""
+    for parameter in head[-1].parameters():
+        parameter.mul_(by)
 
 
 class ObservationScale(nn.Module):

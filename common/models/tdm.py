@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from qttdm.common.models.dropout import Dropout
+from qttdm.common.models.scale import Unit
 from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
 from qttdm.common.models.transformer import (
     KeyValueCache,
@@ -90,6 +91,7 @@ class TDM(nn.Module):
         self.apply(init_weights)
         self.state_head = prediction_head(config, obs_dim)
         self.reward_head = prediction_head(config, 1)
+        self.reward_unit = Unit() if config.normalise else None
         self.continuation_head = prediction_head(config, 1) if can_terminate else None
 
     def forward(self, observations: Tensor, actions: Tensor) -> Prediction:
@@ -165,9 +167,10 @@ class TDM(nn.Module):
                 state = observations + (state if scale is None else state * scale.std)
             elif scale is not None:
                 state = scale.undo(state)
+            rewards = self.reward_head(hidden).squeeze(-1)
             return Prediction(
                 observations=state,
-                rewards=self.reward_head(hidden).squeeze(-1),
+                rewards=rewards if self.reward_unit is None else rewards * self.reward_unit.size,
                 continuation_logits=self.continuation_head(hidden).squeeze(-1) if self.continuation_head else None,
             )
 

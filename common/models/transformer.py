@@ -39,7 +39,7 @@ class TransformerConfig(Config):
     interpolate: bool = False
     """an action between two bins counts as both, by its distance from each; else as the nearest, as in the paper"""
     normalise: bool = False
-    """scale observations to mean 0 and standard deviation 1, as they are in the first batches drawn"""
+    """observations have mean 0 and standard deviation 1, as of the first batches drawn; rewards or values size 1"""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TransformerConfig:

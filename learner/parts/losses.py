@@ -36,17 +36,21 @@ def dynamics_loss(
     state_weight: float,
     reward_weight: float,
     unit: Tensor | None = None,
+    reward_unit: Tensor | None = None,
 ) -> DynamicsLoss:
     """Compute Eq. 8: beta_1 * squared state error - beta_2 * ln p(reward), and the cross-entropy of going on.
 
     prediction [B, L, ..], next_observations [B, L, M], rewards [B, L], terminated and mask bool [B, L].
-    unit: of each dimension's error, [M]; None: 1.
+    unit: of each dimension's error, [M]; reward_unit: of the reward's, a scalar; None: 1.
     """
     error = prediction.observations - next_observations
     if unit is not None:
         error = error / unit
     state = masked_mean(error.square().mean(dim=-1), mask)
-    reward = masked_mean(0.5 * (prediction.rewards - rewards).square(), mask) + HALF_LOG_TWO_PI
+    off = prediction.rewards - rewards
+    if reward_unit is not None:
+        off = off / reward_unit
+    reward = masked_mean(0.5 * off.square(), mask) + HALF_LOG_TWO_PI
     total = state_weight * state + reward_weight * reward
     continuation = torch.zeros_like(state)
     if prediction.continuation_logits is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from qttdm.common.batch import Batch
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.qt import QT
+from qttdm.common.models.scale import Unit, rescale
 from qttdm.common.tensors import Tensors, prefixed, under
 from qttdm.learner.parts.losses import masked_mean, q_loss
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
@@ -67,8 +68,8 @@ class QTLearner:
             scale.fit(batches)
             self.target.load_state_dict(self.network.state_dict())
 
-    def _loss(self, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss, and the other metrics of the batch."""
+    def _loss(self, batch: Tensors) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Compute the loss, the targets [B * S, N], and the other metrics of the batch."""
         c, s = self.config, self.config.states_per_window
         returns, weight, index = n_step_returns(
             batch["rewards"], batch["mask"], batch["terminated"], s, c.n_step, self.discount
@@ -91,25 +92,40 @@ class QTLearner:
             )
         taken = self.network.tokenizer.read(self.network(observations, taken_before), actions)  # [2, B * S, N]
         mask = batch["mask"][:, :s].flatten()
-        loss = q_loss(taken, targets, mask)
+        unit = self.network.value_unit
+        loss = q_loss(taken, targets, mask) if unit is None else q_loss(taken / unit.size, targets / unit.size, mask)
         taken = taken.detach().mean(dim=0)  # [B * S, N]
-        return loss, {
-            "q_mean": masked_mean(taken.mean(dim=1), mask),
-            "q_max": taken.masked_fill(~mask.unsqueeze(1), -torch.inf).max(),
-            "q_target_mean": masked_mean(targets.mean(dim=1), mask),
-            "replayed_return": masked_mean(batch["returns_to_go"][:, :s].flatten(), mask),
-        }
+        return (
+            loss,
+            targets,
+            {
+                "q_mean": masked_mean(taken.mean(dim=1), mask),
+                "q_max": taken.masked_fill(~mask.unsqueeze(1), -torch.inf).max(),
+                "q_target_mean": masked_mean(targets.mean(dim=1), mask),
+                "replayed_return": masked_mean(batch["returns_to_go"][:, :s].flatten(), mask),
+            },
+        )
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """Take one step on the leading states of a batch of windows; metrics stay on the device."""
         self.optimizer.clear()
-        loss, values = self.loss(batch)
+        loss, targets, values = self.loss(batch)
         loss.backward()
         norm = self.optimizer.step(progress)
+        if self.network.value_unit is not None:
+            self._keep_unit(self.network.value_unit, targets, batch["mask"][:, : self.config.states_per_window])
         self.updates += 1
         if self.updates % self.config.ema_every == 0:
             self._follow()
         return {"loss_q": loss.detach(), "grad_norm_qt": norm, **values}
+
+    def _keep_unit(self, unit: Unit, targets: Tensor, mask: Tensor) -> None:
+        """Move the unit of values towards the targets' [B * S, N]; mask [B, S]. The target network has the same."""
+        shrink = unit.follow(targets, mask.flatten().unsqueeze(1).expand_as(targets))
+        for head in (*self.network.heads, *self.target.heads):
+            rescale(head, shrink)
+        if self.target.value_unit is not None:
+            self.target.value_unit.size.copy_(unit.size)
 
     @torch.no_grad()
     def _follow(self) -> None:

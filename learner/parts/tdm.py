@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qttdm.common.batch import Batch
 from qttdm.common.metrics.lines import declare
+from qttdm.common.models.scale import rescale
 from qttdm.common.models.tdm import TDM
 from qttdm.common.tensors import Tensors, prefixed, under
 from qttdm.learner.parts.losses import dynamics_loss
@@ -22,7 +23,11 @@ declare(
         "observation unit^2",
         "mean squared error per dimension of the next state, dynamics model; of 1 if normalised",
     ),
-    ("loss_reward", "nats", "-log p(scaled reward) under Normal(prediction, 1), so at least 0.919"),
+    (
+        "loss_reward",
+        "nats",
+        "-log p(scaled reward) under Normal(prediction, 1), so at least 0.919; in its own unit if normalised",
+    ),
     ("loss_continuation", "nats", "binary cross-entropy of going on; 0 for a task that cannot terminate"),
     ("grad_norm_tdm", "1", "dynamics model's gradient norm before clipping"),
     ("lr_tdm", "1", "learning rate of the dynamics model"),
@@ -59,7 +64,7 @@ class TDMLearner:
 
     def _loss(self, batch: Tensors) -> Any:
         prediction = self.network(batch["observations"][:, :-1], batch["actions"])
-        c, scale = self.config, self.network.state_embedding.scale
+        c, scale, reward_unit = self.config, self.network.state_embedding.scale, self.network.reward_unit
         return dynamics_loss(
             prediction,
             batch["observations"][:, 1:],
@@ -69,11 +74,14 @@ class TDMLearner:
             c.state_weight,
             c.reward_weight,
             None if scale is None else scale.std,
+            None if reward_unit is None else reward_unit.size,
         )
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """Take one step on a batch of windows; metrics stay on the device."""
         self.optimizer.clear()
+        if (unit := self.network.reward_unit) is not None:
+            rescale(self.network.reward_head, unit.follow(batch["rewards"], batch["mask"]))
         loss = self.loss(batch)
         loss.total.backward()
         norm = self.optimizer.step(progress)

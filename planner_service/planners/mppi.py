@@ -47,6 +47,8 @@ class MPPIConfig(Config):
     """upper bound of the std, in action units"""
     temperature: float = Field(default=0.5, gt=0)
     """weight of an elite is exp(temperature * (value - best value))"""
+    relative: bool = False
+    """temperature counts in the elites' spread, best value less worst, whatever a task's rewards; else in return"""
     random_bins: float = Field(default=0.1, ge=0, le=1)
     """chance of a uniform bin in each dimension, when the value function proposes and when collecting"""
     keep_elites: int = Field(default=0, ge=0)
@@ -195,7 +197,10 @@ class MPPI:
             candidates = join(sampled, kept)
             # Line 10: refit the Gaussian to the elites.
             elites = join(candidates, proposals).best(c.elites)
-            weights = torch.softmax(c.temperature * elites.values, dim=1)  # [E, T]
+            values = elites.values
+            if c.relative:
+                values = values / (values[:, :1] - values[:, -1:]).clamp_min(1e-8)
+            weights = torch.softmax(c.temperature * values, dim=1)  # [E, T]
             mean, std = weighted_moments(elites.actions, weights)
             std = std.clamp(c.min_std, c.max_std)
             if c.keep_elites > 0:

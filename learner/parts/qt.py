@@ -63,10 +63,13 @@ class QTLearner:
         self.loss = torch.compile(self._loss) if compile else self._loss
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """Fit the observations' scale, if there is one; the target network has the same."""
+        """Fit the scales of observations and values, if there are any; the target network has the same."""
         if (scale := self.network.state_embedding.scale) is not None:
             scale.fit(batches)
             self.target.load_state_dict(self.network.state_dict())
+        if (unit := self.network.value_unit) is not None:
+            batch = {name: torch.from_numpy(array).to(unit.size.device) for name, array in next(batches).items()}
+            self._keep_unit(unit, self._loss(batch)[1], batch["mask"][:, : self.config.states_per_window])
 
     def _loss(self, batch: Tensors) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compute the loss, the targets [B * S, N], and the other metrics of the batch."""

@@ -8,8 +8,8 @@ import torch
 
 from qttdm.common.batch import Batch
 from qttdm.common.models.qt import QT, QTConfig
-from qttdm.common.models.scale import BATCHES, ObservationScale
-from qttdm.common.models.tdm import TDM, TDMConfig
+from qttdm.common.models.scale import BATCHES, RATE, ObservationScale, Unit, rescale
+from qttdm.common.models.tdm import TDM, TDMConfig, prediction_head
 from qttdm.common.weights import Weights
 from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
 from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
@@ -85,3 +85,75 @@ def test_without_it_no_batch_is_drawn():
     TDMLearner(TDMLearnerConfig(), TDM(TDMConfig(**TDM_SIZES), 3, 2, can_terminate=False)).prepare(batches)
     QTLearner(QTLearnerConfig(), QT(QTConfig(**SIZES), 3, 2), discount=0.9).prepare(batches)
     assert len(list(batches)) == 1
+
+
+def test_a_unit_is_the_root_mean_square_of_what_exists_then_a_running_one():
+    unit, generator = Unit(), torch.Generator().manual_seed(0)
+    mask = torch.rand(20, 300, 4, generator=generator) < 0.5
+    targets = torch.where(mask, 5.0 * torch.randn(20, 300, 4, generator=generator), 1e6)
+    for one, there in zip(targets, mask, strict=True):
+        unit.follow(one, there)
+    assert unit.size.item() == pytest.approx(targets[mask].square().mean().sqrt().item(), rel=0.01)
+    unit.batches.fill_(1e9)
+    before = unit.size.item()
+    unit.follow(torch.full((2, 2), 100.0), torch.ones(2, 2, dtype=torch.bool))
+    want = np.sqrt((1 - RATE) * before**2 + RATE * 100.0**2)
+    assert unit.size.item() == pytest.approx(want, rel=1e-5)
+
+
+def test_rewards_that_are_all_zero_leave_a_unit_that_the_first_one_can_move():
+    unit = Unit()
+    for _ in range(1000):
+        unit.follow(torch.zeros(8, 4), torch.ones(8, 4, dtype=torch.bool))
+    assert unit.size > 0
+    rewards = torch.zeros(8, 4)
+    rewards[0, 0] = 2.0
+    unit.follow(rewards, torch.ones(8, 4, dtype=torch.bool))
+    assert unit.size.item() == pytest.approx(np.sqrt(RATE * 4 / 32), rel=0.01)
+
+
+def test_what_a_head_predicts_stays_as_its_unit_grows():
+    torch.manual_seed(0)
+    head, unit = prediction_head(TDMConfig(**TDM_SIZES), 1), Unit()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    hidden = torch.randn(5, 8)
+    before = head(hidden) * unit.size
+    rescale(head, unit.follow(torch.full((4, 4), 30.0), torch.ones(4, 4, dtype=torch.bool)))
+    assert unit.size == 30
+    torch.testing.assert_close(head(hidden) * unit.size, before)
+
+
+def made_in(unit: float) -> tuple[Batch, dict[str, torch.Tensor]]:
+    """Windows whose rewards count in this unit, a hundredth of it on average."""
+    data = batch(unit=1.0, centre=0.0)
+    data["rewards"] = data["rewards"] * np.float32(unit)
+    return data, {name: torch.from_numpy(array) for name, array in data.items()}
+
+
+def test_the_unit_of_rewards_changes_nothing():
+    """Cents or thousands: the same losses and the same actions, rewards and values in the unit of what comes in."""
+    seen = []
+    for unit in (1.0, 1000.0, 0.001):
+        torch.manual_seed(0)
+        tdm = TDM(TDMConfig(**TDM_SIZES, normalise=True), 3, 2, can_terminate=False)
+        qt = QT(QTConfig(**SIZES, normalise=True), 3, 2)
+        model = TDMLearner(TDMLearnerConfig(learning_rate=0.01), tdm)
+        value = QTLearner(QTLearnerConfig(learning_rate=0.01, ema_every=1, states_per_window=2), qt, discount=0.9)
+        data, tensors = made_in(unit)
+        losses = []
+        for part in (model, value):
+            part.prepare(repeat(data))
+            metrics = [part.update(tensors, 0.0) for _ in range(20)]
+            losses.append([m.get("loss_q", m.get("loss_reward")).item() for m in metrics])
+        states = tensors["observations"][:, 0]
+        rewards = tdm(tensors["observations"][:, :-1], tensors["actions"]).rewards
+        assert torch.equal(value.target.value_unit.size, qt.value_unit.size)
+        seen.append((losses, rewards / unit, qt.value({"observations": states}) / unit, qt.choose(states)[0]))
+    assert seen[0][1].abs().mean() > 0.1, "something has been learned"
+    assert seen[0][2].abs().mean() > 0.1
+    for other in seen[1:]:
+        assert np.allclose(other[0], seen[0][0], rtol=2e-2, atol=1e-3)
+        torch.testing.assert_close(other[1], seen[0][1], rtol=0, atol=0.05)
+        torch.testing.assert_close(other[2], seen[0][2], rtol=0, atol=0.05)
+        assert (other[3] == seen[0][3]).float().mean() > 0.95

@@ -33,15 +33,21 @@ class Unit(nn.Module):
         self.batches = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     @torch.no_grad()
-    def follow(self, targets: Tensor, mask: Tensor) -> Tensor:
-        """Move towards the size of targets, both of one shape; returns the factor by which the last layers change."""
-        m = mask.to(targets.dtype)
-        square = (targets.square() * m).sum() / m.sum()
-        rate = (1.0 / self.batches.add_(1.0)).clamp_min(RATE)
-        size = torch.lerp(self.size.square(), square, rate).sqrt().clamp_min(1e-6)
-        shrink = self.size / size
+    def follow(self, *groups: tuple[Tensor, Tensor]) -> Tensor:
+        """Move towards the size of what is to be predicted: numbers and where they count, of one shape.
+
+        Of several groups the largest size; nothing but zeros changes nothing. Returns the factor by which the last
+        layers change.
+        """
+        squares = [(x.square() * mask).sum() / mask.sum().clamp_min(1) for x, mask in groups]
+        square = torch.stack(squares).amax()
+        moves = square > 0
+        self.batches.add_(moves)
+        rate = (1.0 / self.batches.clamp_min(1.0)).clamp_min(RATE)
+        size = torch.where(moves, torch.lerp(self.size.square(), square, rate).sqrt(), self.size)
+        change = self.size / size
         self.size.copy_(size)
-        return shrink
+        return change
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ class QTLearner:
             self.target.load_state_dict(self.network.state_dict())
         if (unit := self.network.value_unit) is not None:
             batch = {name: torch.from_numpy(array).to(unit.size.device) for name, array in next(batches).items()}
-            self._keep_unit(unit, self._loss(batch)[1], batch["mask"][:, : self.config.states_per_window])
+            self._keep_unit(unit, self._loss(batch)[1], batch)
 
     def _loss(self, batch: Tensors) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compute the loss, the targets [B * S, N], and the other metrics of the batch."""
@@ -116,17 +116,23 @@ class QTLearner:
         loss.backward()
         norm = self.optimizer.step(progress)
         if self.network.value_unit is not None:
-            self._keep_unit(self.network.value_unit, targets, batch["mask"][:, : self.config.states_per_window])
+            self._keep_unit(self.network.value_unit, targets, batch)
         self.updates += 1
         if self.updates % self.config.ema_every == 0:
             self._follow()
         return {"loss_q": loss.detach(), "grad_norm_qt": norm, **values}
 
-    def _keep_unit(self, unit: Unit, targets: Tensor, mask: Tensor) -> None:
-        """Move the unit of values towards the targets' [B * S, N]; mask [B, S]. The target network has the same."""
-        shrink = unit.follow(targets, mask.flatten().unsqueeze(1).expand_as(targets))
+    def _keep_unit(self, unit: Unit, targets: Tensor, batch: Tensors) -> None:
+        """Move the unit of values towards the size of the targets [B * S, N]; the target network has the same.
+
+        It is not below a reward's: where rewards are rare, values differ by less than that for a long time, and what
+        is noise in them by then lets the planner explore.
+        """
+        rewards, mask = batch["rewards"], batch["mask"]
+        states = mask[:, : self.config.states_per_window].reshape(-1, 1).expand_as(targets)
+        change = unit.follow((targets, states), (rewards, mask & (rewards != 0)))
         for head in (*self.network.heads, *self.target.heads):
-            rescale(head, shrink)
+            rescale(head, change)
         if self.target.value_unit is not None:
             self.target.value_unit.size.copy_(unit.size)
 

@@ -81,7 +81,8 @@ class TDMLearner:
         """Take one step on a batch of windows; metrics stay on the device."""
         self.optimizer.clear()
         if (unit := self.network.reward_unit) is not None:
-            rescale(self.network.reward_head, unit.follow(batch["rewards"], batch["mask"]))
+            rewards = batch["rewards"]
+            rescale(self.network.reward_head, unit.follow((rewards, batch["mask"] & (rewards != 0))))
         loss = self.loss(batch)
         loss.total.backward()
         norm = self.optimizer.step(progress)

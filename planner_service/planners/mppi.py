@@ -245,7 +245,8 @@ class MPPI:
         """
         environments, samples, horizon, _ = actions.shape
         rollout = self.dynamics.select(root, repeated(environments, samples, actions.device), horizon, memory)
-        returns, depths = Returns(self.discount), list[_Depth]()
+        returns = Returns(self.discount)
+        depths: list[_Depth] = []
         for step in range(horizon):
             prediction = self.dynamics.step(rollout, actions[:, :, step].flatten(0, 1))
             returns.add(prediction.rewards, prediction.continuation_logits)
@@ -266,7 +267,8 @@ class MPPI:
         environments, num_known = known.shape[:2]
         num_proposed = c.qt_samples
         rollout = self.dynamics.select(root, repeated(environments, num_known + num_proposed, known.device), c.horizon)
-        returns, depths = Returns(self.discount), list[_Depth]()
+        returns = Returns(self.discount)
+        depths: list[_Depth] = []
         taken = []
         for step in range(c.horizon):
             actions = known[:, :, step]  # [E, known, N]

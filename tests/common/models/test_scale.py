@@ -87,29 +87,37 @@ def test_without_it_no_batch_is_drawn():
     assert len(list(batches)) == 1
 
 
+EVERYWHERE = torch.ones(8, 4, dtype=torch.bool)
+
+
 def test_a_unit_is_the_root_mean_square_of_what_exists_then_a_running_one():
     unit, generator = Unit(), torch.Generator().manual_seed(0)
     mask = torch.rand(20, 300, 4, generator=generator) < 0.5
     targets = torch.where(mask, 5.0 * torch.randn(20, 300, 4, generator=generator), 1e6)
     for one, there in zip(targets, mask, strict=True):
-        unit.follow(one, there)
+        unit.follow((one, there))
     assert unit.size.item() == pytest.approx(targets[mask].square().mean().sqrt().item(), rel=0.01)
     unit.batches.fill_(1e9)
     before = unit.size.item()
-    unit.follow(torch.full((2, 2), 100.0), torch.ones(2, 2, dtype=torch.bool))
+    unit.follow((torch.full((8, 4), 100.0), EVERYWHERE))
     want = np.sqrt((1 - RATE) * before**2 + RATE * 100.0**2)
     assert unit.size.item() == pytest.approx(want, rel=1e-5)
 
 
-def test_rewards_that_are_all_zero_leave_a_unit_that_the_first_one_can_move():
-    unit = Unit()
-    for _ in range(1000):
-        unit.follow(torch.zeros(8, 4), torch.ones(8, 4, dtype=torch.bool))
-    assert unit.size > 0
-    rewards = torch.zeros(8, 4)
-    rewards[0, 0] = 2.0
-    unit.follow(rewards, torch.ones(8, 4, dtype=torch.bool))
-    assert unit.size.item() == pytest.approx(np.sqrt(RATE * 4 / 32), rel=0.01)
+def test_nothing_but_zeros_leaves_a_unit_to_the_first_that_is_not():
+    unit, nowhere = Unit(), torch.zeros(8, 4, dtype=torch.bool)
+    for _ in range(100):
+        assert unit.follow((torch.zeros(8, 4), EVERYWHERE), (torch.full((8, 4), 7.0), nowhere)) == 1
+    assert unit.size == 1
+    unit.follow((torch.full((8, 4), 3.0), EVERYWHERE))
+    assert unit.size == 3
+
+
+def test_a_unit_of_several_groups_is_the_largest():
+    unit, one = Unit(), torch.zeros(8, 4, dtype=torch.bool)
+    one[0, 0] = True
+    unit.follow((torch.full((8, 4), 0.1), EVERYWHERE), (torch.full((8, 4), 2.0), one))
+    assert unit.size == 2
 
 
 def test_what_a_head_predicts_stays_as_its_unit_grows():
@@ -119,7 +127,7 @@ def test_what_a_head_predicts_stays_as_its_unit_grows():
         torch.nn.init.normal_(parameter)
     hidden = torch.randn(5, 8)
     before = head(hidden) * unit.size
-    rescale(head, unit.follow(torch.full((4, 4), 30.0), torch.ones(4, 4, dtype=torch.bool)))
+    rescale(head, unit.follow((torch.full((8, 4), 30.0), EVERYWHERE)))
     assert unit.size == 30
     torch.testing.assert_close(head(hidden) * unit.size, before)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DOCS = Path("docs/suite")  # NAME/*.csv are results, NAME.md and NAME.png their report
 RUNS = Path("runs/suite")
+EVAL_EVERY = 10_000  # environment steps: as the published curves
 Cluster = Annotated[bool, Parameter(help="on the Ray cluster instead, each run on one of its CPUs")]
 
 SCREENING = ("dmc/finger-spin", "dmc/cheetah-run", "dmc/reacher-easy", "dmc/cartpole-swingup")
@@ -66,7 +67,7 @@ class SuiteSettings(Overrides):
                 task=task,
                 planner=self.planner,
                 env_steps=self.env_steps or usual[2],
-                set=("threads=1", *self.set),
+                set=("threads=1", f"training.eval_every={EVAL_EVERY}", *self.set),
             ).load(seed)
             for seed in seed_list(self.seeds or usual[1])
             for task in tasks

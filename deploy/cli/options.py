@@ -59,7 +59,7 @@ class Choice(Overrides):
     """Which agent on which task."""
 
     preset: str | None = None
-    """debug, laptop (default), paper-dmc, paper-metaworld or a .yaml file"""
+    """debug, faithful, laptop (default), paper-dmc, paper-metaworld or a .yaml file"""
     task: str | None = None
     """such as dmc/walker-walk; `qttdm tasks` lists them"""
     agent: str | None = None

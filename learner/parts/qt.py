@@ -69,7 +69,8 @@ class QTLearner:
             self.target.load_state_dict(self.network.state_dict())
         if (unit := self.network.value_unit) is not None:
             batch = {name: torch.from_numpy(array).to(unit.size.device) for name, array in next(batches).items()}
-            self._keep_unit(unit, self._loss(batch)[1], batch)
+            with torch.no_grad():
+                self._keep_unit(unit, self._loss(batch)[1], batch)
 
     def _loss(self, batch: Tensors) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compute the loss, the targets [B * S, N], and the other metrics of the batch."""
@@ -98,16 +99,13 @@ class QTLearner:
         unit = self.network.value_unit
         loss = q_loss(taken, targets, mask) if unit is None else q_loss(taken / unit.size, targets / unit.size, mask)
         taken = taken.detach().mean(dim=0)  # [B * S, N]
-        return (
-            loss,
-            targets,
-            {
-                "q_mean": masked_mean(taken.mean(dim=1), mask),
-                "q_max": taken.masked_fill(~mask.unsqueeze(1), -torch.inf).max(),
-                "q_target_mean": masked_mean(targets.mean(dim=1), mask),
-                "replayed_return": masked_mean(batch["returns_to_go"][:, :s].flatten(), mask),
-            },
-        )
+        metrics = {
+            "q_mean": masked_mean(taken.mean(dim=1), mask),
+            "q_max": taken.masked_fill(~mask.unsqueeze(1), -torch.inf).max(),
+            "q_target_mean": masked_mean(targets.mean(dim=1), mask),
+            "replayed_return": masked_mean(batch["returns_to_go"][:, :s].flatten(), mask),
+        }
+        return loss, targets, metrics
 
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """Take one step on the leading states of a batch of windows; metrics stay on the device."""

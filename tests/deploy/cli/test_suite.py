@@ -159,7 +159,7 @@ def test_two_variants_are_compared(there, capsys):
         (["--set=training.env_steps=3"], ["--env-steps"]),
         (["--set=qt-tdm.planner.horizn=3"], ["horizn"]),
         (["--set=device=gpu9"], ["device=gpu9"]),
-        (["--preset=debgu"], ["debgu", "debug, laptop"]),
+        (["--preset=debgu"], ["debgu", "debug, faithful, laptop"]),
         (["--parallel=0"], ["--parallel", ">= 1"]),
         (["--name=a/b"], ["--name a/b"]),
         (["--report"], ["docs/suite/suite: no results", "none yet"]),

@@ -14,6 +14,7 @@ from tests.fakes import tiny_config
 
 TASKS = {
     "debug": "dmc/cartpole-swingup",
+    "faithful": "dmc/cartpole-swingup",
     "laptop": "dmc/cartpole-swingup",
     "paper-dmc": "dmc/walker-walk",
     "paper-metaworld": "metaworld/hammer",
@@ -35,7 +36,7 @@ def test_every_preset_has_every_agent_and_comes_back_from_what_is_saved(preset, 
 
 
 def test_an_unknown_preset_is_told_which_there_are():
-    with pytest.raises(ConfigError, match=r"^--preset lapdog: .*debug, laptop, paper-dmc, paper-metaworld"):
+    with pytest.raises(ConfigError, match=r"^--preset lapdog: .*debug, faithful, laptop, paper-dmc, paper-metaworld"):
         preset_path("lapdog")
 
 

@@ -31,7 +31,7 @@ INTERVAL = 0.5
 """seconds from one publish to the next: 50 updates of 10 ms. (Ray takes up to a second to give an object's memory free.
 At once one after the other, each would get memory that nobody has touched, and take four times as long to write.)"""
 ACTORS = (1, 2, 4)
-ENV_STEPS = 20_000  # of cartpole-swingup at action repeat 8
+ENV_STEPS = 6_000  # of cartpole-swingup at action repeat 2
 COMMON = ["--preset", "laptop", "--env-steps", str(ENV_STEPS), "--set", f"training.eval_every={10 * ENV_STEPS}"]
 COMMON += ["--set", "training.log_every=50", "--set", "training.eval_episodes=1"]
 

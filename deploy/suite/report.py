@@ -24,7 +24,6 @@ from qttdm.deploy.suite.results import Method, Result, as_method, largest_score
 
 STEPS = (20_000, 30_000, 50_000, 100_000)
 FARTHEST = 25_000  # steps between two points of a curve that a score between them is interpolated from
-PANELS = 3  # in a row of the picture
 
 
 def score_at(curve: Curve, step: float) -> float | None:
@@ -79,6 +78,8 @@ def table(results: Sequence[Result], name: str, references: Mapping[str, Method]
         for method, curves in methods.items():
             if task in curves:
                 cells = [_score_cell(scores_at(curves[task], step), task) for step in steps]
+                if {*cells} == {"-"}:
+                    continue
                 cost = [f"{minutes:.1f}", f"{speed:.0f}"] if method == name else ["", ""]
                 rows.append([task, method, str(len(curves[task])), *cells, *cost])
     made = sorted({f"{result.commit} on {result.cpu}" for result in results})
@@ -116,10 +117,11 @@ def picture(results: Sequence[Result], name: str, references: Mapping[str, Metho
     """Draw a panel for each task: every method's mean and interval over its seeds."""
     methods = {name: as_method(results), **references}
     tasks, last = list(methods[name]), max(result.curve[0][-1] for result in results)
-    rows = -(-len(tasks) // PANELS)
-    figure = Figure(figsize=(4.0 * PANELS, 2.7 * rows + 0.5), dpi=120, layout="constrained")
+    columns = 3 if len(tasks) > 4 else 2
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(4.0 * columns, 2.7 * rows + 0.7), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, PANELS, squeeze=False).ravel()
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     shown = {}
     for axes, task in zip(panels, tasks, strict=False):
         for (method, curves), colour in zip(methods.items(), cycle(COLOURS)):
@@ -129,9 +131,13 @@ def picture(results: Sequence[Result], name: str, references: Mapping[str, Metho
                 style: dict[str, Any] = (
                     {"linewidth": 2.2, "zorder": 3} if ours else {"linewidth": 1.0, "linestyle": "--"}
                 )
+                low, high = bootstrap_interval(values)
+                if np.diff(grid).max(initial=0) > FARTHEST:  # what lies between is not known
+                    style["linestyle"] = "none"
+                    axes.vlines(grid, low, high, color=colour, linewidth=1.0)
+                else:
+                    axes.fill_between(grid, low, high, color=colour, alpha=0.25 if ours else 0.1, linewidth=0)
                 shown[method] = axes.plot(grid, values.mean(axis=0), marker=".", color=colour, **style)[0]
-                alpha = 0.25 if ours else 0.1
-                axes.fill_between(grid, *bootstrap_interval(values), color=colour, alpha=alpha, linewidth=0)
         axes.set_title(task, fontsize="medium")
         axes.set_xlim(0, 1.02 * last)
         axes.set_ylim(-0.03 * largest_score(task), 1.03 * largest_score(task))
@@ -142,7 +148,7 @@ def picture(results: Sequence[Result], name: str, references: Mapping[str, Metho
     figure.supxlabel("environment steps", fontsize="medium")
     figure.supylabel("return (dmc), success (metaworld)", fontsize="medium")
     names = [method for method in methods if method in shown]
-    figure.legend([shown[method] for method in names], names, loc="outside upper center", ncols=6, frameon=False)
+    figure.legend([shown[method] for method in names], names, loc="outside upper center", ncols=columns, frameon=False)
     figure.savefig(out, format="png")
 
 

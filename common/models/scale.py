@@ -14,8 +14,6 @@ BATCHES = 16
 """to take mean and standard deviation of"""
 STILL = 1e-5
 """An observation with a standard deviation below this share of its size has not moved, and is not divided."""
-
-
 RATE = 1e-3
 """of the running mean, once so many batches have been seen that their plain mean moves slower"""
 

@@ -1,21 +1,23 @@
 """The Q-Transformer (paper, Eq. 1, 6, 7): the value of an action, chosen one dimension at a time.
 
 It reads N tokens `s_t a_t^1 .. a_t^{N-1}` (the last dimension is never an input). The output at position i is K
-Q-values for dimension i, given the state and the earlier dimensions. Two heads share one trunk: their mean acts and
-values, their minimum makes targets.
+Q-values for dimension i, given the state and the earlier dimensions. Two heads: their mean acts and values, their
+minimum makes targets. In the paper they share one trunk; with `separate_trunks` each has its own.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from qttdm.common.models.scale import Unit
+from qttdm.common.models.scale import ObservationScale, Unit
 from qttdm.common.models.tokenizer import ActionEmbedding, ActionTokenizer
 from qttdm.common.models.transformer import (
+    KeyValueCache,
     StateEmbedding,
     Transformer,
     TransformerConfig,
@@ -35,25 +37,77 @@ class QTConfig(TransformerConfig):
     """attention heads; embed_dim is divisible by it"""
     num_layers: int = Field(default=2, gt=0)
     """transformer blocks"""
+    separate_trunks: bool = False
+    """each head has embeddings and a trunk of its own, so that the two err apart; the paper's share one"""
     terminal_value: Literal["greedy", "first_dimension"] = "greedy"
     """V(s): walk all N dimensions, or the maximum over the first one (one pass; equal in the limit by Eq. 2)"""
 
 
+class Tower(nn.Module):
+    """f (Eq. 6) and its heads g (Eq. 7)."""
+
+    def __init__(self, config: QTConfig, obs_dim: int, action_dim: int, heads: int) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        tokenizer = ActionTokenizer(config.bins, config.interpolate)
+        self.state_embedding = StateEmbedding(obs_dim, dim)
+        self.action_embedding = ActionEmbedding(action_dim, tokenizer, dim)
+        self.position_embedding = nn.Embedding(action_dim, dim)
+        self.trunk = Transformer(config)
+        self.apply(init_weights)
+        self.heads = nn.ModuleList(value_head(dim, config.bins) for _ in range(heads))
+
+    def forward(self, states: Tensor, actions: Tensor) -> list[Tensor]:
+        """Read whole sequences: states [B, M], actions [B, n] -> for each head [B, n+1, K]."""
+        tokens = self.state_embedding(states).unsqueeze(1)  # [B, 1, D]
+        if actions.shape[1] > 0:
+            tokens = torch.cat([tokens, self.action_embedding(actions)], dim=1)  # [B, n+1, D]
+        return self._read(self.trunk(tokens + self.position_embedding.weight[: tokens.shape[1]]))
+
+    def first(self, states: Tensor, cache: KeyValueCache | None = None) -> list[Tensor]:
+        """Read the state's token, [B, M] -> for each head [B, K], the first dimension's."""
+        return self._next(self.state_embedding(states), 0, cache)
+
+    def next(self, bins: Tensor, dimension: int, cache: KeyValueCache | None) -> list[Tensor]:
+        """Read the bins [B] of the dimension before -> for each head [B, K], those of `dimension` (from 0)."""
+        token = self.action_embedding.embed_bins(bins.unsqueeze(1), first=dimension - 1).squeeze(1)
+        return self._next(token, dimension, cache)
+
+    def _next(self, token: Tensor, dimension: int, cache: KeyValueCache | None) -> list[Tensor]:
+        token = token + self.position_embedding.weight[dimension]  # [B, D]
+        return self._read(self.trunk(token.unsqueeze(1), cache=cache).squeeze(1))
+
+    def _read(self, hidden: Tensor) -> list[Tensor]:
+        """Apply the heads, [.., D] -> each [.., K].
+
+        Outside of autocast: in bfloat16 values around 50 are multiples of 0.25, so that many bins tie for the best, and
+        the first of them, the most negative action, wins.
+        """
+        with outside_autocast(hidden.device):
+            hidden = hidden.to(self.position_embedding.weight.dtype)
+            return [head(hidden) for head in self.heads]
+
+
 class QT(nn.Module):
-    """f (Eq. 6) and the two heads g (Eq. 7)."""
+    """Two heads, on one trunk or on two."""
 
     def __init__(self, config: QTConfig, obs_dim: int, action_dim: int) -> None:
         super().__init__()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
-        dim = config.embed_dim
         self.tokenizer = ActionTokenizer(config.bins, config.interpolate)
-        self.state_embedding = StateEmbedding(obs_dim, dim, config.normalise)
-        self.action_embedding = ActionEmbedding(action_dim, self.tokenizer, dim)
-        self.position_embedding = nn.Embedding(action_dim, dim)
-        self.trunk = Transformer(config)
-        self.apply(init_weights)
-        self.heads = nn.ModuleList(value_head(dim, config.bins) for _ in range(2))
+        heads = [1, 1] if config.separate_trunks else [2]
+        self.towers = nn.ModuleList(Tower(config, obs_dim, action_dim, count) for count in heads)
+        self.scale = ObservationScale(obs_dim) if config.normalise else None
         self.value_unit = Unit() if config.normalise else None
+
+    @property
+    def _towers(self) -> Iterator[Tower]:
+        return cast(Iterator[Tower], iter(self.towers))
+
+    @property
+    def heads(self) -> list[nn.Sequential]:
+        """Both heads."""
+        return [cast(nn.Sequential, head) for tower in self._towers for head in tower.heads]
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return Q-values of every bin, given the action dimensions before it.
@@ -62,11 +116,8 @@ class QT(nn.Module):
         -> [2, B, n+1, K], dimensions 1..n+1, one layer per head.
         """
         check_shape(observations, "B M", M=self.obs_dim)
-        tokens = self.state_embedding(observations).unsqueeze(1)  # [B, 1, D]
-        if actions.shape[1] > 0:
-            tokens = torch.cat([tokens, self.action_embedding(actions)], dim=1)  # [B, n+1, D]
-        hidden = self.trunk(tokens + self.position_embedding.weight[: tokens.shape[1]])
-        return torch.stack(self._q(hidden))
+        states = self._scaled(observations)
+        return torch.stack([q for tower in self._towers for q in self._in_units(tower(states, actions))])
 
     def choose(
         self,
@@ -81,14 +132,17 @@ class QT(nn.Module):
         probability before the next dimension is chosen. The value is the maximum over the last dimension's bins.
         """
         check_shape(observations, "B M", M=self.obs_dim)
-        cache = self.trunk.new_cache(len(observations), room=self.action_dim) if self.action_dim > 1 else None
-        token = self.state_embedding(observations)  # [B, D]
+        states = self._scaled(observations)
+        room, walk = self.action_dim, self.action_dim > 1
+        caches = [tower.trunk.new_cache(len(states), room) if walk else None for tower in self._towers]
         chosen: list[Tensor] = []
         for i in range(self.action_dim):
-            if i > 0:
-                token = self.action_embedding.embed_bins(chosen[-1].unsqueeze(1), first=i - 1).squeeze(1)
-            hidden = self.trunk((token + self.position_embedding.weight[i]).unsqueeze(1), cache=cache)
-            value, best = self._mean_q(hidden.squeeze(1)).max(dim=-1)  # [B], [B]
+            q = [
+                head
+                for tower, cache in zip(self._towers, caches, strict=True)
+                for head in (tower.first(states, cache) if i == 0 else tower.next(chosen[-1], i, cache))
+            ]
+            value, best = self._mean(q).max(dim=-1)  # [B], [B]
             if chance is not None and which is not None:
                 best = self.tokenizer.replace(best, chance[:, i], which[:, i], probability)
             chosen.append(best)
@@ -110,24 +164,19 @@ class QT(nn.Module):
 
     def first_dimension_value(self, observations: Tensor) -> Tensor:
         """Return maximum over the first dimension's bins, [B, M] -> [B], in one pass."""
-        token = self.state_embedding(observations) + self.position_embedding.weight[0]
-        return self._mean_q(self.trunk(token.unsqueeze(1)).squeeze(1)).amax(dim=-1)
+        states = self._scaled(observations)
+        return self._mean([q for tower in self._towers for q in tower.first(states)]).amax(dim=-1)
 
-    def _mean_q(self, hidden: Tensor) -> Tensor:
-        """Return mean of the two heads: [B, D] -> [B, K]."""
-        first, second = self._q(hidden)
+    def _scaled(self, observations: Tensor) -> Tensor:
+        return observations if self.scale is None else self.scale(observations)
+
+    def _mean(self, q: list[Tensor]) -> Tensor:
+        """Return the mean of the two heads, each [.., K], in the task's units."""
+        first, second = self._in_units(q)
         return torch.lerp(first, second, 0.5)
 
-    def _q(self, hidden: Tensor) -> list[Tensor]:
-        """Compute each head's Q-values: [..., D] -> 2 times [..., K].
-
-        Outside of autocast: in bfloat16 values around 50 are multiples of 0.25, so that many bins tie for the best, and
-        the first of them, the most negative action, wins.
-        """
-        with outside_autocast(hidden.device):
-            hidden = hidden.to(self.position_embedding.weight.dtype)
-            values = [head(hidden) for head in self.heads]
-            return values if self.value_unit is None else [self.value_unit.size * v for v in values]
+    def _in_units(self, q: list[Tensor]) -> list[Tensor]:
+        return q if self.value_unit is None else [self.value_unit.size * values for values in q]
 
 
 def value_head(dim: int, bins: int) -> nn.Sequential:

@@ -64,7 +64,7 @@ class QTLearner:
 
     def prepare(self, batches: Iterator[Batch]) -> None:
         """Fit the scales of observations and values, if there are any; the target network has the same."""
-        if (scale := self.network.state_embedding.scale) is not None:
+        if (scale := self.network.scale) is not None:
             scale.fit(batches)
             self.target.load_state_dict(self.network.state_dict())
         if (unit := self.network.value_unit) is not None:

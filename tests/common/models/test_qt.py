@@ -8,6 +8,7 @@ from qttdm.common.models.qt import QT, QTConfig
 
 OBS_DIM, BINS = 5, 7
 dimensions = pytest.mark.parametrize("action_dim", [1, 2, 4])
+trunks = pytest.mark.parametrize("separate_trunks", [False, True])
 
 
 def make_qt(action_dim: int = 4, *, awake: bool = True, **config) -> QT:
@@ -42,10 +43,11 @@ def slow_choose(
     return bins, value
 
 
+@trunks
 @dimensions
 @torch.no_grad()
-def test_choosing_equals_a_greedy_loop(action_dim: int):
-    qt, states = make_qt(action_dim), make_states(40)
+def test_choosing_equals_a_greedy_loop(action_dim: int, separate_trunks: bool):
+    qt, states = make_qt(action_dim, separate_trunks=separate_trunks), make_states(40)
     bins, value = qt.choose(states)
     assert bins.dtype == torch.int64
     for b, state in enumerate(states):
@@ -56,10 +58,11 @@ def test_choosing_equals_a_greedy_loop(action_dim: int):
     torch.testing.assert_close(qt.value({"observations": states}), value)
 
 
+@trunks
 @dimensions
 @torch.no_grad()
-def test_replaced_bins_condition_the_later_dimensions(action_dim: int):
-    qt, states = make_qt(action_dim), make_states(40)
+def test_replaced_bins_condition_the_later_dimensions(action_dim: int, separate_trunks: bool):
+    qt, states = make_qt(action_dim, separate_trunks=separate_trunks), make_states(40)
     chance, which = torch.rand(2, 40, action_dim, generator=torch.Generator().manual_seed(2))
     bins, value = qt.choose(states, chance, which, 0.3)
     for b, state in enumerate(states):
@@ -107,10 +110,11 @@ def test_valuing_is_not_random():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@trunks
 @dimensions
 @torch.no_grad()
-def test_valuing_by_the_first_dimension_is_its_maximum_of_the_mean(action_dim: int):
-    qt, states = make_qt(action_dim), make_states()
+def test_valuing_by_the_first_dimension_is_its_maximum_of_the_mean(action_dim: int, separate_trunks: bool):
+    qt, states = make_qt(action_dim, separate_trunks=separate_trunks), make_states()
     q = qt(states, torch.empty(6, 0))[:, :, 0]  # [2, B, K]
     torch.testing.assert_close(qt.first_dimension_value(states), q.mean(dim=0).amax(dim=-1))
 
@@ -119,7 +123,7 @@ def test_valuing_by_the_first_dimension_is_its_maximum_of_the_mean(action_dim: i
 @torch.no_grad()
 def test_number_of_passes(action_dim: int):
     qt, passed = make_qt(action_dim), []
-    qt.trunk.register_forward_pre_hook(lambda _module, inputs: passed.append(inputs[0].shape[1]))
+    qt.towers[0].trunk.register_forward_pre_hook(lambda _module, inputs: passed.append(inputs[0].shape[1]))
     qt.choose(make_states())
     assert passed == [1] * action_dim  # each token once
     passed.clear()
@@ -130,10 +134,11 @@ def test_number_of_passes(action_dim: int):
     assert passed == [1]
 
 
+@trunks
 @dimensions
 @torch.no_grad()
-def test_a_dimension_sees_the_earlier_ones_only(action_dim: int):
-    qt, states = make_qt(action_dim), make_states()
+def test_a_dimension_sees_the_earlier_ones_only(action_dim: int, separate_trunks: bool):
+    qt, states = make_qt(action_dim, separate_trunks=separate_trunks), make_states()
     bins = torch.randint(BINS, (6, action_dim - 1))
     before = qt(states, qt.tokenizer.decode(bins))
     assert before.shape == (2, 6, action_dim, BINS)
@@ -152,7 +157,7 @@ def test_a_dimension_sees_the_earlier_ones_only(action_dim: int):
 def test_the_last_dimension_is_never_an_input(action_dim: int):
     qt, states = make_qt(action_dim), make_states()
     qt(states, torch.rand(6, action_dim - 1)).square().sum().backward()
-    gradient = qt.action_embedding.table.weight.grad
+    gradient = qt.towers[0].action_embedding.table.weight.grad
     if action_dim == 1:
         assert gradient is None
         return
@@ -161,7 +166,7 @@ def test_the_last_dimension_is_never_an_input(action_dim: int):
     assert used[-1] == 0
     before = qt.choose(states)
     with torch.no_grad():
-        qt.action_embedding.table.weight[-BINS:] = 100.0
+        qt.towers[0].action_embedding.table.weight[-BINS:] = 100.0
     assert torch.equal(qt.choose(states)[0], before[0])
 
 
@@ -193,9 +198,19 @@ def test_the_two_heads_differ_and_start_at_zero():
     assert not torch.allclose(one, other)
 
 
+@trunks
+def test_a_head_learns_in_its_own_trunk(separate_trunks: bool):
+    qt = make_qt(separate_trunks=separate_trunks)
+    qt(make_states(), torch.rand(6, 3))[1].square().sum().backward()  # the second head's
+    reached = {name for name, p in qt.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    trunks = {name.rpartition(".trunk.")[0] for name in reached if ".trunk." in name}
+    assert trunks == {"towers.1" if separate_trunks else "towers.0"}
+    assert len({id(head) for head in qt.heads}) == 2
+
+
 def test_embeddings_do_not_start_at_zero():
     qt = make_qt(awake=False, bins=256, embed_dim=64)
-    for dim, table in enumerate(qt.action_embedding.table.weight.split(256)):
+    for dim, table in enumerate(qt.towers[0].action_embedding.table.weight.split(256)):
         assert abs(table.std().item() - 0.02) < 0.001, dim
         assert abs(table.mean().item()) < 0.001, dim
 

@@ -71,13 +71,13 @@ def test_the_unit_of_an_observation_changes_nothing(predict_change):
 def test_the_scale_travels_with_the_weights_and_the_target_has_it():
     part = QTLearner(QTLearnerConfig(), QT(QTConfig(**SIZES, normalise=True), 3, 2), discount=0.9)
     part.prepare(repeat(batch()))
-    before = part.network.state_embedding.scale.std.clone()
-    assert torch.equal(part.target.state_embedding.scale.std, before)
+    before = part.network.scale.std.clone()
+    assert torch.equal(part.target.scale.std, before)
     part.update({name: torch.from_numpy(array) for name, array in batch().items()}, 0.0)
-    assert torch.equal(part.network.state_embedding.scale.std, before), "it is not trained"
+    assert torch.equal(part.network.scale.std, before), "it is not trained"
     other = QT(QTConfig(**SIZES, normalise=True), 3, 2)
     Weights.of(part.network, 1).copy_into(other)
-    assert torch.equal(other.state_embedding.scale.std, before)
+    assert torch.equal(other.scale.std, before)
 
 
 def test_without_it_no_batch_is_drawn():

@@ -98,7 +98,8 @@ def assert_same_state(run, other):
 def scales(run):
     """Mean and standard deviation in the checkpoint, the target network's apart."""
     state = run.learner.state()
-    return [state[f"{part}/network/state_embedding.scale.{name}"] for part in ("tdm", "qt") for name in ("mean", "std")]
+    places = "tdm/network/state_embedding.scale", "qt/network/scale"
+    return [state[f"{place}.{name}"] for place in places for name in ("mean", "std")]
 
 
 class TestAlternation:

@@ -577,8 +577,8 @@ def test_network_passes_of_a_decision(terminal):
     action_dim, horizon, iterations = 6, 3, 6
     tdm, qt = tiny_tdm(0, action_dim=action_dim), tiny_qt(1, action_dim=action_dim, terminal_value=terminal)
     passes = {"tdm": 0, "qt": 0}
-    for name, network in (("tdm", tdm), ("qt", qt)):
-        network.trunk.register_forward_hook(lambda *_, name=name: passes.update({name: passes[name] + 1}))
+    for name, trunk in (("tdm", tdm.trunk), ("qt", qt.towers[0].trunk)):
+        trunk.register_forward_hook(lambda *_, name=name: passes.update({name: passes[name] + 1}))
     config = MPPIConfig(samples=8, elites=4, qt_samples=2)
     assert (config.horizon, config.iterations) == (horizon, iterations)
     plan(make_planner(config, 0.98, tdm, qt), torch.zeros(1, 3))

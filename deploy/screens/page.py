@@ -91,8 +91,9 @@ def _curves(task: str, runs: Sequence[Run]) -> str:
     figure.update_layout(
         **axes, template="plotly_white", height=480, showlegend=True, legend={"orientation": "h", "y": -0.2}
     )
-    # Its button would send the data to plotly's site; without it and the logo the page asks for nothing.
-    chart = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    # That button would send the data to plotly's site, the logo is a link to it.
+    config = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud"]}
+    chart = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
     return f"<h2>{escape(task)}</h2>{chart}<p>Mean over seeds and its 95% bootstrap interval; dashed: published.</p>"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ class VideoError(RuntimeError):
     """The video could not be written; its one line says why. A run can go on without it."""
 
 
-def captioned(frames: Sequence[NDArray[np.uint8]], rewards: Sequence[float], repeat: int) -> list[NDArray[np.uint8]]:
+def captioned(frames: Sequence[NDArray[np.uint8]], rewards: NDArray[Any], repeat: int) -> list[NDArray[np.uint8]]:
     """Write step and return so far onto T + 1 frames (uint8 [height, width, 3]) of an episode of T rewards.
 
     repeat: environment steps of a decision.
@@ -24,7 +25,7 @@ def captioned(frames: Sequence[NDArray[np.uint8]], rewards: Sequence[float], rep
     for number, (frame, so_far) in enumerate(zip(frames, returns, strict=True)):
         image = Image.fromarray(frame)
         words = f"step {number * repeat}  return {so_far:.1f}"
-        place = {"fill": "white", "stroke_fill": "black", "stroke_width": 1}
+        place: dict[str, Any] = {"fill": "white", "stroke_fill": "black", "stroke_width": 1}
         ImageDraw.Draw(image).text((4, 4), words, font_size=max(10, frame.shape[0] // 20), **place)
         drawn.append(np.asarray(image))
     return drawn

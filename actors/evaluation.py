@@ -50,9 +50,14 @@ def evaluate(
     return Evaluation([e.episode_return for e in episodes], success, episodes)
 
 
-def film(env: TaskEnv, policy: Policy, seed: int, should_stop: Callable[[], bool] = lambda: False) -> list[np.ndarray]:
-    """Draw frames uint8 [height, width, 3] of the first evaluation episode. RenderError if nothing can draw."""
+def film(
+    env: TaskEnv, policy: Policy, seed: int, should_stop: Callable[[], bool] = lambda: False
+) -> tuple[list[np.ndarray], Episode]:
+    """Draw frames uint8 [height, width, 3] of the first evaluation episode, one at its reset and one after each step.
+
+    RenderError if nothing can draw.
+    """
     frames: list[np.ndarray] = []
     seeds = [derive_seed(seed, "evaluation", 0)]
-    run_episodes([env], policy, seeds, 0.0, should_stop, watch=lambda e: frames.append(e.render()))
-    return frames
+    (episode,) = run_episodes([env], policy, seeds, 0.0, should_stop, watch=lambda e: frames.append(e.render()))
+    return frames, episode

@@ -71,6 +71,11 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def machine_path(self) -> Path:
+        """The machine and versions it was started with, as `deploy.runs.machine` describes them."""
+        return self.path / "machine.json"
+
+    @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -1,6 +1,6 @@
-"""Copy the lines of metrics.jsonl to TensorBoard event files or Weights & Biases. Off unless asked for.
+"""Copy the lines of metrics.jsonl to TensorBoard event files or Weights & Biases.
 
-    qttdm train --set sinks.tensorboard=true          # needs: pip install tensorboard
+    qttdm train --set sinks.tensorboard=false         # on without a word where the package is installed
     qttdm train --set sinks.wandb=true                # needs: pip install wandb; WANDB_MODE=offline asks no server
 
 A sink is a function that takes each line. Its package is imported only when it is on. One that fails while the run goes
@@ -22,8 +22,8 @@ from qttdm.common.metrics.lines import Sink
 class SinksConfig(Config):
     """Where the lines of metrics.jsonl go as well."""
 
-    tensorboard: bool = False
-    """event files in the run's directory: tensorboard --logdir runs"""
+    tensorboard: bool | None = None
+    """event files in the run's directory, for `qttdm board`; null: where the package is installed"""
     wandb: bool = False
     """Weights & Biases, as its own environment variables say (WANDB_API_KEY, WANDB_MODE)"""
 
@@ -39,7 +39,9 @@ def make_sinks(config: SinksConfig, directory: Path, settings: Mapping[str, Any]
     """Make the sinks that are on, for the run in that directory. ConfigError if a package is missing."""
     check_sinks(config)
     kinds: dict[str, Callable[..., Sink]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
-    return [surviving(name, kinds[name](directory, settings)) for name, on in config if on]
+    found = importlib.util.find_spec("tensorboard") is not None
+    chosen = {name: found if on is None else on for name, on in config}
+    return [surviving(name, kinds[name](directory, settings)) for name, on in chosen.items() if on]
 
 
 def surviving(name: str, sink: Sink) -> Sink:

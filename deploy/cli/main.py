@@ -1,4 +1,4 @@
-"""The door: `qttdm train | eval | serve | plot | top | tasks | config | suite | cluster`.
+"""The door: `qttdm train | eval | serve | plot | report | board | top | tasks | config | suite | cluster`.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -197,6 +197,39 @@ def plot(
 
     print(plot_runs(runs, out, references, "episode_return" if metric == "return" else metric))
     print(f"curve: {out}")
+
+
+@app.command
+def report(*runs: Path, out: Path = Path("report.html")) -> None:
+    """Write one page of runs, for any browser, offline: curves, settings that differ, videos, machines.
+
+    Args:
+        runs: directories of runs
+        out: the page to write
+    """
+    from qttdm.deploy.screens.page import write_page
+
+    write_page(runs, out)
+    print(f"report: {out}")
+
+
+@app.command
+def board(directory: Path = Path("runs"), /, *, port: Seed = 6006) -> None:
+    """Open TensorBoard on the runs below a directory; Ctrl-C ends it.
+
+    Args:
+        directory: where the runs are
+        port: of this machine; 0 takes any that is free
+    """
+    import importlib.util
+    import os
+
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("board: the package is not installed; want: pip install tensorboard")
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: no such directory; train first, or name the one that holds the runs")
+    program = [sys.executable, "-m", "tensorboard.main", "--logdir", str(directory), "--port", str(port)]
+    os.execv(sys.executable, program)
 
 
 @app.command

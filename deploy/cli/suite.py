@@ -141,10 +141,10 @@ def _run_missing(configs: Sequence[RunConfig], name: str, parallel: int, on_clus
 def _report(name: str) -> None:
     """Write the variant's table and picture beside its folder, and print the table."""
     from qttdm.deploy.suite.report import picture, table
-    from qttdm.deploy.suite.results import read_references, read_variant
+    from qttdm.deploy.suite.results import PUBLISHED, read_references, read_variant
 
-    results, references = read_variant(DOCS / name), DOCS / "reference_curves.csv"
-    published = read_references(references, {result.task for result in results}) if references.exists() else {}
+    results = read_variant(DOCS / name)
+    published = read_references(PUBLISHED, {result.task for result in results})
     page, image = DOCS / f"{name}.md", DOCS / f"{name}.png"
     page.write_text(text := table(results, name, published), encoding="utf-8")
     picture(results, name, published, image)

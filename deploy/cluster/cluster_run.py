@@ -6,6 +6,7 @@ ClusterRun --> SeedRun (deploy/cluster/seed_run.py), one for each seed
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.build import task_spec
+from qttdm.deploy.runs.machine import machine
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.rows import Row, View, time_left
 
@@ -123,6 +125,7 @@ def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:
     for config in configs:
         run_dir = RunDir.create(directory / f"seed-{config.seed}")
         run_dir.config_path.write_text(dump_config(config))
+        run_dir.machine_path.write_text(json.dumps(machine()))
         seeds.append(SeedRun(directory.name, config, run_dir, task_spec(config)))
     return seeds
 

@@ -12,6 +12,7 @@ from qttdm.common.config import ConfigError
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.deploy.configs.run_config import RunConfig, check_fits
 from qttdm.deploy.runs.build import choose_device, make_policy, make_task_env, task_spec
+from qttdm.deploy.screens.video import captioned
 
 
 class ActingAgent:
@@ -37,14 +38,16 @@ class ActingAgent:
         return evaluate(self._envs[:episodes], self.policy, self.config.seed)
 
     def film(self, should_stop: Callable[[], bool] = lambda: False) -> tuple[list[Any], float]:
-        """Draw frames of the first evaluation episode, one a decision, and how many make a second.
+        """Draw frames of the first evaluation episode, one a decision with step and return, and how many make a second.
 
         RenderError where nothing can draw.
         """
         env = make_task_env(self.config, self.spec)
         try:
-            frames = film(env, self.policy, self.config.seed, should_stop)
-            return frames, env.metadata.get("render_fps", 30) / self.spec.action_repeat
+            frames, episode = film(env, self.policy, self.config.seed, should_stop)
+            return captioned(frames, episode.rewards, self.spec.action_repeat), env.metadata.get(
+                "render_fps", 30
+            ) / self.spec.action_repeat
         finally:
             env.close()
 

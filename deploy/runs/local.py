@@ -9,6 +9,7 @@ done. Its directory and its checkpoints are a cluster's: either goes on with the
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import deque
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from qttdm.deploy.configs.cluster_config import SEED_STATE
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.build import exploration, make_learner, make_task_env
+from qttdm.deploy.runs.machine import machine
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
 from qttdm.deploy.screens.video import VideoError, write_video
@@ -312,6 +314,7 @@ def new_run(config: RunConfig, run_dir: RunDir, telemetry_of: TelemetryOf = sile
     """
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"shards": 1})})
     run_dir.config_path.write_text(dump_config(config))
+    run_dir.machine_path.write_text(json.dumps(machine()))
     try:
         return LocalRun(config, run_dir, telemetry=telemetry_of(config))
     except ConfigError:

@@ -1,10 +1,11 @@
 """Draw learning curves of run directories: one colour per group, the seeds of a group taken together.
 
-A group is the runs whose config.yaml differ in nothing but the seed and where they ran (device, threads). It is called
-after its agent and the settings in which the groups of its task differ. Its line is the mean over seeds, its band the
-95% percentile-bootstrap interval of that mean. Seeds evaluated at different steps are first interpolated linearly onto
-the union of their steps, within the range that all of them reached, so no curve is extrapolated. With one group of one
-run there is no interval to show; its own evaluations and training returns are drawn instead.
+A group is the runs whose config.yaml differ in nothing but the seed, where they ran (device, threads) and what they
+reported to (sinks). It is called after its agent and the settings in which the groups of its task differ. Its line is
+the mean over seeds, its band the 95% percentile-bootstrap interval of that mean. Seeds evaluated at different steps are
+first interpolated linearly onto the union of their steps, within the range that all of them reached, so no curve is
+extrapolated. With one group of one run there is no interval to show; its own evaluations and training returns are drawn
+instead.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from qttdm.common.weights import read_generation
 Array = NDArray[np.float64]
 Row = tuple[str, ...]  # of the printed table
 Curve = tuple[Array, Array]  # environment steps [T] increasing, values [T]
-NOT_SETTINGS = ("seed", "device", "threads")  # may differ within a group
+NOT_SETTINGS = ("seed", "device", "threads", "sinks")  # may differ within a group
 LABELS = {"episode_return": "evaluation return (sum of rewards)", "success": "evaluation success (fraction)"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito: told apart by all
 
@@ -101,18 +102,18 @@ def read_run(path: Path) -> Run:
         raise ConfigError(f"{path}: has no evaluations yet, nothing to plot")
     on_cluster = read_generation(path) > 0  # else the cluster's settings are there and had no effect
     unused = NOT_SETTINGS if on_cluster else (*NOT_SETTINGS, "cluster")
-    settings = _dotted({key: value for key, value in config.items() if key not in unused})
+    settings = dotted({key: value for key, value in config.items() if key not in unused})
     settings |= {"on": "cluster"} if on_cluster else {}
     episodes = [line for line in lines if line.get("kind") == "train"]
     return Run(str(config["task"]), path, config.get("seed", 0), settings, evaluations, episodes)
 
 
-def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten settings: {"qt": {"bins": 5}} -> {"qt.bins": "5"}."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= _dotted(value, f"{prefix}{key}.")
+            flat |= dotted(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
     return flat

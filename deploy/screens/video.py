@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw  # which matplotlib needs
 
 
 class VideoError(RuntimeError):
     """The video could not be written; its one line says why. A run can go on without it."""
+
+
+def captioned(frames: Sequence[NDArray[np.uint8]], rewards: NDArray[Any], repeat: int) -> list[NDArray[np.uint8]]:
+    """Write step and return so far onto T + 1 frames (uint8 [height, width, 3]) of an episode of T rewards.
+
+    repeat: environment steps of a decision.
+    """
+    returns = np.concatenate([[0.0], np.cumsum(rewards)])
+    drawn = []
+    for number, (frame, so_far) in enumerate(zip(frames, returns, strict=True)):
+        image = Image.fromarray(frame)
+        words = f"step {number * repeat}  return {so_far:.1f}"
+        place: dict[str, Any] = {"fill": "white", "stroke_fill": "black", "stroke_width": 1}
+        ImageDraw.Draw(image).text((4, 4), words, font_size=max(10, frame.shape[0] // 20), **place)
+        drawn.append(np.asarray(image))
+    return drawn
 
 
 def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: float) -> None:

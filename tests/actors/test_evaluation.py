@@ -100,8 +100,9 @@ def test_can_be_stopped():
 def test_the_film_is_of_the_first_evaluation_episode():
     policy, env = Recorder(), point_env(4)
     env.render = lambda: np.full((2, 2, 3), env.unwrapped.age, np.uint8)
-    frames = film(env, policy, seed=8)
+    frames, episode = film(env, policy, seed=8)
     again = Recorder()
     evaluate([point_env(4)], again, seed=8)
     assert policy.began == again.began
     assert [int(frame[0, 0, 0]) for frame in frames] == [0, 1, 2, 3, 4]
+    assert len(episode.rewards) == 4

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,10 +24,20 @@ def read(directory):
     return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def test_off_by_default_and_then_nothing_is_imported():
+def test_tensorboard_is_on_where_it_is_installed():
+    assert len(make_sinks(SinksConfig(), Path("x"), {})) == 1
+
+
+def test_without_tensorboard_the_default_writes_nothing(monkeypatch):
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
+    check_sinks(SinksConfig())
+    assert make_sinks(SinksConfig(), Path("x"), {}) == []
+
+
+def test_off_imports_nothing():
     program = (
         "import sys; from pathlib import Path; from qttdm.common.metrics.sinks import *; "
-        "assert make_sinks(SinksConfig(), Path('x'), {}) == []; "
+        "assert make_sinks(SinksConfig(tensorboard=False), Path('x'), {}) == []; "
         "sys.exit(any(m.partition('.')[0] in ('tensorboard', 'wandb', 'torch') for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
@@ -75,7 +86,7 @@ def records(path):
 def test_wandb_offline_keeps_every_number(tmp_path):
     program = (
         "from pathlib import Path; from qttdm.common.metrics.sinks import *; "
-        "(sink,) = make_sinks(SinksConfig(wandb=True), Path('run').absolute(), {'seed': 7}); "
+        "(sink,) = make_sinks(SinksConfig(tensorboard=False, wandb=True), Path('run').absolute(), {'seed': 7}); "
         f"[sink(line) for line in {[TRAIN, EVAL]!r}]"
     )
     (tmp_path / "run").mkdir()

@@ -518,7 +518,7 @@ class TestSinks:
     def test_tensorboard_has_what_metrics_jsonl_has(self, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        run = start(tmp_path, "sinks.tensorboard=true", "training.eval_every=160")
+        run = start(tmp_path, "training.eval_every=160")
         train(run)
         events = EventAccumulator(str(run.run_dir.path / "tensorboard"))
         events.Reload()
@@ -529,6 +529,6 @@ class TestSinks:
             assert told
 
     def test_off_means_no_files(self, tmp_path):
-        run = start(tmp_path)
+        run = start(tmp_path, "sinks.tensorboard=false")
         train(run)
         assert not list(run.run_dir.path.glob("tensorboard*"))

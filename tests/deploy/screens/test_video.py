@@ -5,7 +5,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from qttdm.deploy.screens.video import VideoError, write_video
+from qttdm.deploy.screens.video import VideoError, captioned, write_video
 
 
 def moving_bar(height: int, width: int, length: int = 12) -> list[np.ndarray]:
@@ -60,3 +60,13 @@ def test_a_place_that_cannot_be_written_or_no_ffmpeg(tmp_path: Path, monkeypatch
     with pytest.raises(VideoError, match="cannot write the video") as caught:
         write_video(moving_bar(16, 16), tmp_path / "video.mp4", fps=10)
     assert "\n" not in str(caught.value)
+
+
+def test_captions_tell_step_and_return_and_leave_the_rest_of_the_frame():
+    frames = [np.zeros((200, 300, 3), np.uint8)] * 3
+    first, second, _ = captioned(frames, np.array([1.5, 2.0]), repeat=2)
+    assert first[:20].any()
+    assert (first != second).any()
+    assert not second[20:].any()
+    (alike, _) = captioned(frames[:2], np.array([1.5]), repeat=2)
+    assert (alike == first).all()

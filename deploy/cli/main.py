@@ -1,4 +1,4 @@
-"""The door: `qttdm train | eval | serve | plot | top | tasks | config | suite | cluster`.
+"""The door: `qttdm train | eval | serve | plot | top | monitor | tasks | config | suite | cluster`.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -10,12 +10,14 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App, Parameter
 
 from qttdm.common.config import ConfigError, commented_yaml
+from qttdm.common.extras import missing, need
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.cluster import cluster
 from qttdm.deploy.cli.options import (
@@ -23,6 +25,7 @@ from qttdm.deploy.cli.options import (
     Count,
     Metrics,
     Overrides,
+    Port,
     Positive,
     RunPath,
     Seed,
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
 app = App(
     "qttdm",
     help="QT-TDM: planning with a Transformer Dynamics Model and a Q-Transformer",
-    version_flags=(),
+    version=lambda: f"qttdm {version('qttdm')}",
+    version_flags=("--version",),
     help_format="plaintext",
     default_parameter=Parameter(negative=(), allow_repeating=True),
 )
@@ -173,6 +177,7 @@ def serve(
         tls_cert: encrypt, with this certificate (PEM)
         tls_key: and this key (PEM)
     """
+    need("serve", "qttdm serve")
     from qttdm.deploy.runs import serve
 
     serve.run(run, overrides.set, host, port, token_file, tls_cert, tls_key, watch, overrides.planner)
@@ -207,17 +212,42 @@ def top(*, url: str = "http://127.0.0.1:9108/metrics", once: bool = False) -> No
         url: the cluster's exporter
         once: print it once; so it does where there is no terminal
     """
+    need("monitor", "qttdm top")
     from qttdm.deploy.screens.top import top
 
     top(url, once)
 
 
 @app.command
+def monitor(
+    *,
+    target: str = "127.0.0.1:9108",
+    data: Path = Path("runs/.monitor"),
+    ray: Path = Path("/tmp/ray"),
+    prometheus_port: Port = 9090,
+    grafana_port: Port = 3000,
+) -> None:
+    """Run Prometheus and Grafana on this machine, with the dashboards ready to look at, until Ctrl-C.
+
+    Args:
+        target: HOST:PORT of the exporter, as cluster.metrics_port
+        data: where measurements and logs are kept
+        ray: Ray's --temp-dir
+    """
+    from qttdm.deploy.monitoring.monitor import Options, run
+
+    run(Options(target, data.absolute(), ray.absolute(), prometheus_port, grafana_port))
+
+
+@app.command
 def tasks() -> None:
     """List the tasks, one a line."""
-    from qttdm.common.environments.make import list_tasks
+    from qttdm.common.environments.make import OPTIONAL, list_tasks
 
     print(*list_tasks(), sep="\n")
+    for family in OPTIONAL:
+        if missing(family):
+            print(f"{family}/..: pip install 'qttdm[{family}]'")
     print("gym/<id>: any Gymnasium environment with a bounded Box of actions in one row, such as gym/Pendulum-v1")
 
 

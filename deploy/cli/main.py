@@ -71,7 +71,7 @@ def train(
     Args:
         seed: every random stream derives from it
         run_dir: default: runs/<task>-<time>; must not exist
-        resume: go on with this run from its newest checkpoint
+        resume: go on with this run from its newest checkpoint; with --env-steps, until so many
         max_minutes: end cleanly after so long
     """
     from qttdm.common.metrics.sinks import check_sinks
@@ -90,12 +90,16 @@ def train(
         return exporter.of_run(directory.name, config.seed, config.task, state) if exporter else silent(config)
 
     if resume:
-        given = [n for n, v in {**vars(settings), "seed": seed, "run_dir": run_dir}.items() if v not in (None, ())]
+        others = {**vars(settings), "env_steps": None, "seed": seed, "run_dir": run_dir}
+        given = [n for n, v in others.items() if v not in (None, ())]
         if given:
             option = given[0].replace("_", "-")
-            raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{option}")
+            raise ConfigError(
+                f"--resume goes on with the run as it was configured, with more --env-steps if given; it cannot take "
+                f"--{option}"
+            )
         directory = RunDir.open(resume)
-        start = partial(resume_run, directory, telemetry_of)
+        start = partial(resume_run, directory, telemetry_of, settings.env_steps)
     else:
         config = settings.load(seed)
         choose_device(config.device)
@@ -116,6 +120,8 @@ def train(
         if stopped():
             print(f"saved; go on with: qttdm train --resume {directory.path}")
         else:
+            if not local.loop.finished:  # the time was up
+                print(f"{c.training.env_steps:,} steps were wanted; go on with: qttdm train --resume {directory.path}")
             print(plot_runs([directory.path], directory.curve_path))
             print(f"curve: {directory.curve_path}")
 

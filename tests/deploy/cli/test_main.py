@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,7 +174,6 @@ class TestMistakes:
             ["--preset", "debug"],
             ["--agent", "qt"],
             ["--run-dir", "x"],
-            ["--env-steps", "10"],
             ["--planner", "fast"],
             ["--set", "seed=1"],
         ],
@@ -182,6 +182,13 @@ class TestMistakes:
         status, _, err = run_main(capsys, "train", "--resume", trained / "0", *option)
         assert status == 2
         assert f"it cannot take {option[0]}\n" in err
+
+    def test_a_resumed_run_does_not_end_before_where_it_is(self, trained, capsys):
+        before = (trained / "0" / "config.yaml").read_bytes()
+        status, _, err = run_main(capsys, "train", "--resume", trained / "0", "--env-steps", "10")
+        assert status == 2
+        assert re.fullmatch(r"qttdm: --env-steps 10: \S+ has had \d+ already; want more than that\n", err)
+        assert (trained / "0" / "config.yaml").read_bytes() == before
 
     def test_one_process_at_a_time(self, trained, capsys):
         from qttdm.common.run_dir import RunDir
@@ -193,6 +200,23 @@ class TestMistakes:
 
 
 class TestTraining:
+    def test_a_finished_run_trains_longer(self, trained, here, capsys):
+        run = shutil.copytree(trained / "0", here / "run")
+        done = read_metrics(run / "metrics.jsonl")
+        had = done[-1]["env_steps"]
+        status, out, _ = run_main(capsys, "train", "--resume", run)
+        assert (status, f"has had its {had:,} steps; --env-steps {2 * had}" in out) == (0, True)
+        assert run_main(capsys, "train", "--resume", run, "--env-steps", f"{had + 100:_}")[0] == 0
+        lines = read_metrics(run / "metrics.jsonl")
+        assert lines[: len(done)] == done
+        assert lines[-1]["env_steps"] >= had + 100
+        assert lines[-1]["updates"] > done[-1]["updates"]
+        assert load_config(RunConfig, run / "config.yaml").training.env_steps == had + 100
+
+    def test_a_run_whose_time_was_up_says_how_to_go_on(self, here, capsys):
+        _, out, _ = run_main(capsys, *TOY, "--run-dir", "run", "--max-minutes", "0.0001")
+        assert "steps were wanted; go on with: qttdm train --resume run\n" in out
+
     def test_leaves_everything_behind(self, trained):
         run = trained / "0"
         assert {"config.yaml", "metrics.jsonl", "checkpoints", "curve.png"} <= {path.name for path in run.iterdir()}

@@ -11,7 +11,6 @@ from functools import cache
 
 from qttdm.common.config import ConfigError
 
-
 WINDOW = ("glfw", "on", "enable", "enabled", "true", "1")
 OFF = ("off", "disable", "disabled", "false", "0")
 """values of MUJOCO_GL that MuJoCo and dm_control both understand, besides egl and osmesa"""
@@ -60,7 +59,9 @@ def _check_window(wanted: str) -> None:
         warnings.simplefilter("ignore")  # in which the library says what failed
         try:
             works = bool(importlib.import_module("glfw").init())
-        except Exception:  # a missing library surfaces as ImportError or OSError, a missing display as an error of its own
+        except (
+            Exception
+        ):  # a missing library surfaces as ImportError or OSError
             works = False
     if not works:
         raise ConfigError(

@@ -13,8 +13,8 @@ from pydantic import Field, SerializeAsAny, create_model
 from qttdm.common.config import Config, ConfigError, load_config, validate
 from qttdm.common.contracts import Agent, TaskSpec
 from qttdm.common.environments.config import EnvConfig
-from qttdm.common.run_dir import RunDir
 from qttdm.common.metrics.sinks import SinksConfig, check_sinks
+from qttdm.common.run_dir import RunDir
 from qttdm.deploy.agents.registry import AGENTS, OWN, agent_class, section_of
 from qttdm.deploy.configs.cluster_config import ClusterConfig
 from qttdm.learner.schedule import TrainingConfig

@@ -14,7 +14,7 @@ from qttdm.common.run_dir import RunDir
 def test_create_makes_it_once(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "deep" / "run")
     assert run.path.is_dir()
-    with pytest.raises(ConfigError, match="exists; choose another --run-dir$"):  # nothing in it to go on with
+    with pytest.raises(ConfigError, match=r"exists; choose another --run-dir$"):  # nothing in it to go on with
         RunDir.create(run.path)
     run.config_path.touch()
     with pytest.raises(ConfigError, match="exists; choose another --run-dir, or --resume it"):

@@ -1,6 +1,6 @@
-"""The wheel, in a virtual environment and a folder of its own: only what the core asks for at first, then all there is.
+"""The wheel, in a virtual environment and a folder of its own: at first with the core alone, then with all there is.
 
-The packages are those installed here, linked: what pip would fetch, and whether the ranges hold, `make test-lowest` says.
+The packages are those installed here, linked: what pip would fetch, and whether ranges hold, `make test-lowest` says.
 """
 
 import os
@@ -72,11 +72,8 @@ class Installed:
         self.folder.mkdir()
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(self.environment)], check=True)
         site = self.environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-        subprocess.run(
-            [sys.executable, "-m", "pip", "--python", str(self.environment / "bin" / "python"), "install", "--quiet"]
-            + ["--no-deps", "--no-index", "--target", str(site), str(wheel)],
-            check=True,
-        )
+        pip = [sys.executable, "-m", "pip", "--python", str(self.environment / "bin" / "python")]
+        subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
         self.site = site
 
     def link(self, distributions):

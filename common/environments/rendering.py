@@ -59,9 +59,7 @@ def _check_window(wanted: str) -> None:
         warnings.simplefilter("ignore")  # in which the library says what failed
         try:
             works = bool(importlib.import_module("glfw").init())
-        except (
-            Exception
-        ):  # a missing library surfaces as ImportError or OSError
+        except Exception:  # a missing library surfaces as ImportError or OSError
             works = False
     if not works:
         raise ConfigError(

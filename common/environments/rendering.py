@@ -63,8 +63,8 @@ def _check_window(wanted: str) -> None:
             works = False
     if not works:
         raise ConfigError(
-            f"MUJOCO_GL={wanted} opens a window, and there is no display here; want MUJOCO_GL=egl or osmesa, which need "
-            "none, or MUJOCO_GL=disabled to train without rendering"
+            f"MUJOCO_GL={wanted} opens a window, and there is no display here; want MUJOCO_GL=egl or osmesa, which "
+            "need none, or MUJOCO_GL=disabled to train without rendering"
         )
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -369,6 +370,18 @@ class TestEvalAndPlot:
         assert status == 0
         assert (here / "both.png").read_bytes().startswith(b"\x89PNG")
         assert re.search(r"gym/FakePoint-v0 +qt-tdm +2 ", out)
+
+
+@pytest.mark.parametrize("number", ["100000", "1e5", "100_000"])
+@pytest.mark.parametrize("option", ["--env-steps {}", "--set training.env_steps={}"])
+def test_a_number_may_be_written_in_three_ways(option, number, capsys):
+    status, out, _ = run_main(capsys, "config", *option.format(number).split())
+    assert (status, "  env_steps: 100000\n" in out) == (0, True)
+
+
+def test_the_version_also_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "qttdm", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"qttdm {version('qttdm')}\n")
 
 
 def test_tasks_are_listed_one_a_line(capsys):

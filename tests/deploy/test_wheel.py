@@ -73,7 +73,7 @@ class Installed:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(self.environment)], check=True)
         site = self.environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
         pip = [sys.executable, "-m", "pip", "--python", str(self.environment / "bin" / "python")]
-        subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+        subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], env=plain(), check=True)
         self.site = site
 
     def link(self, distributions):

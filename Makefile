@@ -18,7 +18,7 @@ CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)
   $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) $(if $(DETACH),--detach))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster suite smoke test test-cluster test-learning test-gpu bench monitor docs lint format clean
+.PHONY: help install train train-cluster suite smoke test test-cluster test-learning test-gpu test-lowest bench monitor docs lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else f"want Python 3.11 or 3.12 (MuJoCo and dm_control have no other packages), got {sys.version.split()[0]}; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[all,dev]'
 	touch $@
 
 train: $(VENV)/installed ## train on this machine: TASK=dmc/reacher-easy PRESET=laptop SEED=0 ARGS='--max-minutes 5'
@@ -58,11 +58,19 @@ test-learning: $(VENV)/installed ## train for real and assert the return: half a
 test-gpu: $(VENV)/installed ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+LOWEST := .venv-lowest
+test-lowest: ## a part of the test suite with the lowest versions that are allowed, in .venv-lowest
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet torch==2.13.0 uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[all,dev]'
+	$(LOWEST)/bin/python -m pytest tests/common tests/replay tests/deploy/cli tests/deploy/screens tests/deploy/runs \
+	  tests/planner_service/serving -n auto --maxprocesses 8 -m 'not learning and not gpu and not ray' $(ARGS)
+
 bench: $(VENV)/installed ## decision and update times against this machine's own matrix-product rate
 	$(BIN)/python -m qttdm.deploy.bench.models $(ARGS)
 
 monitor: $(VENV)/installed ## Prometheus and Grafana for the runs of this machine or cluster: ARGS='--target 127.0.0.1:9108'
-	$(BIN)/python -m qttdm.deploy.monitoring.monitor $(ARGS)
+	$(BIN)/qttdm monitor $(ARGS)
 
 docs: $(VENV)/installed ## write what is made from the program: docs/metrics.md, Grafana's dashboards
 	$(BIN)/python -m qttdm.deploy.monitoring.metrics_page
@@ -78,4 +86,4 @@ format: $(VENV)/installed ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 clean: ## remove the virtual environment and caches, not the runs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,6 +14,11 @@ from qttdm.common.config import ConfigError
 from qttdm.common.disk import lock_file
 
 
+def named_after(task: str) -> str:
+    """Return a task's name as a part of a file's: gym/my_module:Wind-v0 -> gym-my_module-Wind-v0."""
+    return re.sub(r"[^\w.-]", "-", task)
+
+
 class RunDir:
     """The files of one run, by name. Made by `create`, `create_for` or `open`."""
 
@@ -26,12 +31,13 @@ class RunDir:
         try:
             return cls._make(path)
         except FileExistsError:
-            raise ConfigError(f"{path}: exists; choose another --run-dir, or --resume it") from None
+            go_on = ", or --resume it" if cls(path).config_path.is_file() else ""
+            raise ConfigError(f"{path}: exists; choose another --run-dir{go_on}") from None
 
     @classmethod
     def create_for(cls, task: str, root: Path = Path("runs")) -> RunDir:
         """Make a new one named after task and time, such as runs/dmc-walker-walk-20260131-235959; -2, -3 if taken."""
-        name = f"{task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{named_after(task)}-{time.strftime('%Y%m%d-%H%M%S')}"
         for attempt in count(1):
             try:  # making it is also the check, so two runs that start together cannot both get one name
                 return cls._make(root / (name if attempt == 1 else f"{name}-{attempt}"))

@@ -11,6 +11,7 @@ import importlib
 import warnings
 from difflib import get_close_matches
 from types import ModuleType
+from typing import Literal
 
 import gymnasium
 import numpy as np
@@ -21,14 +22,27 @@ from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.rendering import choose_gl
 from qttdm.common.environments.task_env import RawTask, TaskEnv
+from qttdm.common.extras import missing, need
 
 FAMILIES = ("dmc", "metaworld", "gym")
 """Each is a module here with `names() -> list[str]` and `make(name) -> RawTask`."""
+OPTIONAL: tuple[Literal["dmc", "metaworld"], ...] = ("dmc", "metaworld")
+"""those that are extras, each of the family's name"""
 
 
 def list_tasks() -> list[str]:
-    """List every dmc and metaworld task. `gym/ID` is any registered environment with bounded Box actions."""
-    return [f"{family}/{name}" for family in ("dmc", "metaworld") for name in _load(family).names()]
+    """List every dmc and metaworld task, of those that are installed.
+
+    `gym/ID` is any registered environment with bounded Box actions.
+    """
+    return [f"{family}/{name}" for family in OPTIONAL if not missing(family) for name in _load(family).names()]
+
+
+def need_family(task: str) -> None:
+    """Check that the packages of the task's family are installed. ConfigError naming their extra."""
+    for family in OPTIONAL:
+        if task.startswith(f"{family}/"):
+            need(family, task)
 
 
 def make_env(task: str, config: EnvConfig, with_state: bool = False) -> TaskEnv:
@@ -55,6 +69,7 @@ def _load(family: str) -> ModuleType:
 
 def _resolve(task: str) -> tuple[ModuleType, str]:
     """Find the family's module and the name within it; ConfigError naming the nearest tasks if there is none."""
+    need_family(task)
     family, slash, name = task.partition("/")
     if not slash or family not in FAMILIES:
         raise _unknown(task, list_tasks())

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
+import warnings
 from functools import cache
 
 from qttdm.common.config import ConfigError
+
+WINDOW = ("glfw", "on", "enable", "enabled", "true", "1")
+OFF = ("off", "disable", "disabled", "false", "0")
+"""values of MUJOCO_GL that MuJoCo and dm_control both understand, besides egl and osmesa"""
 
 
 class RenderError(RuntimeError):
@@ -19,11 +25,18 @@ def choose_gl() -> None:
     """Settle MUJOCO_GL, once and before dm_control is imported: EGL on Linux where it loads, no rendering elsewhere.
 
     A value the user set is kept. macOS and Windows are left alone: MuJoCo's own choice works there.
-    Raises ConfigError when the user asked for egl or osmesa and it does not load.
+    Raises ConfigError when the user asked for what there is not, or what does not load here.
     """
     wanted = os.environ.get("MUJOCO_GL") or None
-    if sys.platform != "linux" or wanted not in (None, "egl", "osmesa"):
+    if sys.platform != "linux" or wanted in OFF or importlib.util.find_spec("mujoco") is None:
         return
+    if wanted in WINDOW:
+        _check_window(wanted)
+        return
+    if wanted not in (None, "egl", "osmesa"):
+        raise ConfigError(
+            f"MUJOCO_GL={wanted}: there is none of that name; want egl, osmesa, glfw (with a display), or disabled"
+        )
     backend = wanted or "egl"
     # MuJoCo and dm_control load it as they are imported, and fail as a whole without it: try it apart from them.
     os.environ["MUJOCO_GL"] = "disabled"
@@ -38,6 +51,21 @@ def choose_gl() -> None:
             ) from error
     else:
         os.environ["MUJOCO_GL"] = backend
+
+
+def _check_window(wanted: str) -> None:
+    """Raise ConfigError unless a window can be opened: MuJoCo and dm_control only notice when they draw."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in which the library says what failed
+        try:
+            works = bool(importlib.import_module("glfw").init())
+        except Exception:  # a missing library surfaces as ImportError or OSError
+            works = False
+    if not works:
+        raise ConfigError(
+            f"MUJOCO_GL={wanted} opens a window, and there is no display here; want MUJOCO_GL=egl or osmesa, which "
+            "need none, or MUJOCO_GL=disabled to train without rendering"
+        )
 
 
 def gl_error(error: Exception) -> RenderError:

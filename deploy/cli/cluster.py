@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cyclopts import App, Parameter
 
-from qttdm.common.config import ConfigError
-from qttdm.common.run_dir import RunDir
+from qttdm.common.config import ConfigError, dump_config
+from qttdm.common.disk import replace_file
+from qttdm.common.run_dir import RunDir, named_after
 from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, seed_list, stopping
 from qttdm.deploy.cluster.auth import choose_mode
 
@@ -96,10 +97,19 @@ def train(
 
 
 @cluster.command
-def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = False, detach: Detach = False) -> None:
+def resume(
+    name: Name,
+    /,
+    *,
+    runs_dir: RunsDir = RUNS,
+    env_steps: Count | None = None,
+    accept_losses: bool = False,
+    detach: Detach = False,
+) -> None:
     """Go on with a run that was stopped or died: every seed that is not finished, from its last checkpoint.
 
     Args:
+        env_steps: train each seed until so many, also those that are finished
         accept_losses: also if the replay lost episodes that the checkpoints count on
     """
     choose_mode()
@@ -109,7 +119,7 @@ def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = Fal
     from qttdm.deploy.cluster.preflight import check_nodes, check_resources
     from qttdm.deploy.configs.run_config import check_cluster
 
-    seeds = old_seeds(directory)
+    seeds = old_seeds(directory, env_steps)
     for seed in seeds:
         check_cluster(seed.config, seed.spec)  # config.yaml may have been edited
         seed.accept_losses = accept_losses
@@ -120,6 +130,9 @@ def resume(name: Name, /, *, runs_dir: RunsDir = RUNS, accept_losses: bool = Fal
         check_nodes(directory)
         print(f"goes on with seeds {', '.join(str(seed.config.seed) for seed in left)}: {directory}")
         print(room)
+    if env_steps is not None:
+        for seed in seeds:
+            replace_file(seed.run_dir.config_path, dump_config(seed.config).encode())
     if detach:
         submit(directory, *["--accept-losses"] * accept_losses)
     else:
@@ -157,12 +170,14 @@ def stop(name: Name, /) -> None:
 
 def new_directory(runs_dir: Path, name: str | None, task: str) -> Path:
     """Choose a new run's directory, without making it. ConfigError if it cannot be made."""
-    name = f"{task.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}" if name is None else name
+    name = f"{named_after(task)}-{time.strftime('%Y%m%d-%H%M%S')}" if name is None else name
     if not name.strip() or "/" in name or name.startswith("."):
         raise ConfigError(f"--name {name}: want a plain name, such as walker-1; it becomes a directory")
     directory = (runs_dir / name).absolute()
     if directory.exists():
-        raise ConfigError(f"{directory}: exists; choose another --name, or go on with it: qttdm cluster resume {name}")
+        is_run = any(directory.glob("config.yaml")) or any(directory.glob("seed-*/config.yaml"))
+        go_on = f", or go on with it: qttdm cluster resume {name}" if is_run else ""
+        raise ConfigError(f"{directory}: exists; choose another --name{go_on}")
     there = next(path for path in directory.parents if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The door: `qttdm train | eval | serve | plot | report | board | top | tasks | config | suite | cluster`.
+"""The door: `qttdm train | eval | serve | plot | report | board | top | monitor | tasks | config | suite | cluster`.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -10,12 +10,14 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App, Parameter
 
 from qttdm.common.config import ConfigError, commented_yaml
+from qttdm.common.extras import missing, need
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.cluster import cluster
 from qttdm.deploy.cli.options import (
@@ -23,6 +25,7 @@ from qttdm.deploy.cli.options import (
     Count,
     Metrics,
     Overrides,
+    Port,
     Positive,
     RunPath,
     Seed,
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
 app = App(
     "qttdm",
     help="QT-TDM: planning with a Transformer Dynamics Model and a Q-Transformer",
-    version_flags=(),
+    version=lambda: f"qttdm {version('qttdm')}",
+    version_flags=("--version",),
     help_format="plaintext",
     default_parameter=Parameter(negative=(), allow_repeating=True),
 )
@@ -67,7 +71,7 @@ def train(
     Args:
         seed: every random stream derives from it
         run_dir: default: runs/<task>-<time>; must not exist
-        resume: go on with this run from its newest checkpoint
+        resume: go on with this run from its newest checkpoint; with --env-steps, until so many
         max_minutes: end cleanly after so long
     """
     from qttdm.common.metrics.sinks import check_sinks
@@ -86,12 +90,16 @@ def train(
         return exporter.of_run(directory.name, config.seed, config.task, state) if exporter else silent(config)
 
     if resume:
-        given = [n for n, v in {**vars(settings), "seed": seed, "run_dir": run_dir}.items() if v not in (None, ())]
+        others = {**vars(settings), "env_steps": None, "seed": seed, "run_dir": run_dir}
+        given = [n for n, v in others.items() if v not in (None, ())]
         if given:
             option = given[0].replace("_", "-")
-            raise ConfigError(f"--resume goes on with the run as it was configured; it cannot take --{option}")
+            raise ConfigError(
+                f"--resume goes on with the run as it was configured, with more --env-steps if given; it cannot take "
+                f"--{option}"
+            )
         directory = RunDir.open(resume)
-        start = partial(resume_run, directory, telemetry_of)
+        start = partial(resume_run, directory, telemetry_of, settings.env_steps)
     else:
         config = settings.load(seed)
         choose_device(config.device)
@@ -112,6 +120,8 @@ def train(
         if stopped():
             print(f"saved; go on with: qttdm train --resume {directory.path}")
         else:
+            if not local.loop.finished:  # the time was up
+                print(f"{c.training.env_steps:,} steps were wanted; go on with: qttdm train --resume {directory.path}")
             print(plot_runs([directory.path], directory.curve_path))
             print(f"curve: {directory.curve_path}")
 
@@ -173,6 +183,7 @@ def serve(
         tls_cert: encrypt, with this certificate (PEM)
         tls_key: and this key (PEM)
     """
+    need("serve", "qttdm serve")
     from qttdm.deploy.runs import serve
 
     serve.run(run, overrides.set, host, port, token_file, tls_cert, tls_key, watch, overrides.planner)
@@ -240,17 +251,42 @@ def top(*, url: str = "http://127.0.0.1:9108/metrics", once: bool = False) -> No
         url: the cluster's exporter
         once: print it once; so it does where there is no terminal
     """
+    need("monitor", "qttdm top")
     from qttdm.deploy.screens.top import top
 
     top(url, once)
 
 
 @app.command
+def monitor(
+    *,
+    target: str = "127.0.0.1:9108",
+    data: Path = Path("runs/.monitor"),
+    ray: Path = Path("/tmp/ray"),
+    prometheus_port: Port = 9090,
+    grafana_port: Port = 3000,
+) -> None:
+    """Run Prometheus and Grafana on this machine, with the dashboards ready to look at, until Ctrl-C.
+
+    Args:
+        target: HOST:PORT of the exporter, as cluster.metrics_port
+        data: where measurements and logs are kept
+        ray: Ray's --temp-dir
+    """
+    from qttdm.deploy.monitoring.monitor import Options, run
+
+    run(Options(target, data.absolute(), ray.absolute(), prometheus_port, grafana_port))
+
+
+@app.command
 def tasks() -> None:
     """List the tasks, one a line."""
-    from qttdm.common.environments.make import list_tasks
+    from qttdm.common.environments.make import OPTIONAL, list_tasks
 
     print(*list_tasks(), sep="\n")
+    for family in OPTIONAL:
+        if missing(family):
+            print(f"{family}/..: pip install 'qttdm[{family}]'")
     print("gym/<id>: any Gymnasium environment with a bounded Box of actions in one row, such as gym/Pendulum-v1")
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
 
-from qttdm.common.config import ConfigError
+from qttdm.common.config import ConfigError, read_yaml
+from qttdm.common.extras import need
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
 
 
 def whole(_: Any, tokens: Sequence[Token]) -> int:
-    """Convert strictly: cyclopts rounds 1.5."""
-    if not tokens[0].value.removeprefix("-").isdecimal():
+    """Convert as a page of settings does, so that 1e5 and 100_000 are numbers; cyclopts would round 1.5."""
+    try:
+        number = read_yaml(tokens[0].value, "")
+    except ConfigError:
+        number = None
+    if type(number) is not int:
         raise ValueError(f"got {tokens[0].value!r}, want a whole number")
-    return int(tokens[0].value)
+    return number
 
 
 def seed_list(text: str) -> list[int]:
@@ -107,6 +112,7 @@ class Metrics:
         """Serve as asked for. ConfigError if that is not possible, before anything else is done."""
         if self.metrics_port is None:
             return None
+        need("monitor", "--metrics-port")
         from qttdm.deploy.monitoring.exporter import serve
         from qttdm.deploy.monitoring.local_exporter import LocalExporter
 

@@ -51,10 +51,12 @@ class SuiteSettings(Overrides):
 
     def configs(self) -> list[RunConfig]:
         """Resolve the configuration of each run, all tasks of the first seed first. ConfigError."""
-        from qttdm.common.environments.make import list_tasks
+        from qttdm.common.environments.make import list_tasks, need_family
 
         usual = (SCREENING, "10,11", 50_000) if self.screening else (TASKS, "0,1,2", 100_000)
         tasks, known = self.tasks.split(",") if self.tasks else usual[0], list_tasks()
+        for task in tasks:
+            need_family(task)
         if wrong := [task for task in tasks if task not in known]:
             raise ConfigError(f"--tasks: there is no {wrong[0]!r} in dmc/ or metaworld/; `qttdm tasks` lists them")
         if len({*tasks}) < len(tasks):

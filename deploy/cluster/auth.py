@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from qttdm.common.config import ConfigError
+from qttdm.common.extras import need
 
 WANT_TOKEN = "want the cluster's in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
 
@@ -17,8 +18,10 @@ WANT_TOKEN = "want the cluster's in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TO
 def choose_mode() -> None:
     """Set RAY_AUTH_MODE, unless it is given: `token` where there is one, else `disabled`. Call before importing Ray.
 
-    ConfigError for token mode without a token, which ends Ray's own code with a stack trace.
+    ConfigError where Ray is not installed, and for token mode without a token, which ends Ray's own code with a stack
+    trace.
     """
+    need("cluster", "a cluster")
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token() else "disabled")
     if mode == "token" and not has_token():
         raise ConfigError(f"RAY_AUTH_MODE=token, but there is no cluster token here: {WANT_TOKEN}")

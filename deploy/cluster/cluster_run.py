@@ -19,7 +19,7 @@ from qttdm.common.metrics.watchdog import stacks
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
 from qttdm.deploy.configs.cluster_config import NAMESPACE
-from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.deploy.configs.run_config import RunConfig, with_env_steps
 from qttdm.deploy.runs.build import task_spec
 from qttdm.deploy.runs.machine import machine
 from qttdm.deploy.runs.trained import newest_checkpoint
@@ -130,28 +130,34 @@ def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:
     return seeds
 
 
-def old_seeds(directory: Path) -> list[SeedRun]:
-    """Open the seeds of a run that has been started before, one seed of `qttdm train`; those done are "finished"."""
+def old_seeds(directory: Path, env_steps: int | None = None) -> list[SeedRun]:
+    """Open the seeds of a run that has been started before, one seed of `qttdm train`; those done are "finished".
+
+    env_steps: to train each until; ConfigError if one has had so many already.
+    """
     paths = list(directory.glob("seed-*/config.yaml")) or list(directory.glob("config.yaml"))
     if not paths:
         raise ConfigError(
             f"{directory}: not a run of `qttdm cluster train` or `train` (no config.yaml in it or in seed-*)"
         )
-    return sorted((old_seed(directory.name, path) for path in paths), key=lambda seed: seed.config.seed)
+    return sorted((old_seed(directory.name, path, env_steps) for path in paths), key=lambda seed: seed.config.seed)
 
 
-def old_seed(name: str, path: Path) -> SeedRun:
+def old_seed(name: str, path: Path, env_steps: int | None = None) -> SeedRun:
     """Open one seed by its config.yaml. ConfigError if its replay is spread over another number of shards."""
     config, run_dir = load_config(RunConfig, path), RunDir.open(path.parent)
-    seed = SeedRun(name, config, run_dir, task_spec(config))
-    shards = config.cluster.shards
+    shards, done, ended = config.cluster.shards, 0, False
     had = max(shards, len(list(run_dir.path.glob("replay/shard-*"))))  # at a first start some may not have been made
     if any(run_dir.checkpoints_dir.glob("[0-9]*-step-*")):
         meta = newest_checkpoint(run_dir, blobs=False).meta
         had = len(meta["cursors"])
-        seed.state = "finished" if meta["finished"] else "queued"
+        done, ended = meta["counters"]["env_steps"], meta["finished"]
     if had != shards:
         raise ConfigError(
             f"{path}: got cluster.shards={shards}, but its replay is spread over {had}; the number cannot change"
         )
+    if env_steps is not None:
+        config = with_env_steps(config, env_steps, done, run_dir)
+    seed = SeedRun(name, config, run_dir, task_spec(config))
+    seed.state = "finished" if ended and done >= config.training.env_steps else "queued"
     return seed

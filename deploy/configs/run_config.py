@@ -14,6 +14,7 @@ from qttdm.common.config import Config, ConfigError, load_config, validate
 from qttdm.common.contracts import Agent, TaskSpec
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.metrics.sinks import SinksConfig, check_sinks
+from qttdm.common.run_dir import RunDir
 from qttdm.deploy.agents.registry import AGENTS, OWN, agent_class, section_of
 from qttdm.deploy.configs.cluster_config import ClusterConfig
 from qttdm.learner.schedule import TrainingConfig
@@ -115,6 +116,14 @@ def load_run_config(path: Path, overrides: Sequence[str] = (), planner: str | No
         raise ConfigError(f"--planner {planner}: agent={config.agent} does not plan by kind mppi, which it is for")
     items = [f"{config.section}.planner.{key}={value}" for key, value in PRESETS[planner].items()]
     return load_config(RunConfig, path, overrides=[*items, *overrides], **chosen)
+
+
+def with_env_steps(config: RunConfig, env_steps: int, done: int, run_dir: RunDir) -> RunConfig:
+    """Return the configuration of a run that is to train until `env_steps`; it has had `done`. ConfigError."""
+    if env_steps <= done:
+        raise ConfigError(f"--env-steps {env_steps}: {run_dir.path} has had {done} already; want more than that")
+    training = config.training.model_copy(update={"env_steps": env_steps})
+    return config.model_copy(update={"training": training})
 
 
 def check_fits(config: RunConfig, task: TaskSpec) -> None:

@@ -1,4 +1,4 @@
-"""`make monitor`: run Prometheus and Grafana, with the dashboards ready to look at, until Ctrl-C.
+"""`qttdm monitor`: run Prometheus and Grafana, with the dashboards ready to look at, until Ctrl-C.
 
     processes --> exporter --/metrics--> Prometheus --> Grafana --> a browser     (all on loopback)
 
@@ -8,16 +8,14 @@ missing is said. Without Grafana, Prometheus runs alone: its own page draws any 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -31,9 +29,23 @@ GRAFANA_HOMES = (Path("/usr/share/grafana"), Path("/usr/local/share/grafana"))
 STOP_SECONDS = 30.0  # for a program to end when told to
 
 
-def write_config(options: argparse.Namespace) -> Path:
+@dataclass(frozen=True)
+class Options:
+    """What is watched, and where; folders are absolute."""
+
+    target: str
+    """HOST:PORT of the exporter"""
+    data: Path
+    """for measurements, configuration and logs"""
+    ray: Path
+    """Ray's --temp-dir, where it writes which of its nodes to scrape"""
+    prometheus_port: int
+    grafana_port: int
+
+
+def write_config(options: Options) -> Path:
     """Write deploy/monitoring/prometheus into the data folder, with this exporter and Ray's directory; return where."""
-    folder: Path = options.data / "config"
+    folder = options.data / "config"
     config = yaml.safe_load((HERE / "prometheus" / "prometheus.yml").read_text())
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
     jobs["qttdm"]["static_configs"][0]["targets"] = [options.target]
@@ -57,7 +69,7 @@ def docker_runs() -> bool:
     return True
 
 
-def run_docker(options: argparse.Namespace) -> None:
+def run_docker(options: Options) -> None:
     """Become docker compose, which ends at Ctrl-C or SIGTERM."""
     check_port(options.prometheus_port, "--prometheus-port")
     check_port(options.grafana_port, "--grafana-port")
@@ -72,7 +84,7 @@ def run_docker(options: argparse.Namespace) -> None:
     os.execvpe("docker", ["docker", "compose", "--file", str(COMPOSE), "up"], os.environ | environment)
 
 
-def run_programs(options: argparse.Namespace) -> None:
+def run_programs(options: Options) -> None:
     """Run Prometheus and, if it is there, Grafana from PATH. ConfigError if they cannot be run, or one of them ends."""
     prometheus, grafana = shutil.which("prometheus"), shutil.which("grafana-server")
     if prometheus is None:
@@ -136,7 +148,7 @@ def grafana_home(program: str) -> Path:
     return next((home for home in (beside, *GRAFANA_HOMES) if (home / "conf" / "defaults.ini").exists()), beside)
 
 
-def grafana_environment(options: argparse.Namespace) -> dict[str, str]:
+def grafana_environment(options: Options) -> dict[str, str]:
     """Give Grafana the settings that it has in compose.yml, with this machine's folders."""
     compose = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]["environment"]
     return {name: value for name, value in compose.items() if "$" not in value} | {
@@ -160,7 +172,7 @@ def check_port(port: int, option: str) -> None:
         raise ConfigError(f"monitor: cannot listen at 127.0.0.1:{port} ({reason})") from None
 
 
-def say_where(options: argparse.Namespace, grafana: bool) -> None:
+def say_where(options: Options, grafana: bool) -> None:
     """Print where to look: they are starting."""
     where = f"Prometheus: http://127.0.0.1:{options.prometheus_port}"
     if grafana:
@@ -168,25 +180,6 @@ def say_where(options: argparse.Namespace, grafana: bool) -> None:
     print(f"starting {where}, of {options.target}; data and logs in {options.data}; Ctrl-C ends it", flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and monitor; returns the exit status."""
-    p = argparse.ArgumentParser(
-        prog="python -m qttdm.deploy.monitoring.monitor", description="Prometheus and Grafana, on loopback"
-    )
-    p.add_argument("--target", metavar="HOST:PORT", default="127.0.0.1:9108", help="the exporter: cluster.metrics_port")
-    p.add_argument("--data", metavar="DIR", type=Path, default=Path("runs/.monitor"), help="default: runs/.monitor")
-    p.add_argument("--ray", metavar="DIR", type=Path, default=Path("/tmp/ray"), help="Ray's --temp-dir")
-    p.add_argument("--prometheus-port", metavar="P", type=int, default=9090)
-    p.add_argument("--grafana-port", metavar="P", type=int, default=3000)
-    options = p.parse_args(arguments)
-    options.data, options.ray = options.data.absolute(), options.ray.absolute()
-    try:
-        run_docker(options) if docker_runs() else run_programs(options)
-    except ConfigError as error:
-        print(f"qttdm: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(options: Options) -> None:
+    """Monitor until Ctrl-C. ConfigError if that cannot be, or if a server ends."""
+    run_docker(options) if docker_runs() else run_programs(options)

@@ -26,6 +26,7 @@ from qttdm.actors.evaluator import Evaluator
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.disk import replace_file
 from qttdm.common.environments.rendering import RenderError
 from qttdm.common.metrics.sinks import make_sinks
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
@@ -34,7 +35,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import Weights, read_generation
 from qttdm.deploy.configs.cluster_config import SEED_STATE
-from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.deploy.configs.run_config import RunConfig, with_env_steps
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.build import exploration, make_learner, make_task_env
 from qttdm.deploy.runs.machine import machine
@@ -138,9 +139,10 @@ class LocalRun:
             ended = "stopped"
         except EnvironmentFailure as error:
             self.loop.save()
-            raise EnvironmentFailure(
-                f"{error}; that was {MOST_FAILURES} times in a row; the run is saved, --resume tries other episodes"
-            ) from error
+            advice = "the run is saved, --resume tries other episodes"
+            if self.loop.counters.episodes == 0:
+                advice = "no episode has gone well yet: mend the environment first"
+            raise EnvironmentFailure(f"{error}; that was {MOST_FAILURES} times in a row; {advice}") from error
         if ended == "stopped":
             progress.note("stopped early")
 
@@ -298,13 +300,26 @@ def open_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
     return LocalRun(config, run_dir, newest_checkpoint(run_dir), telemetry_of(config))
 
 
-def resume_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
-    """As `open_run`; a run that was killed before its first checkpoint begins again."""
+def resume_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent, env_steps: int | None = None) -> LocalRun:
+    """As `open_run`; a run that was killed before its first checkpoint begins again.
+
+    env_steps: train until so many, as if the run had been started with it: linear schedules now end there. It is
+    written to config.yaml. ConfigError if the run has had so many already.
+    """
+    config, checkpoint = load_config(RunConfig, run_dir.config_path), None
     if CheckpointStore(run_dir.checkpoints_dir).newest() is None:
         print(f"{run_dir.path}: there is no checkpoint yet, starting from the beginning")
-        config = load_config(RunConfig, run_dir.config_path)
-        return LocalRun(config, run_dir, telemetry=telemetry_of(config))
-    return open_run(run_dir, telemetry_of)
+    else:
+        checkpoint = newest_checkpoint(run_dir)
+    done = checkpoint.meta["counters"]["env_steps"] if checkpoint else 0
+    if env_steps is not None:
+        config = with_env_steps(config, env_steps, done, run_dir)
+    run = LocalRun(config, run_dir, checkpoint, telemetry_of(config))
+    if env_steps is not None:  # not before the run has shown that it can go on
+        replace_file(run_dir.config_path, dump_config(config).encode())
+    elif run.loop.finished:
+        print(f"{run_dir.path}: has had its {done:,} steps; --env-steps {2 * done} would train longer")
+    return run
 
 
 def new_run(config: RunConfig, run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:

@@ -380,6 +380,21 @@ def test_by_default_frames_are_drawn_or_refused_in_words():
     assert all(wanted in line for line in lines), done.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo's own choice is left alone")
+@pytest.mark.parametrize(
+    ("gl", "words"),
+    [
+        ("nonsense", "MUJOCO_GL=nonsense: there is none of that name; want egl, osmesa, glfw (with a display)"),
+        ("glfw", "MUJOCO_GL=glfw opens a window, and there is no display here; want MUJOCO_GL=egl"),
+    ],
+)
+def test_a_way_to_draw_that_there_is_not_is_refused_in_words(gl, words, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    error = draw(gl, "dmc/walker-walk").stderr.splitlines()[-1]
+    assert error.startswith(f"qttdm.common.config.ConfigError: {words}")
+
+
 def test_an_environment_that_draws_nothing_says_so():
     env = make("gym/Toy-v0")
     env.reset(seed=0)

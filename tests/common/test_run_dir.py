@@ -14,6 +14,9 @@ from qttdm.common.run_dir import RunDir
 def test_create_makes_it_once(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "deep" / "run")
     assert run.path.is_dir()
+    with pytest.raises(ConfigError, match=r"exists; choose another --run-dir$"):  # nothing in it to go on with
+        RunDir.create(run.path)
+    run.config_path.touch()
     with pytest.raises(ConfigError, match="exists; choose another --run-dir, or --resume it"):
         RunDir.create(run.path)
     (tmp_path / "file").touch()
@@ -109,3 +112,9 @@ def test_the_seeds_of_a_clusters_run_have_its_name(tmp_path: Path, monkeypatch: 
     assert RunDir(tmp_path / "walk").name == "walk"
     monkeypatch.chdir(tmp_path / "walk" / "seed-0")
     assert RunDir(Path()).name == "walk"
+
+
+def test_no_name_has_a_colon_or_a_slash(tmp_path: Path) -> None:
+    run = RunDir.create_for("gym/my_module:Wind-v0", tmp_path)
+    assert run.path.parent == tmp_path
+    assert run.path.name.startswith("gym-my_module-Wind-v0-2")

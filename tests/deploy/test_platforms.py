@@ -69,7 +69,7 @@ def test_commands_are_ones_that_the_command_line_takes(line):
 def test_the_same_torch_and_ray_everywhere():
     files = [ROOT / "Makefile", DOCKERFILE, RAY_CLUSTER]
     assert len({tuple(set(re.findall(r"torch==([0-9.]+)", path.read_text()))) for path in files}) == 1
-    pinned = next(d for d in PROJECT["project"]["dependencies"] if d.startswith("ray"))
+    pinned = next(d for d in PROJECT["project"]["optional-dependencies"]["cluster"] if d.startswith("ray"))
     assert pinned.endswith("==" + load(RAY_JOB)["spec"]["rayClusterSpec"]["rayVersion"])
 
 
@@ -89,6 +89,15 @@ def test_ray_never_starts_without_a_token():
 
 def test_dockerfile_passes_hadolint():
     assert lint("hadolint", "--no-color", DOCKERFILE) == ""
+
+
+def test_the_image_has_the_dependencies_of_every_extra_but_dev(tmp_path):
+    program = re.search(r'python -c "(.*?)" ', DOCKERFILE.read_text().replace("\\\n", " "))[1]
+    program = program.replace("/src/", f"{ROOT}/")
+    said = subprocess.run(["sh", "-c", f'{sys.executable} -c "{program}"'], capture_output=True, text=True, check=True)
+    names = {re.split(r"[=<>\[]", line)[0] for line in said.stdout.splitlines()}
+    assert {"torch", "ray", "metaworld", "dm_control", "aiohttp", "prometheus-client"} <= names
+    assert not {"qttdm", "pytest"} & names
 
 
 def test_dockerfile_copies_files_that_exist():

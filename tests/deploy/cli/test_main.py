@@ -3,10 +3,12 @@
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -173,7 +175,6 @@ class TestMistakes:
             ["--preset", "debug"],
             ["--agent", "qt"],
             ["--run-dir", "x"],
-            ["--env-steps", "10"],
             ["--planner", "fast"],
             ["--set", "seed=1"],
         ],
@@ -182,6 +183,13 @@ class TestMistakes:
         status, _, err = run_main(capsys, "train", "--resume", trained / "0", *option)
         assert status == 2
         assert f"it cannot take {option[0]}\n" in err
+
+    def test_a_resumed_run_does_not_end_before_where_it_is(self, trained, capsys):
+        before = (trained / "0" / "config.yaml").read_bytes()
+        status, _, err = run_main(capsys, "train", "--resume", trained / "0", "--env-steps", "10")
+        assert status == 2
+        assert re.fullmatch(r"qttdm: --env-steps 10: \S+ has had \d+ already; want more than that\n", err)
+        assert (trained / "0" / "config.yaml").read_bytes() == before
 
     def test_one_process_at_a_time(self, trained, capsys):
         from qttdm.common.run_dir import RunDir
@@ -193,6 +201,23 @@ class TestMistakes:
 
 
 class TestTraining:
+    def test_a_finished_run_trains_longer(self, trained, here, capsys):
+        run = shutil.copytree(trained / "0", here / "run")
+        done = read_metrics(run / "metrics.jsonl")
+        had = done[-1]["env_steps"]
+        status, out, _ = run_main(capsys, "train", "--resume", run)
+        assert (status, f"has had its {had:,} steps; --env-steps {2 * had}" in out) == (0, True)
+        assert run_main(capsys, "train", "--resume", run, "--env-steps", f"{had + 100:_}")[0] == 0
+        lines = read_metrics(run / "metrics.jsonl")
+        assert lines[: len(done)] == done
+        assert lines[-1]["env_steps"] >= had + 100
+        assert lines[-1]["updates"] > done[-1]["updates"]
+        assert load_config(RunConfig, run / "config.yaml").training.env_steps == had + 100
+
+    def test_a_run_whose_time_was_up_says_how_to_go_on(self, here, capsys):
+        _, out, _ = run_main(capsys, *TOY, "--run-dir", "run", "--max-minutes", "0.0001")
+        assert "steps were wanted; go on with: qttdm train --resume run\n" in out
+
     def test_leaves_everything_behind(self, trained):
         run = trained / "0"
         assert {"config.yaml", "metrics.jsonl", "checkpoints", "curve.png"} <= {path.name for path in run.iterdir()}
@@ -345,6 +370,18 @@ class TestEvalAndPlot:
         assert status == 0
         assert (here / "both.png").read_bytes().startswith(b"\x89PNG")
         assert re.search(r"gym/FakePoint-v0 +qt-tdm +2 ", out)
+
+
+@pytest.mark.parametrize("number", ["100000", "1e5", "100_000"])
+@pytest.mark.parametrize("option", ["--env-steps {}", "--set training.env_steps={}"])
+def test_a_number_may_be_written_in_three_ways(option, number, capsys):
+    status, out, _ = run_main(capsys, "config", *option.format(number).split())
+    assert (status, "  env_steps: 100000\n" in out) == (0, True)
+
+
+def test_the_version_also_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "qttdm", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"qttdm {version('qttdm')}\n")
 
 
 def test_tasks_are_listed_one_a_line(capsys):

@@ -1,4 +1,4 @@
-"""`make monitor`: a real Prometheus scrapes a real exporter; stand-ins for Docker and Grafana."""
+"""`qttdm monitor`: a real Prometheus scrapes a real exporter; stand-ins for Docker and Grafana."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def until(condition, what):
 
 
 class Monitor:
-    """`deploy.monitoring.monitor` in a folder of its own, with a PATH on which only the programs named are."""
+    """`qttdm monitor` in a folder of its own, with a PATH on which only the programs named are."""
 
     def __init__(self, folder, programs):
         self.folder, self.ports = folder, (free_port(), free_port())
@@ -85,7 +85,7 @@ class Monitor:
         ports = ["--prometheus-port", str(self.ports[0]), "--grafana-port", str(self.ports[1])]
         data = ["--data", str(self.folder / "data"), "--ray", str(self.folder / "ray")]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "qttdm.deploy.monitoring.monitor", *ports, *data, *arguments],
+            [sys.executable, "-m", "qttdm", "monitor", *ports, *data, *arguments],
             cwd=self.folder,
             env=os.environ | {"PATH": str(self.path), "PYTHONPATH": str(HERE.parents[1])},
             stdout=subprocess.PIPE,

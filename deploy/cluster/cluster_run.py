@@ -20,6 +20,7 @@ from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.build import task_spec
+from qttdm.deploy.runs.saved_task import save_task
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.rows import Row, View, time_left
 
@@ -123,7 +124,9 @@ def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:
     for config in configs:
         run_dir = RunDir.create(directory / f"seed-{config.seed}")
         run_dir.config_path.write_text(dump_config(config))
-        seeds.append(SeedRun(directory.name, config, run_dir, task_spec(config)))
+        spec = task_spec(config)
+        save_task(run_dir, config, spec)
+        seeds.append(SeedRun(directory.name, config, run_dir, spec))
     return seeds
 
 

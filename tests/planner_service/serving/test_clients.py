@@ -87,8 +87,9 @@ def test_the_examples_drive_a_gymnasium_environment_to_the_same_return(tmp_path,
     example = tmp_path / "clients" / name
     source = example.read_text()
     assert source.count(port) == 1
-    info = {**INFO, "task": "gym/Pendulum-v1", "action_repeat": 20}
-    with serving(tiny_policy(action_dim=1), info=info) as it:
+    info = {**INFO, "task": "gym/Pendulum-v1", "action_repeat": 20, "action_bounds": {"low": [-2.0], "high": [2.0]}}
+    units = {"in_units": lambda action: 2 * action}
+    with serving(tiny_policy(action_dim=1), info=info, **units) as it:
         example.write_text(source.replace("7747", str(it.port)))
         own = os.environ | {"PYTHONPATH": str(ROOT)} | (node_options() if name == "drive_node.py" else {})
         ran = subprocess.run([sys.executable, example], capture_output=True, text=True, env=own, timeout=120)

@@ -1,0 +1,100 @@
+"""`qttdm export`: the Q-Transformer's greedy action as one graph, for programs without this package.
+
+observations float32 [B, M], the task's units --QT, dimension by dimension--> bins --> actions float32 [B, N], its units
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qttdm.common.config import ConfigError
+from qttdm.common.contracts import TaskSpec
+from qttdm.common.models.qt import QT
+from qttdm.deploy.runs.trained import TrainedAgent
+from qttdm.planner_service.policies.greedy import GreedyPolicy, greedy_beside
+
+Format = Literal["onnx", "torch-export"]
+SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}
+TOLERANCE = 1e-5
+"""of the largest action: how far the exported graph may be from the original"""
+CHECKED = 256
+"""observations on which they are compared"""
+
+
+class GreedyGraph(nn.Module):
+    """QT.choose, from the task's units to its units, without the cache that a graph cannot hold."""
+
+    def __init__(self, qt: QT, task: TaskSpec) -> None:
+        super().__init__()
+        self.qt = qt
+        low, high = task.action_bounds or ([-1.0] * task.action_dim, [1.0] * task.action_dim)
+        self.register_buffer("low", torch.tensor(low))
+        self.register_buffer("high", torch.tensor(high))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Act: [B, M] -> [B, N]."""
+        actions = observations[:, :0]  # [B, 0]
+        for _ in range(self.qt.action_dim):
+            first, second = self.qt(observations, actions)[:, :, -1].unbind()  # [B, K] each
+            best = torch.lerp(first, second, 0.5).argmax(dim=-1, keepdim=True)  # [B, 1]
+            actions = torch.cat([actions, self.qt.tokenizer.decode(best)], dim=1)
+        return self.low + (self.high - self.low) * (0.5 * (actions + 1.0))
+
+
+def export(agent: TrainedAgent, form: Format, out: Path) -> float:
+    """Write the graph and compare it with the policy; returns the largest difference, in the task's units.
+
+    ConfigError, before anything is written, for an agent without a greedy policy and for packages that are missing.
+    """
+    policy = agent.policy if isinstance(agent.policy, GreedyPolicy) else greedy_beside(agent.policy)
+    if policy is None or not isinstance(policy.value_function, QT):
+        raise ConfigError(f"agent={agent.config.agent} has no policy without a planner; want a run of qt or qt-tdm")
+    if form == "onnx":
+        _want_packages()
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}; make it, or choose another --out")
+    graph = GreedyGraph(policy.value_function, agent.spec).cpu().eval()
+    shown = np.random.default_rng(0).standard_normal((CHECKED, agent.spec.obs_dim)).astype(np.float32)
+    decided = policy.decide([policy.start(0, 0.0)] * CHECKED, {"observations": shown})
+    want = agent.spec.in_units(decided.actions)
+    got = _write(graph, form, out, shown)
+    return float(np.abs(got - want).max())
+
+
+def _write(graph: GreedyGraph, form: Format, out: Path, shown: np.ndarray) -> np.ndarray:
+    """Write the graph, read it back and let it act: observations [B, M] -> actions [B, N]."""
+    batch = {"observations": {0: torch.export.Dim("batch", min=1)}}
+    example = (torch.from_numpy(shown[:2]),)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.export.export(graph, example, dynamic_shapes=batch)
+        if form == "torch-export":
+            torch.export.save(program, out)
+            result: np.ndarray = torch.export.load(out).module()(torch.from_numpy(shown)).numpy()
+            return result
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        names = {"input_names": ["observations"], "output_names": ["actions"]}
+        torch.onnx.export(program, f=out, dynamo=True, external_data=False, verbose=False, **names)
+    session = importlib.import_module("onnxruntime").InferenceSession(out, providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(["actions"], {"observations": shown})[0]
+    return found
+
+
+def _want_packages() -> None:
+    """Raise ConfigError naming the packages that are missing."""
+    missing = []
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'qttdm[export]'")

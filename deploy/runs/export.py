@@ -24,13 +24,20 @@ from qttdm.planner_service.policies.greedy import GreedyPolicy, greedy_beside
 Format = Literal["onnx", "torch-export"]
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-5
-"""of the largest action: how far the exported graph may be from the original"""
+"""how far the exported graph may be from the original: in the task's units, or of the largest bound if over 1"""
 CHECKED = 256
 """observations on which they are compared"""
 
 
+class ExportError(RuntimeError):
+    """The exported graph is not the policy."""
+
+
 class GreedyGraph(nn.Module):
     """QT.choose, from the task's units to its units, without the cache that a graph cannot hold."""
+
+    low: Tensor
+    high: Tensor
 
     def __init__(self, qt: QT, task: TaskSpec) -> None:
         super().__init__()
@@ -52,7 +59,8 @@ class GreedyGraph(nn.Module):
 def export(agent: TrainedAgent, form: Format, out: Path) -> float:
     """Write the graph and compare it with the policy; returns the largest difference, in the task's units.
 
-    ConfigError, before anything is written, for an agent without a greedy policy and for packages that are missing.
+    ExportError if that is more than rounding; nothing is left then. ConfigError, before anything is written, for an
+    agent without a greedy policy and for packages that are missing.
     """
     policy = agent.policy if isinstance(agent.policy, GreedyPolicy) else greedy_beside(agent.policy)
     if policy is None or not isinstance(policy.value_function, QT):
@@ -66,7 +74,11 @@ def export(agent: TrainedAgent, form: Format, out: Path) -> float:
     decided = policy.decide([policy.start(0, 0.0)] * CHECKED, {"observations": shown})
     want = agent.spec.in_units(decided.actions)
     got = _write(graph, form, out, shown)
-    return float(np.abs(got - want).max())
+    difference = float(np.abs(got - want).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(agent.spec.action_bounds or 1.0).max())):
+        out.unlink()
+        raise ExportError(f"{out}: the graph acts otherwise than the original, by {difference:.1e}; it is not kept")
+    return difference
 
 
 def _write(graph: GreedyGraph, form: Format, out: Path, shown: np.ndarray) -> np.ndarray:
@@ -80,9 +92,8 @@ def _write(graph: GreedyGraph, form: Format, out: Path, shown: np.ndarray) -> np
             torch.export.save(program, out)
             result: np.ndarray = torch.export.load(out).module()(torch.from_numpy(shown)).numpy()
             return result
-        logging.getLogger("onnxscript").setLevel(logging.ERROR)
-        names = {"input_names": ["observations"], "output_names": ["actions"]}
-        torch.onnx.export(program, f=out, dynamo=True, external_data=False, verbose=False, **names)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which has nothing to do here
+        torch.onnx.export(program, f=out, dynamo=True, external_data=False, verbose=False, output_names=["actions"])
     session = importlib.import_module("onnxruntime").InferenceSession(out, providers=["CPUExecutionProvider"])
     found: np.ndarray = session.run(["actions"], {"observations": shown})[0]
     return found

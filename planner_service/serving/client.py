@@ -88,7 +88,7 @@ class Client:
     def act(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Decide for each request: a map of `episode`, `step`, `observations` (arrays by name, or the only one), ..
 
-        Returns a result for each: a map with `action`, float32 [N] in the task's units or int64 [N], or one with `error`.
+        Returns a result for each: a map with `action`, float32 [N] in the task's units or int64 [N], or with `error`.
         """
         sent = [{**request, "observations": self._pack(request["observations"])} for request in requests]
         results: list[dict[str, Any]] = self.call("act", requests=sent)["results"]

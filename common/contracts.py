@@ -50,6 +50,24 @@ class TaskSpec:
     """FAMILY/NAME"""
     simulator_state: int = 0
     """length of the observation `simulator_state`, the whole state of the simulator; 0: the suite cannot give it"""
+    action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """lowest and highest of each number of an action, in the task's own units, N each; None: -1 and 1"""
+    observation_parts: tuple[tuple[str, int], ...] = ()
+    """name and length of each part of the observation, in their order; (): not known"""
+    step_seconds: float | None = None
+    """of one simulator step, in the task's time; None: not known"""
+
+    @property
+    def decision_seconds(self) -> float | None:
+        """Time from one decision to the next; None: not known."""
+        return None if self.step_seconds is None else self.action_repeat * self.step_seconds
+
+    def in_units(self, actions: np.ndarray) -> np.ndarray:
+        """Bring actions in [-1, 1], float32 [.., N], to the task's own units; the same shape and dtype."""
+        if self.action_bounds is None:
+            return actions
+        low, high = np.asarray(self.action_bounds)  # [N], float64: -1 and 1 change nothing
+        return np.clip(low + (high - low) * (actions.astype(np.float64) + 1.0) / 2.0, low, high).astype(actions.dtype)
 
     @property
     def episode_decisions(self) -> int:

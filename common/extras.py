@@ -10,7 +10,7 @@ from typing import Literal
 
 from qttdm.common.config import ConfigError
 
-Extra = Literal["dmc", "metaworld", "cluster", "serve", "monitor"]
+Extra = Literal["dmc", "metaworld", "cluster", "serve", "monitor", "report", "export"]
 
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "dmc": ("dm_control", "mujoco"),
@@ -18,6 +18,8 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
     "cluster": ("ray", "grpc", "prometheus_client"),
     "serve": ("aiohttp", "websockets", "prometheus_client"),
     "monitor": ("prometheus_client",),
+    "report": ("plotly", "tensorboard"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
 }
 """what is imported of each"""
 

@@ -82,6 +82,11 @@ class RunDir:
         return self.path / "machine.json"
 
     @property
+    def task_path(self) -> Path:
+        """What the run's task is like, as `deploy/runs/saved_task.py` writes it."""
+        return self.path / "task.json"
+
+    @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 

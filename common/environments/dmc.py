@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import cache, cached_property
 from typing import Any
 
@@ -47,7 +48,14 @@ def make(name: str) -> RawTask:
     env = _load(name)
     terminates = type(env.task).get_termination is not control.Task.get_termination
     made = DmcEnv(env, name)
-    return RawTask(made, EPISODE_STEPS, terminates, has_success=False, simulator_state=made.state_size())
+    return RawTask(
+        made,
+        EPISODE_STEPS,
+        terminates,
+        has_success=False,
+        simulator_state=made.state_size(),
+        observation_parts=made.parts(),
+    )
 
 
 def _load(name: str) -> control.Environment:
@@ -86,6 +94,18 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         terminated = step.last() and step.discount == 0.0
         observation = step.observation[control.FLAT_OBSERVATION_KEY]
         return observation, float(step.reward), terminated, step.last() and not terminated, {}
+
+    @property
+    def dt(self) -> float:
+        """Seconds of one control step, under the name that Gymnasium's environments give it."""
+        return float(self._env.control_timestep())
+
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """List the names and lengths of what the flat observation is made of, in its order."""
+        shown = self._env.task.get_observation(self._env.physics)
+        # dm_control flattens an OrderedDict as it stands, and any other sorted.
+        names = shown if isinstance(shown, OrderedDict) else sorted(shown)
+        return tuple((name, int(np.size(shown[name]))) for name in names)
 
     def state_size(self) -> int:
         """Return length of `simulator_state`; 0 if that is too long to keep."""

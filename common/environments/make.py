@@ -96,7 +96,9 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
         raise ConfigError(f"{task} has no time limit of its own: set episode_steps")
     limited = wrappers.TimeLimit(raw.env, max_episode_steps=episode_steps)
     flat = wrappers.DtypeObservation(wrappers.FlattenObservation(limited), np.float32)
-    one = np.ones(spaces.flatdim(raw.env.action_space), dtype=np.float32)  # [N]
+    action = raw.env.action_space
+    assert isinstance(action, spaces.Box), action
+    one = np.ones(spaces.flatdim(action), dtype=np.float32)  # [N]
     scaled = wrappers.RescaleAction(flat, min_action=-one, max_action=one)
     spec = TaskSpec(
         obs_dim=spaces.flatdim(flat.observation_space),
@@ -107,8 +109,22 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
         has_success=raw.has_success,
         name=task,
         simulator_state=raw.simulator_state,
+        action_bounds=(tuple(map(float, action.low)), tuple(map(float, action.high))),
+        observation_parts=raw.observation_parts or _parts(raw.env.observation_space),
+        step_seconds=_step_seconds(raw.env),
     )
     return TaskEnv(scaled, spec, with_state)
+
+
+def _parts(space: spaces.Space) -> tuple[tuple[str, int], ...]:
+    """List a Dict's keys and their lengths once flat; () for other spaces."""
+    return tuple((str(k), spaces.flatdim(s)) for k, s in space.items()) if isinstance(space, spaces.Dict) else ()
+
+
+def _step_seconds(env: gymnasium.Env) -> float | None:
+    """Read `dt`, which MuJoCo's and some other environments have; frames per second are only how fast to play them."""
+    seconds = getattr(env.unwrapped, "dt", None)
+    return float(seconds) if isinstance(seconds, int | float) and 0 < seconds < float("inf") else None
 
 
 def _check_spaces(task: str, env: gymnasium.Env) -> None:

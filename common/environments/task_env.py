@@ -27,6 +27,8 @@ class RawTask:
     has_success: bool
     simulator_state: int = 0
     """As TaskSpec has it."""
+    observation_parts: tuple[tuple[str, int], ...] = ()
+    """As TaskSpec has it; a Dict space's are found without."""
 
 
 class TaskEnv(gymnasium.Wrapper[Array, Array, Array, Array]):

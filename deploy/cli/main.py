@@ -1,4 +1,6 @@
-"""The door: `qttdm train | eval | serve | plot | report | board | top | monitor | tasks | config | suite | cluster`.
+"""The door: qttdm COMMAND.
+
+train | eval | serve | export | plot | report | board | top | monitor | tasks | config | suite | cluster.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -27,6 +29,7 @@ from qttdm.deploy.cli.options import (
     Overrides,
     Port,
     Positive,
+    RunFailed,
     RunPath,
     Seed,
     Settings,
@@ -128,18 +131,29 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    run: RunPath | None = None, /, *, episodes: Count = 10, video: bool = False, choice: Choice = Choice()
+    run: RunPath | None = None,
+    /,
+    *,
+    episodes: Count = 10,
+    video: bool = False,
+    policy_only: bool = False,
+    choice: Choice = Choice(),
 ) -> None:
     """Evaluate a run's newest checkpoint, or the one named; or, without a run, an agent that needs no training.
 
     Args:
         episodes: how many
         video: film the first episode
+        policy_only: no simulator: act on 100 random observations, to see that it works here and how fast
     """
     from qttdm.deploy.runs.acting import agent_without_training
     from qttdm.deploy.runs.trained import TrainedAgent
     from qttdm.deploy.screens.video import write_video
 
+    if policy_only and video:
+        raise ConfigError("--video films a simulator, and --policy-only has none; give one of the two")
+    if policy_only and run is None:
+        raise ConfigError("--policy-only acts with trained networks: name a run")
     if run is None:
         agent, video_path = agent_without_training(choice.load()), Path("eval.mp4")
     else:
@@ -148,6 +162,16 @@ def evaluate(
                 raise ConfigError(f"--{option}: {run} has its own; leave out one of the two")
         agent = trained = TrainedAgent(run, choice.set, choice.planner)
         video_path = trained.run_dir.video_path
+    if policy_only:
+        from qttdm.deploy.runs.dry_run import dry_run
+
+        actions, ms = dry_run(agent, 100)
+        least, most = actions.min(axis=0).tolist(), actions.max(axis=0).tolist()
+        print(f"100 decisions on random observations: {sorted(ms)[50]:.1f} ms each, slowest {ms.max():.1f} ms")
+        print(
+            f"actions from {[round(x, 3) for x in least]} to {[round(x, 3) for x in most]}; nothing is said of returns"
+        )
+        return
     started = time.monotonic()
     result = agent.evaluate(episodes)
     for i, episode_return in enumerate(result.returns):
@@ -187,6 +211,35 @@ def serve(
     from qttdm.deploy.runs import serve
 
     serve.run(run, overrides.set, host, port, token_file, tls_cert, tls_key, watch, overrides.planner)
+
+
+@app.command
+def export(
+    run: RunPath,
+    /,
+    *,
+    format: Literal["onnx", "torch-export"] = "onnx",
+    out: Path | None = None,
+    overrides: Overrides = Overrides(),
+) -> None:
+    """Write a run's policy without its planner as one graph: observations [B, M] to actions [B, N]: docs/robot.md.
+
+    Args:
+        format: for ONNX Runtime, or for torch.export.load
+        out: default: policy.onnx or policy.pt2 in the run
+    """
+    from qttdm.deploy.runs.export import SUFFIX, ExportError, export
+    from qttdm.deploy.runs.trained import TrainedAgent
+
+    agent = TrainedAgent(run, overrides.set, overrides.planner)
+    path = out or agent.run_dir.path / f"policy{SUFFIX[format]}"
+    try:
+        difference = export(agent, format, path)
+    except ExportError as error:
+        raise RunFailed(error) from None
+    if agent.config.agent != "qt":
+        print(f"this is the policy without the planner: {agent.config.agent}'s Q-Transformer alone, acting greedily")
+    print(f"{path}: equal to the original to {difference:.1e}, in the task's units")
 
 
 @app.command
@@ -232,11 +285,9 @@ def board(directory: Path = Path("runs"), /, *, port: Seed = 6006) -> None:
         directory: where the runs are
         port: of this machine; 0 takes any that is free
     """
-    import importlib.util
     import os
 
-    if importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("board: the package is not installed; want: pip install tensorboard")
+    need("report", "qttdm board")
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such directory; train first, or name the one that holds the runs")
     program = [sys.executable, "-m", "tensorboard.main", "--logdir", str(directory), "--port", str(port)]

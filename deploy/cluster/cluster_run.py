@@ -22,6 +22,7 @@ from qttdm.deploy.configs.cluster_config import NAMESPACE
 from qttdm.deploy.configs.run_config import RunConfig, with_env_steps
 from qttdm.deploy.runs.build import task_spec
 from qttdm.deploy.runs.machine import machine
+from qttdm.deploy.runs.saved_task import save_task
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.rows import Row, View, time_left
 
@@ -126,7 +127,9 @@ def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:
         run_dir = RunDir.create(directory / f"seed-{config.seed}")
         run_dir.config_path.write_text(dump_config(config))
         run_dir.machine_path.write_text(json.dumps(machine()))
-        seeds.append(SeedRun(directory.name, config, run_dir, task_spec(config)))
+        spec = task_spec(config)
+        save_task(run_dir, config, spec)
+        seeds.append(SeedRun(directory.name, config, run_dir, spec))
     return seeds
 
 

@@ -9,6 +9,7 @@ import torch
 
 from qttdm.actors.evaluation import Evaluation, evaluate, film
 from qttdm.common.config import ConfigError
+from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.deploy.configs.run_config import RunConfig, check_fits
 from qttdm.deploy.runs.build import choose_device, make_policy, make_task_env, task_spec
@@ -18,13 +19,16 @@ from qttdm.deploy.screens.video import captioned
 class ActingAgent:
     """A policy and its environments."""
 
-    def __init__(self, config: RunConfig) -> None:
-        """ConfigError if the settings do not fit together or to the task. Sets torch's number of threads."""
+    def __init__(self, config: RunConfig, spec: TaskSpec | None = None) -> None:
+        """spec: the task's; None: an environment is made, and asked.
+
+        ConfigError if the settings do not fit together or to the task. Sets torch's number of threads.
+        """
         self.config = config
         self.device = choose_device(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.spec = task_spec(config)
+        self.spec = spec or task_spec(config)
         check_fits(config, self.spec)
         self.agent = config.make_agent(self.spec)
         self.data = self.agent.data

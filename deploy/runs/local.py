@@ -39,6 +39,7 @@ from qttdm.deploy.configs.run_config import RunConfig, with_env_steps
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.build import exploration, make_learner, make_task_env
 from qttdm.deploy.runs.machine import machine
+from qttdm.deploy.runs.saved_task import save_task
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
 from qttdm.deploy.screens.video import VideoError, write_video
@@ -76,6 +77,7 @@ class LocalRun:
         """A fresh run, or the continuation of one. ConfigError if the settings do not fit together or to the task."""
         self.config, self.run_dir, self.telemetry = config, run_dir, telemetry
         self.agent = ActingAgent(config)
+        save_task(run_dir, config, self.agent.spec)
         self.device = self.agent.device
         torch.manual_seed(derive_seed(config.seed, "learner"))
         self.learner = make_learner(config, self.agent.spec, self.device)

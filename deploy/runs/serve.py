@@ -14,6 +14,7 @@ import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -21,6 +22,7 @@ from qttdm.common.checkpoint import CheckpointError
 from qttdm.common.config import Config, ConfigError, merge, parse_overrides, validate
 from qttdm.deploy.monitoring.local_exporter import LocalExporter
 from qttdm.deploy.runs.trained import TrainedAgent
+from qttdm.planner_service.serving.calls import same
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 
@@ -73,6 +75,22 @@ def make_tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | Non
     return context
 
 
+def describe(agent: TrainedAgent) -> dict[str, Any]:
+    """Say what `info` says of the agent and its task, beside data and weights."""
+    spec = agent.spec
+    low, high = spec.action_bounds or ([-1.0] * spec.action_dim, [1.0] * spec.action_dim)
+    bounds = None if agent.data.choices is not None else {"low": list(low), "high": list(high)}
+    return {
+        "task": agent.config.task,
+        "agent": agent.config.agent,
+        "action_bounds": bounds,
+        "observation_parts": [{"name": name, "size": size} for name, size in spec.observation_parts],
+        "action_repeat": spec.action_repeat,
+        "decision_seconds": spec.decision_seconds,
+        "discount": agent.data.discount,
+    }
+
+
 async def serve(
     agent: TrainedAgent,
     config: ServeConfig,
@@ -85,13 +103,8 @@ async def serve(
     metrics = LocalExporter()
     telemetry = metrics.of_run(agent.run_dir.name, c.seed, c.task)("planner", 0)
     service = PlannerService(config.service, agent.policy, agent.data, telemetry)
-    info = {
-        "task": c.task,
-        "agent": c.agent,
-        "action_repeat": agent.spec.action_repeat,
-        "discount": agent.data.discount,
-    }
-    server = Server(config.server, service, info, token, tls, metrics.text)
+    in_units = agent.spec.in_units if agent.data.choices is None else same
+    server = Server(config.server, service, describe(agent), token, tls, metrics.text, in_units)
     agent.policy.warm_up(config.service.max_batch)  # the slow first decisions are nobody's
     port = await server.start()
     stop = asyncio.Event()

@@ -17,6 +17,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights
 from qttdm.deploy.configs.run_config import load_run_config
 from qttdm.deploy.runs.acting import ActingAgent
+from qttdm.deploy.runs.saved_task import saved_task
 
 
 class TrainedAgent(ActingAgent):
@@ -29,7 +30,8 @@ class TrainedAgent(ActingAgent):
         """
         named = (path / "checkpoint.json").is_file()
         self.run_dir = RunDir.open(path.absolute().parents[1] if named else path)
-        super().__init__(load_run_config(self.run_dir.config_path, overrides, planner))
+        config = load_run_config(self.run_dir.config_path, overrides, planner)
+        super().__init__(config, saved_task(self.run_dir, config))
         self.store = CheckpointStore(self.run_dir.checkpoints_dir)
         self._seen = self.store.newest()
         try:

@@ -6,7 +6,6 @@ The groups, intervals and published curves are those of `plot`; plotly draws the
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 from collections.abc import Sequence
 from html import escape
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qttdm.common.config import ConfigError
+from qttdm.common.extras import need
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.configs.run_config import load_run_config, preset_path
 from qttdm.deploy.screens.plot import (
@@ -41,8 +41,7 @@ def write_page(run_dirs: Sequence[Path], out: Path) -> None:
     """Write the runs' page to `out`. ConfigError: no runs, what `plot_runs` refuses, no plotly, `out` not writable."""
     if not run_dirs:
         raise ConfigError("report: no run directories given; want qttdm report RUN ..")
-    if importlib.util.find_spec("plotly") is None:
-        raise ConfigError("report: the package is not installed; want: pip install plotly")
+    need("report", "qttdm report")
     from plotly.offline import get_plotlyjs
 
     runs = [read_run(path) for path in run_dirs]

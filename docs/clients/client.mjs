@@ -1,11 +1,11 @@
 // A client of `qttdm serve` for browsers and Node >= 22 (20: --experimental-websocket, or `npm install ws`), in JSON.
 //   node client.mjs [URL [SEED]]    reads an observation a line, a list of numbers, and writes an action for each.
-// Its token, where there is one, is in the environment: QTTDM_TOKEN. docs/protocol.md, version 2.
+// Its token, where there is one, is in the environment: QTTDM_TOKEN. docs/protocol.md, version 3.
 
-/** Connect and begin an episode; returns `act(observations)`, which resolves to the action. One call at a time. */
+/** Connect and begin an episode; returns `act(observations)`: the action, in the task's own units. One call at a time. */
 export async function connect(url, seed, token) {
   const Socket = globalThis.WebSocket ?? (await import("ws")).default;
-  const socket = new Socket(url, ["qttdm.2", ...(token ? [`token.${token}`] : [])]);
+  const socket = new Socket(url, ["qttdm.3", ...(token ? [`token.${token}`] : [])]);
   const next = () => new Promise((resolve, reject) => {
     socket.onopen = resolve;
     socket.onmessage = ({ data }) => resolve(JSON.parse(data));

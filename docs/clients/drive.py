@@ -1,5 +1,8 @@
 """One episode of a served agent in its own task, a Gymnasium environment: `qttdm serve RUN`, then this."""
 
+import numpy as np
+from gymnasium.wrappers import RescaleAction
+
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
 from qttdm.planner_service.serving.client import Client
@@ -7,6 +10,7 @@ from qttdm.planner_service.serving.client import Client
 with Client(port=7747) as client:
     info, episode = client.call("info"), client.episode(seed=0)
     env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"]))
+    env = RescaleAction(env, *map(np.float32, info["action_bounds"].values()))  # from its own units
     (observation, _), score, over = env.reset(seed=0), 0.0, False
     while not over:
         action = episode.act(observation)["action"]

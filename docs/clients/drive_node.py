@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from gymnasium.wrappers import RescaleAction
+
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
 from qttdm.planner_service.serving.client import Client
@@ -13,6 +16,7 @@ PORT = 7747
 with Client(port=PORT) as client:
     info = client.call("info")
 env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"]))
+env = RescaleAction(env, *map(np.float32, info["action_bounds"].values()))  # from its own units
 command = ["node", Path(__file__).with_name("client.mjs"), f"ws://127.0.0.1:{PORT}"]
 with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as node:
     (observation, _), score, over = env.reset(seed=0), 0.0, False

@@ -1,4 +1,4 @@
-"""The calls of a client and their messages: docs/protocol.md, version 2.
+"""The calls of a client and their messages: docs/protocol.md, version 3.
 
 A message is one map: msgpack in a binary WebSocket message, JSON in a text one. The fields of a call are the arguments
 of a method of Session; they are checked one by one before it runs. Nothing is ever unpickled.
@@ -7,11 +7,12 @@ of a method of Session; they are checked one by one before it runs. Nothing is e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import msgpack
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, validate_call
 
 from qttdm.planner_service.serving.messages import Answer, Natural, Refusal, Request, ServiceError
@@ -24,12 +25,28 @@ Naturals = Annotated[list[Natural], Field(max_length=MAX_ITEMS)]
 checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
+InUnits = Callable[[np.ndarray], np.ndarray]
+"""Brings an action [N] from the agent's units to the task's."""
+
+
+def same(action: np.ndarray) -> np.ndarray:
+    """Leave an action as it is: the agent's units are the task's."""
+    return action
+
+
 class Session:
     """What one client has begun, and what it may call."""
 
-    def __init__(self, service: PlannerService, description: Mapping[str, Any], max_episodes: int) -> None:
-        """description: what `info` says beside data and weights. max_episodes: at once."""
+    def __init__(
+        self,
+        service: PlannerService,
+        description: Mapping[str, Any],
+        max_episodes: int,
+        in_units: InUnits = same,
+    ) -> None:
+        """description: what `info` says beside data and weights. max_episodes: at once. in_units: as Server's."""
         self.service, self.description, self.max_episodes = service, description, max_episodes
+        self.in_units = in_units
         self.episodes: set[int] = set()
 
     async def answer(self, message: bytes | str) -> bytes | str:
@@ -82,7 +99,7 @@ class Session:
         """Decide for each request; another connection's episode has number 0, which no episode has."""
         own = [r if r.episode in self.episodes else replace(r, episode=0) for r in requests]
         outcomes = await self.service.act(own)
-        return {"results": [write_outcome(outcome) for outcome in outcomes]}
+        return {"results": [write_outcome(outcome, self.in_units) for outcome in outcomes]}
 
     @checked
     async def end(self, episodes: Naturals) -> dict[str, Any]:
@@ -115,11 +132,11 @@ def bad_message(text: str) -> ServiceError:
     return ServiceError(Refusal("bad_message", text[:200]))
 
 
-def write_outcome(outcome: Answer | Refusal) -> dict[str, Any]:
+def write_outcome(outcome: Answer | Refusal, in_units: InUnits = same) -> dict[str, Any]:
     """Write what an act's results carry."""
     if isinstance(outcome, Refusal):
         return write_error(outcome)
-    return {**vars(outcome), "action": outcome.action.tolist()}
+    return {**vars(outcome), "action": in_units(outcome.action).tolist()}
 
 
 def write_error(refusal: Refusal) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Client:
         try:
             opening = connect(
                 self.where,
-                subprotocols=[Subprotocol("qttdm.2")],
+                subprotocols=[Subprotocol("qttdm.3")],
                 additional_headers={"Authorization": f"Bearer {token}"} if token else {},
                 ssl=tls,
                 open_timeout=timeout_s,
@@ -88,7 +88,7 @@ class Client:
     def act(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Decide for each request: a map of `episode`, `step`, `observations` (arrays by name, or the only one), ..
 
-        Returns a result for each: a map with `action`, float32 [N] or int64 [N], or one with `error`.
+        Returns a result for each: a map with `action`, float32 [N] in the task's units or int64 [N], or with `error`.
         """
         sent = [{**request, "observations": self._pack(request["observations"])} for request in requests]
         results: list[dict[str, Any]] = self.call("act", requests=sent)["results"]

@@ -25,12 +25,12 @@ from aiohttp.http import HttpProcessingError
 from pydantic import Field
 
 from qttdm.common.config import Config, ConfigError
-from qttdm.planner_service.serving.calls import Session, write_error
+from qttdm.planner_service.serving.calls import InUnits, Session, same, write_error
 from qttdm.planner_service.serving.messages import Refusal, ServiceError
 from qttdm.planner_service.serving.service import PlannerService
 
 PORT = 7747
-PROTOCOL = "qttdm.2"
+PROTOCOL = "qttdm.3"
 """The WebSocket subprotocol. Its number changes when a client of the version before would misunderstand."""
 
 HTTP_STATUS = {"wrong_version": 400, "unauthorised": 401, "foreign_origin": 403, "too_many_connections": 503}
@@ -77,6 +77,7 @@ class Server:
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
         metrics: Callable[[], bytes] = bytes,
+        in_units: InUnits = same,
     ) -> None:
         """info: what `info` says beside data and weights. token: wanted of each client. metrics: Prometheus text.
 
@@ -84,6 +85,7 @@ class Server:
         """
         if token is None and not is_loopback(config.host):
             raise ConfigError(f"host {config.host} can be reached from elsewhere: it needs a token (--token-file)")
+        self.in_units = in_units
         self.config, self.service, self.info, self.token, self.tls = config, service, info, token, tls
         self.metrics, self._scraping = metrics, asyncio.Lock()
         self.sessions: dict[asyncio.Task[Any], Session] = {}
@@ -212,7 +214,7 @@ class Server:
             raise ServiceError(Refusal("too_many_connections", f"there are {c.max_connections} already"))
         if task is None or transport is None:
             raise web.HTTPBadRequest  # the client has gone
-        session = self.sessions[task] = Session(self.service, self.info, c.max_episodes)
+        session = self.sessions[task] = Session(self.service, self.info, c.max_episodes, self.in_units)
         try:
             await websocket.prepare(request)
             while not self.stopping:

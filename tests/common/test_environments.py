@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -408,3 +409,19 @@ def test_an_environment_without_a_render_mode_works_but_draws_nothing():
     assert env.reset(seed=0)[0].shape == (5,)
     with pytest.raises(task_env.RenderError):
         env.render()
+
+
+def test_what_a_robots_program_is_told():
+    """Names and lengths in the flat observation's order, bounds in the task's units, seconds of a decision."""
+    spec = make("dmc/reacher-easy", action_repeat=2).task_spec
+    assert spec.observation_parts == (("position", 2), ("to_target", 2), ("velocity", 2))
+    assert spec.decision_seconds == pytest.approx(0.04)
+    assert make("gym/Pendulum-v1").task_spec.action_bounds == ((-2.0,), (2.0,))
+    assert make("gym/MountainCarContinuous-v0").task_spec.decision_seconds is None
+
+
+def test_actions_in_the_tasks_units():
+    spec = replace(make("gym/Pendulum-v1").task_spec, action_dim=2, action_bounds=((-2.0, 0.0), (2.0, 10.0)))
+    got = spec.in_units(np.array([[-1.0, -1.0], [0.0, 0.5], [1.0, 1.0]], np.float32))
+    assert got.tolist() == [[-2.0, 0.0], [0.0, 7.5], [2.0, 10.0]]
+    assert got.dtype == np.float32

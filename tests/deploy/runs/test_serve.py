@@ -103,6 +103,8 @@ def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, age
             assert (info["task"], info["agent"], info["weights_version"]) == ("gym/Pendulum-v1", agent, 1)
             assert (info["action"]["shape"], info["action_repeat"]) == ([1], 20)
             assert info["observations"] == {"observations": {"shape": [3], "dtype": "float32"}}
+            assert info["action_bounds"] == {"low": [-2.0], "high": [2.0]}
+            assert (info["decision_seconds"], info["observation_parts"]) == (1.0, [])
             episode = client.episode(seed=3)
             got = np.stack([episode.act(observation(step))["action"] for step in range(4)])
             seconds, out, err = end(child)
@@ -110,7 +112,7 @@ def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, age
             assert seconds < 20
             with pytest.raises(DisconnectedError):
                 client.call("info")
-    assert np.allclose(got, local_actions(run.run_dir.path, 3, range(4)), atol=1e-5)
+    assert np.allclose(got, 2 * local_actions(run.run_dir.path, 3, range(4)), atol=1e-5)  # torques, up to 2
 
 
 def test_one_checkpoint_by_name(tmp_path):
@@ -143,7 +145,7 @@ def test_follows_a_run_that_is_training_without_dropping_a_connection(tmp_path, 
             got = np.stack([fresh.act(observation(step))["action"] for step in range(3)])
         _, out, err = end(child)
     assert (out, err) == ("weights 2\nweights 4\n", "")
-    assert np.allclose(got, local_actions(run.run_dir.path, 5, range(3)), atol=1e-5)
+    assert np.allclose(got, 2 * local_actions(run.run_dir.path, 5, range(3)), atol=1e-5)
 
 
 def test_newer_weights_that_cannot_be_used_are_reported_and_the_old_ones_stay(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from qttdm.common.config import ConfigError
-from qttdm.deploy.screens import page
+from qttdm.common.extras import EXTRAS
 from qttdm.deploy.screens.page import write_page
 from tests.deploy.screens.test_plot import make_run
 
@@ -42,8 +42,8 @@ def test_the_page_loads_nothing(runs, tmp_path):
 
 
 def test_without_plotly_it_names_the_package(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"^report: the package is not installed; want: pip install plotly$"):
+    monkeypatch.setitem(EXTRAS, "report", ("no_such_package",))
+    with pytest.raises(ConfigError, match=r"^qttdm report needs no_such_package: pip install 'qttdm\[report\]'$"):
         write_page(runs, tmp_path / "report.html")
 
 

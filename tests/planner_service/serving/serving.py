@@ -75,7 +75,7 @@ def serving(policy=None, service=None, server=None, info=INFO, **more):
 class Raw:
     """A WebSocket on which any message can be sent."""
 
-    def __init__(self, port, subprotocols=("qttdm.2",), **more):
+    def __init__(self, port, subprotocols=("qttdm.3",), **more):
         more = {"compression": None, "ping_interval": None, "proxy": None, "close_timeout": 1, **more}
         self.ws = connect(f"ws://127.0.0.1:{port}", subprotocols=subprotocols, **more).__enter__()
         self.socket = self.ws.socket

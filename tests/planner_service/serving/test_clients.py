@@ -78,6 +78,27 @@ class TestNode:
         assert np.allclose(json.loads(ran.stdout), local_actions(5, [observation(0)])[0], atol=1e-5)
 
 
+def test_the_robot_gets_its_actions_and_stops_safely_without_a_service(tmp_path):
+    """As it stands in the documentation, but for the port; then the service dies in the middle."""
+    source = (CLIENTS / "robot.py").read_text()
+    bounds = {"low": [-2.0, 1.0], "high": [2.0, 3.0]}
+    info = {**INFO, "action_bounds": bounds, "decision_seconds": 0.5}
+    own = os.environ | {"PYTHONPATH": str(ROOT)}
+    with serving(info=info) as it:
+        example = tmp_path / "robot.py"
+        shown = source.replace("7747", str(it.port)).replace(
+            'policy says."""', 'policy says."""\n    print(action.tolist(), flush=True)'
+        )
+        example.write_text(shown)
+        ran = subprocess.run([sys.executable, example, "2"], capture_output=True, text=True, env=own, timeout=60)
+        assert ran.stdout.splitlines()[2:] == ["[0.0, 1.0]", "2 decisions, 0 ticks without one in time; stopped"]
+        child = subprocess.Popen([sys.executable, example, "999"], stdout=subprocess.PIPE, text=True, env=own)
+        child.stdout.readline()
+    out, _ = child.communicate(timeout=60)
+    assert "[0.0, 1.0]" in out.splitlines()  # the safe action
+    assert out.splitlines()[-1].endswith("stopped")
+
+
 @pytest.mark.parametrize(("name", "port"), [("drive.py", "port=7747"), ("drive_node.py", "PORT = 7747")])
 def test_the_examples_drive_a_gymnasium_environment_to_the_same_return(tmp_path, name, port):
     """As they stand in the documentation, but for the port."""
@@ -87,8 +108,9 @@ def test_the_examples_drive_a_gymnasium_environment_to_the_same_return(tmp_path,
     example = tmp_path / "clients" / name
     source = example.read_text()
     assert source.count(port) == 1
-    info = {**INFO, "task": "gym/Pendulum-v1", "action_repeat": 20}
-    with serving(tiny_policy(action_dim=1), info=info) as it:
+    info = {**INFO, "task": "gym/Pendulum-v1", "action_repeat": 20, "action_bounds": {"low": [-2.0], "high": [2.0]}}
+    units = {"in_units": lambda action: 2 * action}
+    with serving(tiny_policy(action_dim=1), info=info, **units) as it:
         example.write_text(source.replace("7747", str(it.port)))
         own = os.environ | {"PYTHONPATH": str(ROOT)} | (node_options() if name == "drive_node.py" else {})
         ran = subprocess.run([sys.executable, example], capture_output=True, text=True, env=own, timeout=120)

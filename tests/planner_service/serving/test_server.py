@@ -113,7 +113,7 @@ class TestHandshake:
         assert capfd.readouterr() == ("", "")
 
     def test_a_request_without_an_upgrade_is_refused(self, served):
-        status, text = served.get("/", **{"Sec-WebSocket-Protocol": "qttdm.2"})
+        status, text = served.get("/", **{"Sec-WebSocket-Protocol": "qttdm.3"})
         assert (status, json.loads(text)["error"]["code"]) == (400, "wrong_version")
 
 
@@ -133,7 +133,7 @@ class TestOrigin:
         with plain_socket(served.port) as connection:
             lines = [f"GET / HTTP/1.1\r\nHost: {name}\r\nOrigin: http://{name}", "Upgrade: websocket"]
             lines += ["Connection: upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: " + 22 * "A" + "=="]
-            connection.sendall("\r\n".join([*lines, "Sec-WebSocket-Protocol: qttdm.2\r\n\r\n"]).encode())
+            connection.sendall("\r\n".join([*lines, "Sec-WebSocket-Protocol: qttdm.3\r\n\r\n"]).encode())
             assert b"foreign_origin" in connection.recv(1000)
 
     def test_pages_of_the_same_address_or_on_the_list_may_connect(self):
@@ -292,8 +292,8 @@ class TestToken:
                 assert "let.me-in" not in str(error.value)
             with it.client(token="let.me-in") as client:
                 assert client.call("info")["task"] == INFO["task"]
-            assert it.raw(subprotocols=["token.let.me-in", "qttdm.2"]).ws.subprotocol == "qttdm.2"
-            for offered in (["qttdm.2"], ["qttdm.2", "token.let"], ["qttdm.2", "let.me-in"]):
+            assert it.raw(subprotocols=["token.let.me-in", "qttdm.3"]).ws.subprotocol == "qttdm.3"
+            for offered in (["qttdm.3"], ["qttdm.3", "token.let"], ["qttdm.3", "let.me-in"]):
                 assert refusal(lambda o=offered: it.raw(subprotocols=o)) == (401, "unauthorised")
             assert it.get("/?token=let.me-in")[0] == 401
             assert it.get("/healthz") == (200, "ok\n")

@@ -1,0 +1,29 @@
+"""`qttdm eval RUN --policy-only`: does the policy load and act here, and how fast? It says nothing of how well."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from qttdm.common.seeding import derive_seed
+from qttdm.deploy.runs.acting import ActingAgent
+
+
+def dry_run(agent: ActingAgent, decisions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decide alone, one after the other, on random observations: normal numbers, one episode.
+
+    Returns actions [T, N] in the task's units, and the ms that each decision took [T]; the first, slow ones are not
+    counted.
+    """
+    generator = np.random.default_rng(agent.config.seed)
+    agent.policy.warm_up(1)
+    episode, spec = agent.policy.start(derive_seed(agent.config.seed, "evaluation", 0), 0.0), agent.data
+    actions, ms = [], []
+    for _ in range(decisions):
+        shown = {n: generator.standard_normal((1, *s.shape)).astype(s.dtype) for n, s in spec.observations.items()}
+        began = time.perf_counter()
+        action = agent.policy.decide([episode], shown).actions[0]
+        ms.append(1e3 * (time.perf_counter() - began))
+        actions.append(action if spec.choices is not None else agent.spec.in_units(action))
+    return np.stack(actions), np.array(ms)

@@ -94,13 +94,18 @@ def test_other_commands(here, capsys, arguments):
     refused(capsys, *arguments)
 
 
-def test_a_run_that_exists_is_left_alone(here, capsys):
+def test_a_directory_that_exists_is_left_alone(here, capsys):
     (here / "runs" / "walk").mkdir(parents=True)
     line = refused(capsys, *DEBUG, "--name", "walk")
-    assert f"{here}/runs/walk: exists" in line
-    assert "another --name" in line
-    assert "qttdm cluster resume walk" in line
+    assert f"{here}/runs/walk: exists; choose another --name" in line
+    assert "resume" not in line, "it is no run"
     assert list((here / "runs" / "walk").iterdir()) == []
+
+
+def test_a_run_that_exists_may_go_on(here, capsys):
+    (here / "runs" / "walk" / "seed-0").mkdir(parents=True)
+    (here / "runs" / "walk" / "seed-0" / "config.yaml").touch()
+    assert "qttdm cluster resume walk" in refused(capsys, *DEBUG, "--name", "walk")
 
 
 def test_a_runs_directory_that_is_a_file(here, capsys):

@@ -1,7 +1,7 @@
-"""From a task's name, FAMILY/NAME, to an environment in Gymnasium's conventions.
+"""From a task's name, FAMILY/NAME or MODULE:NAME, to an environment in Gymnasium's conventions.
 
-make_env -> family module (dmc, metaworld, gym): the library's environment, not yet limited in time
-         -> Gymnasium's wrappers: time limit, flat float32 observation, action in [-1, 1]
+make_env -> family module (dmc, metaworld, gym; own for MODULE:NAME): the library's environment, not yet limited in time
+         -> Gymnasium's wrappers: time limit, flat float32 observation, action [N] in [-1, 1]
          -> TaskEnv: action repeat
 """
 
@@ -46,7 +46,7 @@ def need_family(task: str) -> None:
 
 
 def make_env(task: str, config: EnvConfig, with_state: bool = False) -> TaskEnv:
-    """Make the environment of a task such as dmc/walker-walk, metaworld/reach or gym/Pendulum-v1.
+    """Make the environment of a task such as dmc/walker-walk, metaworld/reach, gym/Pendulum-v1 or my_module:MyEnv.
 
     with_state: observe the simulator's state too, as `simulator_state`.
     Raises ConfigError, in one line, for a name that does not exist and for spaces the agent cannot use.
@@ -70,6 +70,8 @@ def _load(family: str) -> ModuleType:
 def _resolve(task: str) -> tuple[ModuleType, str]:
     """Find the family's module and the name within it; ConfigError naming the nearest tasks if there is none."""
     need_family(task)
+    if ":" in task and "/" not in task:
+        return _load("own"), task
     family, slash, name = task.partition("/")
     if not slash or family not in FAMILIES:
         raise _unknown(task, list_tasks())
@@ -83,7 +85,7 @@ def _resolve(task: str) -> tuple[ModuleType, str]:
 def _unknown(task: str, known: list[str]) -> ConfigError:
     nearest = get_close_matches(task, known)
     hint = f"nearest: {', '.join(nearest)}" if nearest else f"want FAMILY/NAME with FAMILY one of {', '.join(FAMILIES)}"
-    return ConfigError(f"unknown task {task!r}; {hint}")
+    return ConfigError(f"unknown task {task!r}; {hint}; an own environment is MODULE:CLASS, such as my_module:MyEnv")
 
 
 def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskEnv:
@@ -93,13 +95,16 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
         raise ConfigError(f"{task} cannot show its simulator's state; want a dmc task (not dmc/quadruped-escape)")
     episode_steps = config.episode_steps or raw.episode_steps
     if episode_steps is None:
-        raise ConfigError(f"{task} has no time limit of its own: set episode_steps")
+        raise ConfigError(f"{task} has no time limit of its own; want one in its steps: --set env.episode_steps=200")
     limited = wrappers.TimeLimit(raw.env, max_episode_steps=episode_steps)
     flat = wrappers.DtypeObservation(wrappers.FlattenObservation(limited), np.float32)
     action = raw.env.action_space
     assert isinstance(action, spaces.Box), action
-    one = np.ones(spaces.flatdim(action), dtype=np.float32)  # [N]
-    scaled = wrappers.RescaleAction(flat, min_action=-one, max_action=one)
+    one = np.ones(action.shape, dtype=np.float32)
+    scaled: gymnasium.Env = wrappers.RescaleAction(flat, min_action=-one, max_action=one)
+    if one.ndim != 1:
+        vector = spaces.Box(-1.0, 1.0, (one.size,), np.float32)
+        scaled = wrappers.TransformAction(scaled, lambda taken: taken.reshape(one.shape), vector)
     spec = TaskSpec(
         obs_dim=spaces.flatdim(flat.observation_space),
         action_dim=one.size,
@@ -109,7 +114,7 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
         has_success=raw.has_success,
         name=task,
         simulator_state=raw.simulator_state,
-        action_bounds=(tuple(map(float, action.low)), tuple(map(float, action.high))),
+        action_bounds=(tuple(map(float, action.low.flat)), tuple(map(float, action.high.flat))),
         observation_parts=raw.observation_parts or _parts(raw.env.observation_space),
         step_seconds=_step_seconds(raw.env),
     )
@@ -128,11 +133,18 @@ def _step_seconds(env: gymnasium.Env) -> float | None:
 
 
 def _check_spaces(task: str, env: gymnasium.Env) -> None:
-    """Raise ConfigError unless actions are a bounded Box of N numbers and observations flatten to a vector."""
+    """Raise ConfigError unless actions are a bounded Box and observations flatten to a vector that is no image."""
     action, observation = env.action_space, env.observation_space
-    if not isinstance(action, spaces.Box) or len(action.shape) != 1:
-        raise ConfigError(f"{task} needs a Box action space of one dimension, got {action}")
+    if not isinstance(action, spaces.Box):
+        raise ConfigError(f"{task} needs a Box action space, got {action}")
     if not action.is_bounded():
         raise ConfigError(f"{task} has unbounded actions, which cannot be scaled to [-1, 1]: {action}")
     if not isinstance(observation, spaces.Box | spaces.Dict) or not observation.is_np_flattenable:
         raise ConfigError(f"{task} needs a Box observation space, or a Dict that flattens to one, got {observation}")
+    if images := [s.shape for s in _leaves(observation) if s.shape is not None and len(s.shape) > 2]:
+        raise ConfigError(f"{task} observes images, {images[0]}; want numbers, such as positions and velocities")
+
+
+def _leaves(space: spaces.Space) -> list[spaces.Space]:
+    """List the spaces within a Dict, or the space itself."""
+    return [leaf for part in space.values() for leaf in _leaves(part)] if isinstance(space, spaces.Dict) else [space]

@@ -338,7 +338,8 @@ def tasks() -> None:
     for family in OPTIONAL:
         if missing(family):
             print(f"{family}/..: pip install 'qttdm[{family}]'")
-    print("gym/<id>: any Gymnasium environment with a bounded Box of actions in one row, such as gym/Pendulum-v1")
+    print("gym/<id>: any Gymnasium environment with a bounded Box of actions, such as gym/Pendulum-v1")
+    print("<module>:<class>: your own, installed or in the working directory, such as my_module:MyEnv")
 
 
 @app.command

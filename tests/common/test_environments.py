@@ -57,6 +57,14 @@ class Button(Toy):
         self.action_space = spaces.Discrete(2)
 
 
+class Camera(Toy):
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.observation_space = spaces.Dict(
+            {"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(0, 255, (64, 64, 3), np.uint8)}
+        )
+
+
 class Blind(Toy):
     """Takes no render_mode."""
 
@@ -74,6 +82,7 @@ gymnasium.register("ToyEnds-v0", Toy, max_episode_steps=7, kwargs={"ends_at": 5}
 gymnasium.register("ToyEndless-v0", Toy)
 gymnasium.register("ToyUnbounded-v0", Toy, max_episode_steps=7, kwargs={"high": (1.0, np.inf)})
 gymnasium.register("Button-v0", Button, max_episode_steps=7)
+gymnasium.register("Camera-v0", Camera, max_episode_steps=7)
 gymnasium.register("Blind-v0", Blind, max_episode_steps=7)
 gymnasium.register("Broken-v0", Broken, max_episode_steps=7)
 gymnasium.register("BrokenType-v0", Broken, max_episode_steps=7, kwargs={"error": TypeError})
@@ -297,6 +306,50 @@ def test_a_task_of_ones_own_lies_in_the_working_directory(tmp_path, monkeypatch)
     env.reset(seed=0)
 
 
+OWN_CLASS = """
+import gymnasium
+from gymnasium.envs.classic_control import PendulumEnv
+
+class Mine(PendulumEnv):
+    def step(self, action):
+        assert action.shape == (1,)
+        *outcome, info = super().step(action)
+        return *outcome, info | {"success": True}
+
+def made():
+    return gymnasium.make("Pendulum-v1", max_episode_steps=9)
+"""
+
+
+def test_an_environment_of_ones_own_by_its_place(tmp_path, monkeypatch):
+    (tmp_path / "my_own_class.py").write_text(OWN_CLASS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    env = make("my_own_class:Mine", episode_steps=7)
+    env.reset(seed=0)
+    *_, truncated, info = [env.step(np.zeros(1, np.float32)) for _ in range(7)][-1]
+    assert (truncated, info["success"]) == (True, True)
+    assert env.unwrapped.render_mode == "rgb_array"
+    assert make("my_own_class:made").task_spec.episode_steps == 9
+    with pytest.raises(ConfigError, match="time limit"):
+        make("my_own_class:Mine")
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_actions_of_any_shape_are_a_vector_here(shape):
+    size = int(np.prod(shape))
+    low, high = np.full(shape, -2.0, np.float32), np.arange(1, size + 1, dtype=np.float32).reshape(shape)
+    gymnasium.register("ToyShape-v0", Toy, max_episode_steps=7, kwargs={"low": low, "high": high})
+    env = make("gym/ToyShape-v0")
+    assert env.task_spec.action_dim == size
+    assert env.task_spec.action_bounds == ((-2.0,) * size, tuple(range(1, size + 1)))
+    env.reset(seed=0)
+    taken = np.linspace(-1, 1, size).astype(np.float32)
+    sent = env.step(taken)[-1]["action"]
+    assert sent.shape == shape
+    assert sent.flat == pytest.approx(low.flat + (taken + 1) / 2 * (high - low).flat, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("task", "hint"),
     [
@@ -305,10 +358,15 @@ def test_a_task_of_ones_own_lies_in_the_working_directory(tmp_path, monkeypatch)
         ("gym/Pendulm-v1", "gym/Pendulum-v1"),
         ("walker-walk", "dmc/walker-walk"),
         ("foo/bar", "FAMILY/NAME with FAMILY one of dmc, metaworld, gym"),
+        ("foo/bar", "MODULE:CLASS, such as my_module:MyEnv"),
+        ("no_such_module:Env", "cannot be made: ModuleNotFoundError"),
+        ("gymnasium:no_such_class", "cannot be made: AttributeError"),
+        ("collections:Counter", "is a Counter, want a gymnasium.Env"),
+        ("gym/Camera-v0", "observes images, (64, 64, 3)"),
         ("gym/CartPole-v1", "needs a Box action space"),
         ("gym/Button-v0", "needs a Box action space"),
         ("gym/ToyUnbounded-v0", "unbounded actions"),
-        ("gym/ToyEndless-v0", "set episode_steps"),
+        ("gym/ToyEndless-v0", "want one in its steps: --set env.episode_steps"),
         ("gym/no_such_module:Pendulum-v1", "cannot be made"),
         ("gym/Broken-v0", "cannot be made: ValueError: no data in this folder"),
         ("gym/BrokenType-v0", "cannot be made: TypeError: no data in this folder"),

@@ -1,0 +1,27 @@
+"""A user's own environment by its place, MODULE:NAME: a class, or a function that makes one."""
+
+from __future__ import annotations
+
+import inspect
+
+import gymnasium
+
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.task_env import RawTask
+from qttdm.common.own_modules import import_own
+
+
+def make(name: str) -> RawTask:
+    """Import the module, installed or in the working directory, and make one environment. ConfigError, one line."""
+    module, _, attribute = name.partition(":")
+    try:
+        maker = getattr(import_own(module), attribute)
+        draws = "render_mode" in inspect.signature(maker).parameters
+        env = maker(render_mode="rgb_array") if draws else maker()
+    except Exception as error:  # it is anyone's code
+        raise ConfigError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(env, gymnasium.Env):
+        raise ConfigError(f"{name}() is a {type(env).__name__}, want a gymnasium.Env")
+    # Gymnasium does not declare whether an environment terminates: assume it may.
+    limit = env.spec.max_episode_steps if env.spec else None
+    return RawTask(env, limit, terminates=True, has_success=False)

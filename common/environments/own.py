@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 
@@ -10,12 +12,17 @@ from qttdm.common.config import ConfigError
 from qttdm.common.environments.task_env import RawTask
 from qttdm.common.own_modules import import_own
 
+GIVEN: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {}
+"""What `qttdm.train` was handed that no module holds, by the name it has as a task: this process alone can make it."""
+
 
 def make(name: str) -> RawTask:
     """Import the module, installed or in the working directory, and make one environment. ConfigError, one line."""
     module, _, attribute = name.partition(":")
+    if module == "given" and name not in GIVEN:
+        raise ConfigError(f"{name}: another program handed it to qttdm.train; put it into a module to use it again")
     try:
-        maker = getattr(import_own(module), attribute)
+        maker = GIVEN[name] if module == "given" else getattr(import_own(module), attribute)
         draws = "render_mode" in inspect.signature(maker).parameters
         env = maker(render_mode="rgb_array") if draws else maker()
     except Exception as error:  # it is anyone's code

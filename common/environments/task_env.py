@@ -70,6 +70,8 @@ class TaskEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
             frame = self.env.render()
         except gymnasium.error.Error as error:  # its text is what to do: reset first, or which package to install
             raise RenderError(f"cannot render: {error}") from error
+        except NotImplementedError:
+            frame = None
         except Exception as error:  # GL, EGL and MuJoCo share no base class for "cannot draw here"
             raise gl_error(error) from error
         if not isinstance(frame, np.ndarray):

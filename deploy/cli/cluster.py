@@ -18,8 +18,9 @@ from cyclopts import App, Parameter
 from qttdm.common.config import ConfigError, dump_config
 from qttdm.common.disk import replace_file
 from qttdm.common.run_dir import RunDir, named_after
-from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, seed_list, stopping
+from qttdm.deploy.cli.options import Count, Positive, RunFailed, Settings, seed_list
 from qttdm.deploy.cluster.auth import choose_mode
+from qttdm.deploy.runs.stopping import stopping
 
 if TYPE_CHECKING:
     from qttdm.deploy.cluster.seed_run import SeedRun

@@ -34,7 +34,6 @@ from qttdm.deploy.cli.options import (
     Seed,
     Settings,
     run,
-    stopping,
 )
 from qttdm.deploy.cli.suite import suite
 
@@ -77,15 +76,10 @@ def train(
         resume: go on with this run from its newest checkpoint; with --env-steps, until so many
         max_minutes: end cleanly after so long
     """
-    from qttdm.common.metrics.sinks import check_sinks
-    from qttdm.common.metrics.watchdog import announced
-    from qttdm.deploy.configs.run_config import check_fits
-    from qttdm.deploy.runs.build import choose_device, task_spec
-    from qttdm.deploy.runs.local import PROCESSES, new_run, resume_run, silent
-    from qttdm.deploy.screens.plot import plot_runs
-    from qttdm.deploy.screens.progress import Progress
+    from qttdm.deploy.runs.local import new_run, resume_run, silent
+    from qttdm.deploy.runs.training import make_directory, train_in
 
-    began, exporter = time.monotonic(), metrics.serve()
+    exporter = metrics.serve()
 
     def telemetry_of(config: RunConfig) -> MakeTelemetry:
         """Report to the metrics served here, if they are."""
@@ -105,28 +99,10 @@ def train(
         start = partial(resume_run, directory, telemetry_of, settings.env_steps)
     else:
         config = settings.load(seed)
-        choose_device(config.device)
-        check_sinks(config.sinks)
-        check_fits(config, task_spec(config))  # before a run directory is made
-        directory = RunDir.create(run_dir) if run_dir else RunDir.create_for(config.task)
+        directory = make_directory(config, run_dir)
         start = partial(new_run, config, directory, telemetry_of)
-    advice = f"go on with: qttdm train --resume {directory.path} (or allow more time: cluster.hang_seconds)"
-    announcing = announced(directory.path, PROCESSES, advice)
-    counting = closing(exporter) if exporter else nullcontext()
-    with directory.lock(), stopping() as stopped, announcing, closing(start()) as local, counting:
-        c = local.config
-        print(f"{c.agent} on {c.task}, seed {c.seed}, {local.device}: {directory.path}")
-        with Progress(c.training.env_steps, max_minutes, seed=c.seed) as progress:
-            local.train(progress, stopped, lambda: time.monotonic() - began > 60 * (max_minutes or float("inf")))
-            if not stopped():
-                local.finish(progress, stopped)
-        if stopped():
-            print(f"saved; go on with: qttdm train --resume {directory.path}")
-        else:
-            if not local.loop.finished:  # the time was up
-                print(f"{c.training.env_steps:,} steps were wanted; go on with: qttdm train --resume {directory.path}")
-            print(plot_runs([directory.path], directory.curve_path))
-            print(f"curve: {directory.curve_path}")
+    with closing(exporter) if exporter else nullcontext():
+        train_in(directory, start, max_minutes)
 
 
 @app.command(name="eval")

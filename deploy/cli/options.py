@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -17,8 +15,6 @@ from qttdm.common.config import ConfigError, read_yaml
 from qttdm.common.extras import need
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from qttdm.deploy.configs.run_config import RunConfig
     from qttdm.deploy.monitoring.local_exporter import LocalExporter
 
@@ -44,6 +40,7 @@ def seed_list(text: str) -> list[int]:
 
 Count = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(converter=whole, validator=Number(gte=0))]
+RunPath = Annotated[Path, Parameter(help="a run, or one of its checkpoints")]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]
 Port = Annotated[int, Parameter(converter=whole, validator=Number(gte=1, lte=65535))]
 
@@ -159,25 +156,3 @@ def _failures() -> tuple[type[RuntimeError], ...]:
     from qttdm.learner.learner import NonFiniteLossError
 
     return NonFiniteLossError, EnvironmentFailure, CheckpointError, RenderError, VideoError, RunFailed
-
-
-@contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """Yield a function that knows of the first Ctrl-C (or SIGTERM). A second one interrupts."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("stopping: saving a checkpoint (once more to give up)", file=sys.stderr)
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-RunPath = Annotated[Path, Parameter(help="a run, or one of its checkpoints")]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from qttdm.common.config import ConfigError
-from qttdm.deploy.cli.options import Count, Overrides, RunFailed, Settings, seed_list, stopping
+from qttdm.deploy.cli.options import Count, Overrides, RunFailed, Settings, seed_list
+from qttdm.deploy.runs.stopping import stopping
 
 if TYPE_CHECKING:
     from qttdm.deploy.configs.run_config import RunConfig

@@ -465,7 +465,7 @@ def test_an_environment_that_draws_nothing_says_so():
 def test_an_environment_without_a_render_mode_works_but_draws_nothing():
     env = make("gym/Blind-v0")
     assert env.reset(seed=0)[0].shape == (5,)
-    with pytest.raises(task_env.RenderError):
+    with pytest.raises(task_env.RenderError, match="draws no RGB frames"):
         env.render()
 
 

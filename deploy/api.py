@@ -1,0 +1,187 @@
+"""QT-TDM in Python: `qttdm.train`, `load`, `evaluate`, `metrics`, `plot`. Mistakes are a ConfigError of one line.
+
+run = qttdm.train(MyEnv, env_steps=20_000, **{"env.episode_steps": 200})
+agent = qttdm.load(run)
+observation, _ = env.reset()
+agent.reset()
+action = agent.act(observation)  # both in the environment's own units
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qttdm.actors.evaluation import Evaluation
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.own import GIVEN
+from qttdm.common.metrics.lines import read_metrics
+from qttdm.common.run_dir import RunDir
+from qttdm.common.seeding import derive_seed
+from qttdm.deploy.configs.run_config import load_run_config, preset_path
+from qttdm.deploy.runs.local import new_run
+from qttdm.deploy.runs.trained import TrainedAgent
+from qttdm.deploy.runs.training import make_directory, train_in
+from qttdm.deploy.screens.plot import plot_runs
+
+Env = str | Callable[[], gymnasium.Env[Any, Any]]
+"""A task's name, an environment's class, or a function that makes one."""
+
+
+def train(
+    env: Env = "dmc/cartpole-swingup",
+    /,
+    preset: str = "laptop",
+    *,
+    agent: str | None = None,
+    seed: int | None = None,
+    env_steps: int | None = None,
+    run_dir: str | Path | None = None,
+    max_minutes: float | None = None,
+    **settings: Any,
+) -> Path:
+    """Train an agent on this machine, and return the run's directory.
+
+    preset, agent, seed, env_steps, run_dir, max_minutes: as the options of `qttdm train`. settings: any others, as
+    `qttdm config` lists them: dotted, `**{"env.episode_steps": 200}`, or nested, `env={"episode_steps": 200}`.
+    An interrupt saves, and returns too. ConfigError, before anything is written, if something does not fit.
+    """
+    items = [*_overrides(settings), *([] if env_steps is None else [f"training.env_steps={env_steps}"])]
+    config = load_run_config(preset_path(preset), items, task=_named(env), seed=seed, agent=agent)
+    directory = make_directory(config, None if run_dir is None else Path(run_dir))
+    train_in(directory, partial(new_run, config, directory), max_minutes)
+    return directory.path
+
+
+class Agent:
+    """A run's policy with the weights of its newest checkpoint: acts without exploring, and without an environment."""
+
+    def __init__(self, run: str | Path, seed: int = 0) -> None:
+        """run: a run, or one of its checkpoints. seed: what the planner draws follows from it. ConfigError."""
+        self._trained = TrainedAgent(Path(run))
+        if [*self._trained.data.observations] != ["observations"]:
+            raise ConfigError(
+                f"{run}: its agent observes {', '.join(self._trained.data.observations)}; want `evaluate`"
+            )
+        self._seed, self._started = seed, 0
+        self._episodes: list[Any] | None = None
+
+    def reset(self) -> None:
+        """Begin new episodes, as many as the next `act` has observations for. Call it at each reset."""
+        self._episodes = []
+
+    def act(self, observation: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
+        """Act on what the environment shows: [M] or a Dict space's -> action [N], in the environment's units.
+
+        A batch [B, M], of B episodes side by side -> [B, N]. ConfigError for another shape, for what is not finite,
+        and where `reset` is missing.
+        """
+        rows, one = self._rows(observation)
+        if self._episodes is None:
+            raise ConfigError("act: no episode has begun; call reset() first, and again at each episode's start")
+        if not self._episodes:
+            self._episodes = [self._begin() for _ in rows]
+        if len(self._episodes) != len(rows):
+            raise ConfigError(
+                f"act: got {len(rows)} observations, {len(self._episodes)} episodes have begun; reset() first"
+            )
+        actions = self._trained.policy.decide(self._episodes, {"observations": rows}).actions
+        if self._trained.data.choices is None:
+            actions = self._trained.spec.in_units(actions)
+        return actions[0] if one else actions
+
+    def _begin(self) -> Any:
+        self._started += 1
+        return self._trained.policy.start(derive_seed(self._seed, "acting", self._started), 0.0)
+
+    def _rows(self, observation: ArrayLike | Mapping[str, ArrayLike]) -> tuple[NDArray[np.float32], bool]:
+        """Return observations as float32 [B, M], and whether there was one alone."""
+        spec = self._trained.spec
+        if isinstance(observation, Mapping):
+            names = [name for name, _ in spec.observation_parts]
+            if {*observation} != {*names}:
+                raise ConfigError(f"act: got observations {sorted(observation)}, want {names}")
+            observation = np.concatenate([np.ravel(observation[name]) for name in names])
+        try:
+            rows = np.asarray(observation, np.float32)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"act: got a {type(observation).__name__}, want numbers of shape ({spec.obs_dim},)"
+            ) from None
+        one = rows.ndim != 2 or rows.shape[1] != spec.obs_dim
+        if one and rows.size != spec.obs_dim:
+            raise ConfigError(
+                f"act: got an observation of shape {rows.shape}, want ({spec.obs_dim},) or (B, {spec.obs_dim})"
+            )
+        if not np.isfinite(rows).all():
+            raise ConfigError("act: got an observation with NaN or infinity in it, want finite numbers")
+        return rows.reshape(-1, spec.obs_dim), one
+
+
+def load(run: str | Path, seed: int = 0) -> Agent:
+    """Load a trained agent: see `Agent`."""
+    return Agent(run, seed)
+
+
+def evaluate(run: str | Path, episodes: int = 10) -> Evaluation:
+    """Act in the run's task for so many episodes, the same start states every time: `returns`, `success`."""
+    if episodes < 1:
+        raise ConfigError(f"evaluate: got episodes={episodes}, want at least 1")
+    return TrainedAgent(Path(run)).evaluate(episodes)
+
+
+def metrics(run: str | Path) -> Any:
+    """Read a run's metrics, a row for each line of metrics.jsonl: a pandas DataFrame, or dicts where pandas is missing.
+
+    `kind` says what a row is of: `train` an episode, `update` some updates, `eval` an evaluation: docs/metrics.md.
+    """
+    rows = read_metrics(RunDir.open(Path(run)).metrics_path)
+    if importlib.util.find_spec("pandas") is None:
+        return rows
+    return importlib.import_module("pandas").DataFrame(rows)
+
+
+def plot(*runs: str | Path, out: str | Path | None = None) -> Path:
+    """Draw the runs' curves, with intervals over seeds, and print their table; returns the picture's path.
+
+    out: default: curve.png in the first run.
+    """
+    if not runs:
+        raise ConfigError("plot: got no runs; want qttdm.plot(run, ..)")
+    path = RunDir.open(Path(runs[0])).curve_path if out is None else Path(out)
+    print(plot_runs([Path(run) for run in runs], path))
+    return path
+
+
+def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Write settings as `--set` takes them."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _overrides(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={json.dumps(value)}"
+
+
+def _named(env: Env) -> str:
+    """Return the task's name of an environment; a function without a place of its own is remembered under one."""
+    if isinstance(env, str):
+        return env
+    if isinstance(env, gymnasium.Env) or not callable(env):
+        what = f"an environment, {env}" if isinstance(env, gymnasium.Env) else repr(env)
+        raise ConfigError(
+            f"train: got {what}; want a task's name, an environment's class, or a function that makes one"
+        )
+    module, name = getattr(env, "__module__", ""), getattr(env, "__qualname__", "")
+    if getattr(sys.modules.get(module), name, None) is env:
+        return f"{module}:{name}"
+    GIVEN[f"given:{len(GIVEN)}"] = env
+    return f"given:{len(GIVEN) - 1}"

@@ -1,0 +1,47 @@
+"""One whole training on this machine: checked, shown, stopped, plotted. `qttdm train` and `qttdm.train` are this."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from qttdm.common.metrics.sinks import check_sinks
+from qttdm.common.metrics.watchdog import announced
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.configs.run_config import RunConfig, check_fits
+from qttdm.deploy.runs.build import choose_device, task_spec
+from qttdm.deploy.runs.local import PROCESSES, LocalRun
+from qttdm.deploy.runs.stopping import stopping
+from qttdm.deploy.screens.plot import plot_runs
+from qttdm.deploy.screens.progress import Progress
+
+
+def make_directory(config: RunConfig, path: Path | None = None) -> RunDir:
+    """Check that the run can be made, then make its directory: `path`, or runs/<task>-<time>. ConfigError."""
+    choose_device(config.device)
+    check_sinks(config.sinks)
+    check_fits(config, task_spec(config))
+    return RunDir.create(path) if path else RunDir.create_for(config.task)
+
+
+def train_in(directory: RunDir, start: Callable[[], LocalRun], max_minutes: float | None = None) -> None:
+    """Train the run that `start` makes or opens, until its end, Ctrl-C or so many minutes; draw its curve."""
+    began = time.monotonic()
+    go_on = f"go on with: qttdm train --resume {directory.path}"
+    announcing = announced(directory.path, PROCESSES, f"{go_on} (or allow more time: cluster.hang_seconds)")
+    with directory.lock(), stopping() as stopped, announcing, closing(start()) as local:
+        c = local.config
+        print(f"{c.agent} on {c.task}, seed {c.seed}, {local.device}: {directory.path}")
+        with Progress(c.training.env_steps, max_minutes, seed=c.seed) as progress:
+            local.train(progress, stopped, lambda: time.monotonic() - began > 60 * (max_minutes or float("inf")))
+            if not stopped():
+                local.finish(progress, stopped)
+        if stopped():
+            print(f"saved; {go_on}")
+        else:
+            if not local.loop.finished:  # the time was up
+                print(f"{c.training.env_steps:,} steps were wanted; {go_on}")
+            print(plot_runs([directory.path], directory.curve_path))
+            print(f"curve: {directory.curve_path}")

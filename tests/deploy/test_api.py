@@ -1,0 +1,148 @@
+"""deploy/api.py, as `import qttdm` gives it: an own environment from a class to an acting agent."""
+
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import qttdm
+from qttdm.common.config import ConfigError
+
+
+class Point(gymnasium.Env):
+    """A point on a line; actions from 0 to 10, a Dict to observe."""
+
+    def __init__(self):
+        self.observation_space = spaces.Dict({"v": spaces.Box(-9, 9, ()), "x": spaces.Box(-9, 9, (2,))})
+        self.action_space = spaces.Box(0.0, 10.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self._observe(), {}
+
+    def step(self, action):
+        assert 0 <= action[0] <= 10
+        self.x = np.clip(self.x + 0.02 * (action[0] - 5), -9, 9).astype(np.float32)
+        return self._observe(), float(-np.abs(self.x).sum()), False, False, {"success": True}
+
+    def _observe(self):
+        return {"v": np.float32(0.5), "x": self.x}
+
+
+SETTINGS = {
+    "env": {"episode_steps": 20},
+    "env.action_repeat": 1,
+    "training": {"eval_episodes": 2, "seed_decisions": 40},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return qttdm.train(Point, "debug", seed=3, env_steps=80, run_dir=tmp_path_factory.mktemp("api") / "run", **SETTINGS)
+
+
+def test_a_class_is_trained_and_its_run_is_told(run):
+    assert (run / "config.yaml").is_file()
+    rows = qttdm.metrics(run)
+    kinds = {*rows["kind"]} if hasattr(rows, "columns") else {row["kind"] for row in rows}
+    assert kinds == {"train", "update", "eval"}
+    result = qttdm.evaluate(run, episodes=2)
+    assert len(result.returns) == 2
+    assert result.success == 1.0
+
+
+def test_a_loaded_agent_acts_in_the_environments_own_units(run):
+    env, agent = Point(), qttdm.load(run)
+    observation, _ = env.reset(seed=0)
+    agent.reset()
+    actions = []
+    for _ in range(20):
+        actions.append(agent.act(observation))
+        observation, *_ = env.step(actions[-1])
+    assert actions[0].shape == (1,)
+    assert np.ptp(actions) > 1.0, "not in [-1, 1]"
+
+
+def test_it_acts_as_the_evaluation_does(run):
+    """The dict is flattened in the space's order: the first action of both is the same for the same observation."""
+    agent, (episode, *_) = qttdm.load(run), qttdm.evaluate(run, episodes=1).episodes
+    first = episode.observations[0]
+    policy = agent._trained.policy
+    agent.reset()
+    seen = {"x": first[1:], "v": first[0]}
+    twin = policy.start(qttdm.deploy.api.derive_seed(0, "acting", 1), 0.0)
+    want = policy.decide([twin], {"observations": first[None]}).actions[0]
+    assert agent.act(seen) == pytest.approx(5 + 5 * want, rel=1e-6)
+
+
+def test_a_batch_is_as_many_episodes(run):
+    agent = qttdm.load(run)
+    agent.reset()
+    batch = np.array([[0.5, 1, 1], [0.5, -1, 0], [0.5, 2, 0]])
+    assert agent.act(batch).shape == (3, 1)
+    with pytest.raises(ConfigError, match=r"^act: got 1 observations, 3 episodes have begun; reset\(\) first$"):
+        agent.act(batch[0])
+    agent.reset()
+    assert agent.act(batch[:1]).shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("observation", "words"),
+    [
+        ([1.0, 2.0], r"^act: got an observation of shape \(2,\), want \(3,\) or \(B, 3\)$"),
+        ([1.0, 2.0, np.nan], "NaN or infinity"),
+        ({"x": [1, 2]}, r"^act: got observations \['x'\], want \['v', 'x'\]$"),
+        ("abc", r"^act: got a str, want numbers of shape \(3,\)$"),
+    ],
+)
+def test_observations_that_do_not_fit(run, observation, words):
+    agent = qttdm.load(run)
+    agent.reset()
+    with pytest.raises(ConfigError, match=words):
+        agent.act(observation)
+
+
+def test_acting_before_a_reset(run):
+    with pytest.raises(ConfigError, match=r"^act: no episode has begun; call reset\(\) first"):
+        qttdm.load(run).act([0.5, 1, 1])
+
+
+def test_a_function_without_a_place_is_for_this_process_alone(tmp_path):
+    run = qttdm.train(lambda: Point(), "debug", env_steps=80, run_dir=tmp_path / "run", **SETTINGS)
+    assert len(qttdm.evaluate(run, episodes=1).returns) == 1
+    code = f"import qttdm; qttdm.load({str(run)!r}); qttdm.evaluate({str(run)!r})"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another program handed it to qttdm.train; put it into a module" in other.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: qttdm.train(Point(), "debug"), "^train: got an environment, .*; want a task's name, an environment's"),
+        (lambda: qttdm.train(3, "debug"), "^train: got 3; want a task's name"),
+        (lambda: qttdm.train(Point), "has no time limit of its own"),
+        (lambda: qttdm.train(Point, "debugg"), "^--preset debugg: there is none"),
+        (lambda: qttdm.train(Point, "debug", horizon=3), "horizon"),
+        (lambda: qttdm.load("nowhere"), "nowhere"),
+        (lambda: qttdm.metrics("nowhere"), "nowhere"),
+        (lambda: qttdm.evaluate("nowhere", 0), "^evaluate: got episodes=0, want at least 1$"),
+        (lambda: qttdm.plot(), "^plot: got no runs"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, call, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_import_alone_brings_no_torch():
+    code = "import sys, qttdm; assert 'train' in dir(qttdm); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        qttdm.trian  # noqa: B018

@@ -52,6 +52,8 @@ class TaskSpec:
     """length of the observation `simulator_state`, the whole state of the simulator; 0: the suite cannot give it"""
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """lowest and highest of each number of an action, in the task's own units, N each; None: -1 and 1"""
+    action_shape: tuple[int, ...] | None = None
+    """of an action as the task takes it, N numbers; None: (N,)"""
     observation_parts: tuple[tuple[str, int], ...] = ()
     """name and length of each part of the observation, in their order; (): not known"""
     step_seconds: float | None = None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gymnasium
 import numpy as np
@@ -80,9 +81,9 @@ class Agent:
         self._episodes = []
 
     def act(self, observation: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
-        """Act on what the environment shows: [M] or a Dict space's -> action [N], in the environment's units.
+        """Act on what the environment shows: [M] or a Dict space's -> an action in the environment's units and shape.
 
-        A batch [B, M], of B episodes side by side -> [B, N]. ConfigError for another shape, for what is not finite,
+        A batch [B, M], of B episodes side by side -> [B, ..]. ConfigError for another shape, for what is not finite,
         and where `reset` is missing.
         """
         rows, one = self._rows(observation)
@@ -96,7 +97,9 @@ class Agent:
             )
         actions = self._trained.policy.decide(self._episodes, {"observations": rows}).actions
         if self._trained.data.choices is None:
-            actions = self._trained.spec.in_units(actions)
+            spec = self._trained.spec
+            shape = (spec.action_dim,) if spec.action_shape is None else spec.action_shape
+            actions = spec.in_units(actions).reshape(-1, *shape)
         return actions[0] if one else actions
 
     def _begin(self) -> Any:
@@ -183,5 +186,6 @@ def _named(env: Env) -> str:
     module, name = getattr(env, "__module__", ""), getattr(env, "__qualname__", "")
     if getattr(sys.modules.get(module), name, None) is env:
         return f"{module}:{name}"
-    GIVEN[f"given:{len(GIVEN)}"] = env
-    return f"given:{len(GIVEN) - 1}"
+    given = f"given:{uuid4().hex[:12]}"
+    GIVEN[given] = env
+    return given

@@ -115,6 +115,7 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
         name=task,
         simulator_state=raw.simulator_state,
         action_bounds=(tuple(map(float, action.low.flat)), tuple(map(float, action.high.flat))),
+        action_shape=None if one.ndim == 1 else one.shape,
         observation_parts=raw.observation_parts or _parts(raw.env.observation_space),
         step_seconds=_step_seconds(raw.env),
     )
@@ -141,8 +142,13 @@ def _check_spaces(task: str, env: gymnasium.Env) -> None:
         raise ConfigError(f"{task} has unbounded actions, which cannot be scaled to [-1, 1]: {action}")
     if not isinstance(observation, spaces.Box | spaces.Dict) or not observation.is_np_flattenable:
         raise ConfigError(f"{task} needs a Box observation space, or a Dict that flattens to one, got {observation}")
-    if images := [s.shape for s in _leaves(observation) if s.shape is not None and len(s.shape) > 2]:
+    if images := [s.shape for s in _leaves(observation) if _is_image(s)]:
         raise ConfigError(f"{task} observes images, {images[0]}; want numbers, such as positions and velocities")
+
+
+def _is_image(space: spaces.Space) -> bool:
+    dimensions = len(space.shape or ())
+    return dimensions > 2 or (dimensions == 2 and space.dtype == np.uint8)
 
 
 def _leaves(space: spaces.Space) -> list[spaces.Space]:

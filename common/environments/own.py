@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,10 @@ GIVEN: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {}
 def make(name: str) -> RawTask:
     """Import the module, installed or in the working directory, and make one environment. ConfigError, one line."""
     module, _, attribute = name.partition(":")
-    if module == "given" and name not in GIVEN:
+    gone = (
+        name not in GIVEN if module == "given" else module == "__main__" and not hasattr(sys.modules[module], attribute)
+    )
+    if gone:
         raise ConfigError(f"{name}: another program handed it to qttdm.train; put it into a module to use it again")
     try:
         maker = GIVEN[name] if module == "given" else getattr(import_own(module), attribute)

@@ -61,7 +61,7 @@ class Camera(Toy):
     def __init__(self, render_mode=None):
         super().__init__()
         self.observation_space = spaces.Dict(
-            {"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(0, 255, (64, 64, 3), np.uint8)}
+            {"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(0, 255, (64, 64), np.uint8)}
         )
 
 
@@ -341,7 +341,7 @@ def test_actions_of_any_shape_are_a_vector_here(shape):
     low, high = np.full(shape, -2.0, np.float32), np.arange(1, size + 1, dtype=np.float32).reshape(shape)
     gymnasium.register("ToyShape-v0", Toy, max_episode_steps=7, kwargs={"low": low, "high": high})
     env = make("gym/ToyShape-v0")
-    assert env.task_spec.action_dim == size
+    assert (env.task_spec.action_dim, env.task_spec.action_shape) == (size, shape)
     assert env.task_spec.action_bounds == ((-2.0,) * size, tuple(range(1, size + 1)))
     env.reset(seed=0)
     taken = np.linspace(-1, 1, size).astype(np.float32)
@@ -362,7 +362,8 @@ def test_actions_of_any_shape_are_a_vector_here(shape):
         ("no_such_module:Env", "cannot be made: ModuleNotFoundError"),
         ("gymnasium:no_such_class", "cannot be made: AttributeError"),
         ("collections:Counter", "is a Counter, want a gymnasium.Env"),
-        ("gym/Camera-v0", "observes images, (64, 64, 3)"),
+        ("__main__:Env", "another program handed it to qttdm.train; put it into a module"),
+        ("gym/Camera-v0", "observes images, (64, 64)"),
         ("gym/CartPole-v1", "needs a Box action space"),
         ("gym/Button-v0", "needs a Box action space"),
         ("gym/ToyUnbounded-v0", "unbounded actions"),

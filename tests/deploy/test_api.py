@@ -17,7 +17,7 @@ class Point(gymnasium.Env):
 
     def __init__(self):
         self.observation_space = spaces.Dict({"v": spaces.Box(-9, 9, ()), "x": spaces.Box(-9, 9, (2,))})
-        self.action_space = spaces.Box(0.0, 10.0, (1,))
+        self.action_space = spaces.Box(0.0, 10.0, (1, 1))
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -25,7 +25,7 @@ class Point(gymnasium.Env):
         return self._observe(), {}
 
     def step(self, action):
-        assert 0 <= action[0] <= 10
+        assert 0 <= action[0, 0] <= 10
         self.x = np.clip(self.x + 0.02 * (action[0] - 5), -9, 9).astype(np.float32)
         return self._observe(), float(-np.abs(self.x).sum()), False, False, {"success": True}
 
@@ -63,7 +63,7 @@ def test_a_loaded_agent_acts_in_the_environments_own_units(run):
     for _ in range(20):
         actions.append(agent.act(observation))
         observation, *_ = env.step(actions[-1])
-    assert actions[0].shape == (1,)
+    assert actions[0].shape == (1, 1)
     assert np.ptp(actions) > 1.0, "not in [-1, 1]"
 
 
@@ -76,18 +76,18 @@ def test_it_acts_as_the_evaluation_does(run):
     seen = {"x": first[1:], "v": first[0]}
     twin = policy.start(qttdm.deploy.api.derive_seed(0, "acting", 1), 0.0)
     want = policy.decide([twin], {"observations": first[None]}).actions[0]
-    assert agent.act(seen) == pytest.approx(5 + 5 * want, rel=1e-6)
+    assert agent.act(seen)[0] == pytest.approx(5 + 5 * want, rel=1e-6)
 
 
 def test_a_batch_is_as_many_episodes(run):
     agent = qttdm.load(run)
     agent.reset()
     batch = np.array([[0.5, 1, 1], [0.5, -1, 0], [0.5, 2, 0]])
-    assert agent.act(batch).shape == (3, 1)
+    assert agent.act(batch).shape == (3, 1, 1)
     with pytest.raises(ConfigError, match=r"^act: got 1 observations, 3 episodes have begun; reset\(\) first$"):
         agent.act(batch[0])
     agent.reset()
-    assert agent.act(batch[:1]).shape == (1, 1)
+    assert agent.act(batch[:1]).shape == (1, 1, 1)
 
 
 @pytest.mark.parametrize(

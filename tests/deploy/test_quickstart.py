@@ -1,0 +1,20 @@
+"""docs/quickstart.ipynb: every cell runs, in a folder of its own, and what it prints is so."""
+
+import re
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "quickstart.ipynb"
+
+
+def test_the_notebook_runs(tmp_path):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    (total,) = re.findall(r"return (-?[\d.]+) of 200", "".join(output.get("text", "") for output in outputs))
+    assert float(total) > 0
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "curve.png").is_file()

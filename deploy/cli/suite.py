@@ -143,8 +143,9 @@ def _run_missing(configs: Sequence[RunConfig], name: str, parallel: int, on_clus
 
 def _report(name: str) -> None:
     """Write the variant's table and picture beside its folder, and print the table."""
+    from qttdm.deploy.screens.plot import PUBLISHED
     from qttdm.deploy.suite.report import picture, table
-    from qttdm.deploy.suite.results import PUBLISHED, read_references, read_variant
+    from qttdm.deploy.suite.results import read_references, read_variant
 
     results = read_variant(DOCS / name)
     published = read_references(PUBLISHED, {result.task for result in results})

@@ -19,6 +19,7 @@ from qttdm.deploy.configs.run_config import load_run_config, preset_path
 from qttdm.deploy.screens.plot import (
     COLOURS,
     LABELS,
+    PUBLISHED,
     Run,
     align,
     bootstrap_interval,
@@ -28,7 +29,6 @@ from qttdm.deploy.screens.plot import (
     read_run,
 )
 from qttdm.deploy.screens.rows import short_time
-from qttdm.deploy.suite.results import PUBLISHED
 
 LARGEST_VIDEO = 20_000_000  # bytes; a larger one is only named
 STYLE = (

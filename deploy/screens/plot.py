@@ -35,6 +35,7 @@ from qttdm.common.weights import read_generation
 Array = NDArray[np.float64]
 Row = tuple[str, ...]  # of the printed table
 Curve = tuple[Array, Array]  # environment steps [T] increasing, values [T]
+PUBLISHED = Path(__file__).with_name("reference_curves.csv")  # others' methods; part of the package
 NOT_SETTINGS = ("seed", "device", "threads", "sinks")  # may differ within a group
 LABELS = {"episode_return": "evaluation return (sum of rewards)", "success": "evaluation success (fraction)"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito: told apart by all

@@ -28,7 +28,6 @@ from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.screens.plot import Curve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PUBLISHED = Path(__file__).with_name("reference_curves.csv")  # curves of others' methods; part of the package
 NOT_SETTINGS = {"seed", "device", "threads", "cluster", "sinks"}  # where a run was made and reported to, not what it is
 COLUMNS = ("env_steps", "return", "success", "wall_seconds")
 

@@ -51,12 +51,18 @@ def make_env(task: str, config: EnvConfig, with_state: bool = False) -> TaskEnv:
     with_state: observe the simulator's state too, as `simulator_state`.
     Raises ConfigError, in one line, for a name that does not exist and for spaces the agent cannot use.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bounds that lose digits as float32; nothing a user could act on
+        return _wrap(task, make_raw(task), config, with_state)
+
+
+def make_raw(task: str) -> RawTask:
+    """Make the library's environment, as it is. ConfigError, in one line, for a name that does not exist."""
     family, name = _resolve(task)
     with warnings.catch_warnings():
-        # Notices about versions, and about bounds that lose digits as float32; nothing a user could act on.
-        warnings.simplefilter("ignore")
-        raw = family.make(name)
-        return _wrap(task, raw, config, with_state)
+        warnings.simplefilter("ignore")  # notices about versions
+        raw: RawTask = family.make(name)
+        return raw
 
 
 def _load(family: str) -> ModuleType:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from qttdm.common.batch import Batch
 from qttdm.common.config import ConfigError, load_config
-from qttdm.common.contracts import Agent, TaskSpec
+from qttdm.common.contracts import TaskSpec
 from qttdm.deploy.bench.timing import cpu_threads, product_rate, timings
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.build import choose_device, make_learner, make_policy
+from qttdm.deploy.runs.dry_run import random_batch
 from qttdm.planner_service.policies.lockstep import Lockstep
 
 
@@ -57,24 +57,6 @@ def precisions(device: torch.device, threads: int) -> list[torch.dtype]:
     """Choose bfloat16 too where it is faster: a CPU that emulates it has nothing to gain."""
     single, half = (product_rate(device, dtype, threads) for dtype in (torch.float32, torch.bfloat16))
     return [torch.float32, torch.bfloat16] if half > single else [torch.float32]
-
-
-def random_batch(agent: Agent) -> Batch:
-    """Make windows of noise: speed does not depend on what is learned."""
-    rng, batch, length = np.random.default_rng(0), agent.batch_size, agent.data.window
-    (m,), (n,) = agent.data.observations["observations"].shape, agent.data.actions.shape
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    return Batch(
-        observations=normal(batch, length + 1, m),
-        actions=normal(batch, length, n).clip(-1, 1),
-        rewards=normal(batch, length),
-        terminated=np.zeros((batch, length), np.bool_),
-        mask=np.ones((batch, length), np.bool_),
-        returns_to_go=normal(batch, length),
-    )
 
 
 def prepare_update(c: RunConfig, spec: TaskSpec, device: torch.device) -> Callable[[], object]:

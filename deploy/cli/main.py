@@ -1,6 +1,6 @@
 """The door: qttdm COMMAND.
 
-train | eval | serve | export | plot | report | board | top | monitor | tasks | config | suite | cluster.
+train | check | eval | serve | export | plot | report | board | top | monitor | tasks | config | suite | cluster.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -103,6 +103,19 @@ def train(
         start = partial(new_run, config, directory, telemetry_of)
     with closing(exporter) if exporter else nullcontext():
         train_in(directory, start, max_minutes)
+
+
+@app.command
+def check(task: str, /, *, overrides: Overrides = Overrides(), preset: str | None = None) -> None:
+    """Try a task, your own above all: shapes, seeding, rewards, speed; what that advises, and how long training takes.
+
+    Args:
+        preset: whose settings a run would have; default: laptop
+    """
+    from qttdm.deploy.runs.check import check
+
+    for line in check(Settings(preset=preset, task=task, planner=overrides.planner, set=overrides.set).load()):
+        print(line, flush=True)
 
 
 @app.command(name="eval")

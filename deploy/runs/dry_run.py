@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 
+from qttdm.common.batch import Batch
+from qttdm.common.contracts import Agent
 from qttdm.common.seeding import derive_seed
 from qttdm.deploy.runs.acting import ActingAgent
 
@@ -27,3 +29,21 @@ def dry_run(agent: ActingAgent, decisions: int) -> tuple[np.ndarray, np.ndarray]
         ms.append(1e3 * (time.perf_counter() - began))
         actions.append(action if spec.choices is not None else agent.spec.in_units(action))
     return np.stack(actions), np.array(ms)
+
+
+def random_batch(agent: Agent) -> Batch:
+    """Make windows of noise: speed does not depend on what is learned."""
+    rng, batch, length = np.random.default_rng(0), agent.batch_size, agent.data.window
+    (m,), (n,) = agent.data.observations["observations"].shape, agent.data.actions.shape
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    return Batch(
+        observations=normal(batch, length + 1, m),
+        actions=normal(batch, length, n).clip(-1, 1),
+        rewards=normal(batch, length),
+        terminated=np.zeros((batch, length), np.bool_),
+        mask=np.ones((batch, length), np.bool_),
+        returns_to_go=normal(batch, length),
+    )

@@ -7,22 +7,32 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from qttdm.common.environments.make import make_env
 from qttdm.common.metrics.sinks import check_sinks
 from qttdm.common.metrics.watchdog import announced
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.configs.run_config import RunConfig, check_fits
-from qttdm.deploy.runs.build import choose_device, task_spec
+from qttdm.deploy.runs.build import choose_device
 from qttdm.deploy.runs.local import PROCESSES, LocalRun
+from qttdm.deploy.runs.probe import probe
 from qttdm.deploy.runs.stopping import stopping
 from qttdm.deploy.screens.plot import plot_runs
 from qttdm.deploy.screens.progress import Progress
 
+PROBED = 10
+"""random decisions before anything is written"""
+
 
 def make_directory(config: RunConfig, path: Path | None = None) -> RunDir:
-    """Check that the run can be made, then make its directory: `path`, or runs/<task>-<time>. ConfigError."""
+    """Check that the run can be made and its environment steps, then make its directory: `path`, or runs/<task>-<time>.
+
+    ConfigError, before anything is written.
+    """
     choose_device(config.device)
     check_sinks(config.sinks)
-    check_fits(config, task_spec(config))
+    with closing(make_env(config.task, config.env)) as env:
+        check_fits(config, env.task_spec)
+        probe(env, PROBED, config.cluster.hang_seconds)
     return RunDir.create(path) if path else RunDir.create_for(config.task)
 
 

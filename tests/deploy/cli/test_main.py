@@ -276,16 +276,20 @@ class TestTraining:
     def test_a_simulator_that_hangs_ends_it_with_one_line_and_it_is_resumed(self, here):
         limits = "cluster={hang_seconds: 15, timeout_seconds: 14}"
         task = "gym/tests.fakes:FakePointHangs-v0"
-        arguments = ["train", "--preset", "debug", "--task", task, *TINY, f"--set={limits}", "--run-dir", "run"]
+        options = [*TINY, f"--set={limits}", "--env-steps", "1_000_000", "--run-dir", "run"]
+        child = process(here, "train", "--preset", "debug", "--task", task, *options)
+        deadline = time.monotonic() + 60
+        while not (here / "run" / "metrics.jsonl").exists():  # what hangs from the start never gets so far
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         (here / "hang").touch()
-        child = process(here, *arguments)
         _, err = child.communicate(timeout=120)
         assert child.returncode == 1
         hung = here / "run" / "hung" / "actor-0.txt"
         assert err.startswith("qttdm: actor-0 hung, see run/hung/actor-0.txt; go on with: qttdm train --resume run (")
         assert err.count("\n") == 1
         assert "fakes.py" in hung.read_text()
-        resumed = process(here, "train", "--resume", "run")
+        resumed = process(here, "train", "--resume", "run", "--max-minutes", "0.05")
         _, err = resumed.communicate(timeout=120)
         assert (resumed.returncode, err) == (0, "")
         assert "actor 0 replaced its environments: hung, see" in (here / "run" / "events.log").read_text()

@@ -1,0 +1,123 @@
+"""Try a task before anything is learned: do random actions give what its spaces declare, and what are they like?
+
+probe: a few decisions, as `qttdm train` makes them first; try_out: seconds of them, as `qttdm check` reports
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from gymnasium.utils.env_checker import check_env
+
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import make_env, make_raw
+from qttdm.common.environments.task_env import TaskEnv
+
+
+@dataclass
+class Sample:
+    """What random actions gave."""
+
+    observations: list[np.ndarray] = field(default_factory=list)
+    """after each decision, [M]"""
+    rewards: list[float] = field(default_factory=list)
+    """of each decision"""
+    env_steps: int = 0
+    episodes: int = 0
+    """that ended"""
+    terminated: int = 0
+    """of these"""
+    seconds: float = 0.0
+
+
+def probe(env: TaskEnv, decisions: int, hang_seconds: float, seed: int = 0, seconds: float = float("inf")) -> Sample:
+    """Take random actions, so many decisions or seconds long. ConfigError naming the task and what was wrong."""
+    task, rng, sample = env.task_spec.name, np.random.default_rng(seed), Sample()
+    began, ended = time.perf_counter(), True
+    while len(sample.rewards) < decisions and time.perf_counter() - began < seconds:
+        if ended:
+            with _names(task, "reset", hang_seconds):
+                observation, _ = env.reset(seed=seed + sample.episodes)
+            _check_observation(env, "reset", observation)
+        action = rng.uniform(-1, 1, env.task_spec.action_dim).astype(np.float32)
+        with _names(task, "step", hang_seconds):
+            observation, reward, terminated, truncated, info = env.step(action)
+        _check_observation(env, "step", observation)
+        if not np.isfinite(reward):
+            raise ConfigError(f"{task}: step returned {reward} as the reward, want a finite number")
+        sample.observations.append(observation)
+        sample.rewards.append(reward)
+        sample.env_steps += info["env_steps"]
+        ended = terminated or truncated
+        sample.episodes += ended
+        sample.terminated += terminated
+    sample.seconds = time.perf_counter() - began
+    return sample
+
+
+def _check_observation(env: TaskEnv, said_by: str, observation: np.ndarray) -> None:
+    task, length = env.task_spec.name, env.task_spec.obs_dim
+    if observation.shape != (length,):
+        raise ConfigError(
+            f"{task}: {said_by} returned an observation of {observation.size} numbers, its space declares {length}"
+        )
+    if not np.isfinite(observation).all():
+        where = int(np.flatnonzero(~np.isfinite(observation))[0])
+        raise ConfigError(f"{task}: {said_by} returned {observation[where]} in the observation, at number {where}")
+
+
+@contextmanager
+def _names(task: str, what: str, hang_seconds: float) -> Iterator[None]:
+    """Turn what an environment raises, or that it hangs, into one line. Hanging is seen in the main thread only."""
+
+    def hung(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    alarm = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGALRM, hung) if alarm else None
+    try:
+        if alarm:
+            signal.setitimer(signal.ITIMER_REAL, hang_seconds)
+        yield
+    except TimeoutError:
+        raise ConfigError(f"{task}: {what} has taken more than {hang_seconds:g} s (cluster.hang_seconds)") from None
+    except Exception as error:  # it is anyone's code
+        raise ConfigError(f"{task}: {what} raised {type(error).__name__}: {error}") from error
+    finally:
+        if alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+
+
+def complaints(task: str) -> list[str]:
+    """List what Gymnasium's own check_env says of the environment, each in one line."""
+    env = make_raw(task).env
+    with warnings.catch_warnings(record=True) as caught, closing(env):
+        warnings.simplefilter("always")
+        try:
+            check_env(env, skip_render_check=True, skip_close_check=True)
+            failed = []
+        except Exception as error:
+            failed = [f"{type(error).__name__}: {error}"]
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    return [" ".join(text.replace("\x1b[33mWARN: ", "").replace("\x1b[0m", "").split()) for text in [*failed, *said]]
+
+
+def is_reproducible(task: str, config: EnvConfig, hang_seconds: float) -> bool:
+    """Say whether two environments with one seed give one episode's first 20 decisions."""
+    samples: list[Any] = []
+    for _ in range(2):
+        with closing(make_env(task, config)) as env:
+            samples.append(probe(env, 20, hang_seconds, seed=1))
+    first, second = samples
+    return np.array_equal(first.observations, second.observations) and first.rewards == second.rewards

@@ -1,0 +1,133 @@
+"""deploy/runs/probe.py and check.py: what is wrong with an environment is one line, before anything is written."""
+
+import re
+import time
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import make_env
+from qttdm.deploy.cli.main import main
+from qttdm.deploy.runs.probe import complaints, is_reproducible, probe
+
+
+class Sound(gymnasium.Env):
+    """Five steps an episode, which terminates; a reward of 2 for each."""
+
+    observation_space = spaces.Box(-5, 5, (3,), np.float32)
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count, self.state = 0, self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return self.state.copy(), {}
+
+    def step(self, action):
+        self.count += 1
+        return self.state.copy(), 2.0, self.count == 5, False, {}
+
+
+class WrongShape(Sound):
+    def step(self, action):
+        return np.zeros(4, np.float32), *super().step(action)[1:]
+
+
+class WrongAtReset(Sound):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0][:2], {}
+
+
+class NanLater(Sound):
+    def step(self, action):
+        super().step(action)
+        return np.array([0, np.nan if self.count >= 3 else 0, 0], np.float32), 0.0, False, False, {}
+
+
+class NanReward(Sound):
+    def step(self, action):
+        return self.state, np.inf, False, False, {}
+
+
+class OldStyle(Sound):
+    def step(self, action):
+        return self.state, 0.0, False, {}
+
+
+class Hangs(Sound):
+    def step(self, action):
+        time.sleep(20)
+
+
+class Unseeded(Sound):
+    def reset(self, *, seed=None, options=None):
+        super().reset()
+        self.count = 0
+        self.state = np.random.default_rng().uniform(-1, 1, 3).astype(np.float32)
+        return self.state, {}
+
+
+def task(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__name__}"
+
+
+BAD = [
+    (WrongShape, r": step returned an observation of 4 numbers, its space declares 3$"),
+    (WrongAtReset, r": reset returned an observation of 2 numbers, its space declares 3$"),
+    (NanLater, r": step returned nan in the observation, at number 1$"),
+    (NanReward, r": step returned inf as the reward, want a finite number$"),
+    (OldStyle, r": step raised ValueError: not enough values to unpack \(expected 5, got 4\)$"),
+]
+
+
+@pytest.mark.parametrize(("kind", "words"), BAD)
+def test_training_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, kind, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--preset", "debug", "--task", task(kind), "--set", "env.episode_steps=40"]) == 2
+    line = capsys.readouterr().err.rstrip("\n")
+    assert re.search(words, line)
+    assert task(kind) in line
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_hang_is_a_line_too():
+    env = make_env(task(Hangs), EnvConfig(episode_steps=40))
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"Hangs: step has taken more than 0\.3 s \(cluster\.hang_seconds\)$"):
+        probe(env, 10, hang_seconds=0.3)
+    assert time.monotonic() - began < 10
+
+
+def test_what_random_actions_gave():
+    env = make_env(task(Sound), EnvConfig(episode_steps=40, action_repeat=2))
+    sample = probe(env, 7, hang_seconds=10)
+    assert (sample.rewards, sample.env_steps) == ([4, 4, 2, 4, 4, 2, 4], 12)
+    assert (sample.episodes, sample.terminated) == (2, 2)
+    assert len({tuple(o) for o in sample.observations}) == 3, "each episode has a seed of its own"
+
+
+def test_seeding():
+    config = EnvConfig(episode_steps=40)
+    assert is_reproducible(task(Sound), config, 10)
+    assert not is_reproducible(task(Unseeded), config, 10)
+
+
+def test_gymnasiums_own_checks_are_passed_on():
+    assert complaints(task(Sound)) == []
+    assert any("reset" in line for line in complaints(task(WrongAtReset)))
+
+
+def test_the_report(capsys):
+    options = ["--preset", "debug", "--set", "env.episode_steps=40"]
+    assert main(["check", task(Sound), *options]) == 0
+    out = capsys.readouterr().out
+    assert "3 numbers observed, 2 acted, at most 40 steps an episode" in out
+    assert "100% of them not 0" in out
+    assert "seeding: the same seed, the same episode" in out
+    assert "check_env: nothing to say" in out
+    assert re.search(r"100,000 steps of qt-tdm: about \d+ minutes here", out)
+    assert main(["check", task(WrongShape), *options]) == 2
+    assert "its space declares 3" in capsys.readouterr().err

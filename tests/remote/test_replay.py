@@ -18,6 +18,7 @@ from qttdm.replay.buffer import ReplayConfig
 from qttdm.replay.feed import Totals
 from qttdm.replay.remote import RemoteReplay, ReplaySettings, start_shards
 from qttdm.replay.shard import ShardConfig
+from tests.remote.live import PATIENCE
 
 pytestmark = pytest.mark.ray
 
@@ -44,14 +45,14 @@ def replay(cluster, tmp_path, request):
     config = ShardConfig(replay=ReplayConfig(capacity=10_000))
     settings = ReplaySettings(config, vector_data(OBS, ACTION, WINDOW, 0.9))
     shards = start_shards(request.node.name, tmp_path, settings, seed=0, shards=2)
-    yield RemoteReplay(shards, seed=0, batch_size=64, prefetch=2, timeout_s=60)
+    yield RemoteReplay(shards, seed=0, batch_size=64, prefetch=2, timeout_s=PATIENCE)
     for shard in shards:
         ray.kill(shard)
 
 
 def process_of(shard) -> int:
     """The operating system's number of the process that an actor runs in."""
-    return ray.get(shard.__ray_call__.remote(lambda self: os.getpid()), timeout=60)
+    return ray.get(shard.__ray_call__.remote(lambda self: os.getpid()), timeout=PATIENCE)
 
 
 def objects_stored() -> int:
@@ -146,9 +147,9 @@ def test_shards_start_where_and_how_the_caller_says(cluster, tmp_path):
     try:
         for i in range(2):
             found = ray.get_actor(f"run/seed-3/replay-{i}", namespace="elsewhere")
-            assert ray.get(found.next_number.remote(0), timeout=60) == 0
+            assert ray.get(found.next_number.remote(0), timeout=PATIENCE) == 0
             visible = found.__ray_call__.remote(lambda self: os.environ["CUDA_VISIBLE_DEVICES"])
-            assert ray.get(visible, timeout=60) == ""  # Ray would show it all GPUs
+            assert ray.get(visible, timeout=PATIENCE) == ""  # Ray would show it all GPUs
         with pytest.raises(ValueError, match="Failed to look up actor"):
             ray.get_actor("run/seed-3/replay-0")
     finally:

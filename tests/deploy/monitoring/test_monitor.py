@@ -23,7 +23,7 @@ from qttdm.deploy.monitoring.exporter import Exporter, serve
 from qttdm.deploy.monitoring.monitor import COMPOSE, DASHBOARDS, HERE, start
 
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus: apt install prometheus")
-PATIENCE = 60.0  # seconds
+PATIENCE = 300.0  # seconds
 
 STAND_INS = {
     # Listens where Grafana would, and writes down how it was started.

@@ -136,6 +136,7 @@ def evaluate(
         policy_only: no simulator: act on 100 random observations, to see that it works here and how fast
     """
     from qttdm.deploy.runs.acting import agent_without_training
+    from qttdm.deploy.runs.pretrained import output_folder
     from qttdm.deploy.runs.trained import TrainedAgent
     from qttdm.deploy.screens.video import write_video
 
@@ -150,7 +151,7 @@ def evaluate(
             if getattr(choice, option) is not None:
                 raise ConfigError(f"--{option}: {run} has its own; leave out one of the two")
         agent = trained = TrainedAgent(run, choice.set, choice.planner)
-        video_path = trained.run_dir.video_path
+        video_path = output_folder(trained.run_dir) / trained.run_dir.video_path.name
     if policy_only:
         from qttdm.deploy.runs.dry_run import dry_run
 
@@ -207,21 +208,28 @@ def export(
     run: RunPath,
     /,
     *,
-    format: Literal["onnx", "torch-export"] = "onnx",
+    format: Literal["onnx", "torch-export", "run"] = "onnx",
     out: Path | None = None,
     overrides: Overrides = Overrides(),
 ) -> None:
     """Write a run's policy without its planner as one graph: observations [B, M] to actions [B, N]: docs/robot.md.
 
+    Or, with --format run, all that acting needs, the planner too: a small run for eval, serve and qttdm.load.
+
     Args:
-        format: for ONNX Runtime, or for torch.export.load
-        out: default: policy.onnx or policy.pt2 in the run
+        format: for ONNX Runtime, for torch.export.load, or for qttdm
+        out: default: policy.onnx, policy.pt2 or policy in the run
     """
     from qttdm.deploy.runs.export import SUFFIX, ExportError, export
+    from qttdm.deploy.runs.pretrained import export_run, output_folder
     from qttdm.deploy.runs.trained import TrainedAgent
 
     agent = TrainedAgent(run, overrides.set, overrides.planner)
-    path = out or agent.run_dir.path / f"policy{SUFFIX[format]}"
+    path = out or output_folder(agent.run_dir) / f"policy{SUFFIX.get(format, '')}"
+    if format == "run":
+        export_run(agent, path)
+        print(f"{path}: {sum(file.stat().st_size for file in path.rglob('*')) / 1000:.0f} KB; a run for eval and serve")
+        return
     try:
         difference = export(agent, format, path)
     except ExportError as error:

@@ -40,7 +40,7 @@ def seed_list(text: str) -> list[int]:
 
 Count = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(converter=whole, validator=Number(gte=0))]
-RunPath = Annotated[Path, Parameter(help="a run, or one of its checkpoints")]
+RunPath = Annotated[Path, Parameter(help="a run, one of its checkpoints, or pretrained/NAME")]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]
 Port = Annotated[int, Parameter(converter=whole, validator=Number(gte=1, lte=65535))]
 

@@ -17,6 +17,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights
 from qttdm.deploy.configs.run_config import load_run_config
 from qttdm.deploy.runs.acting import ActingAgent
+from qttdm.deploy.runs.pretrained import find_run
 from qttdm.deploy.runs.saved_task import saved_task
 
 
@@ -24,10 +25,11 @@ class TrainedAgent(ActingAgent):
     """The agent of a run directory, with the weights of its newest good checkpoint, or of the one that was named."""
 
     def __init__(self, path: Path, overrides: Sequence[str] = (), planner: str | None = None) -> None:
-        """path: RUN, or RUN/checkpoints/NAME. overrides, planner: as `load_run_config`.
+        """path: RUN, RUN/checkpoints/NAME or pretrained/NAME. overrides, planner: as `load_run_config`.
 
         ConfigError if there is no usable checkpoint, or if it does not fit the settings.
         """
+        path = find_run(path)
         named = (path / "checkpoint.json").is_file()
         self.run_dir = RunDir.open(path.absolute().parents[1] if named else path)
         config = load_run_config(self.run_dir.config_path, overrides, planner)
@@ -36,7 +38,7 @@ class TrainedAgent(ActingAgent):
         self._seen = self.store.newest()
         try:
             checkpoint = load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, blobs=False)
-            self._loaded = checkpoint.folder
+            self.loaded = checkpoint.folder
             self.policy.load(weights_in(checkpoint, self.policy.networks))
         except (CheckpointError, ValueError) as error:
             raise ConfigError(str(error)) from None
@@ -51,9 +53,9 @@ class TrainedAgent(ActingAgent):
             return None
         self._seen = newest
         checkpoint = self.store.load_latest(blobs=False)
-        if checkpoint is None or checkpoint.folder == self._loaded:  # all newer ones are damaged
+        if checkpoint is None or checkpoint.folder == self.loaded:  # all newer ones are damaged
             return None
-        self._loaded = checkpoint.folder
+        self.loaded = checkpoint.folder
         return weights_in(checkpoint, self.policy.networks)
 
 
@@ -65,6 +67,10 @@ def newest_checkpoint(run_dir: RunDir, blobs: bool = True) -> Checkpoint:
         raise ConfigError(str(error)) from None
     if checkpoint is None:
         raise ConfigError(f"{run_dir.path}: there is no checkpoint in it yet")
+    if blobs and not checkpoint.meta:
+        raise ConfigError(
+            f"{run_dir.path}: has what acting needs, without optimiser and replay; resume the run it was exported from"
+        )
     for message in checkpoint.skipped:
         print(message)
     return checkpoint

@@ -35,7 +35,8 @@ def test_a_run_becomes_one(tmp_path, capsys):
     run, small = saved(tmp_path / "run", "qt-tdm", WIDE), tmp_path / "small"
     assert main(["export", str(run), "--format", "run", "--out", str(small)]) == 0
     assert "a run for eval and serve" in capsys.readouterr().out
-    assert size(small) < 0.7 * size(run) and not (small / "replay").exists()
+    assert size(small) < 0.7 * size(run)
+    assert not (small / "replay").exists()
     shown = np.random.default_rng(0).standard_normal((5, 3))
     agents = load(run), load(small)
     for agent in agents:

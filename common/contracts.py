@@ -44,8 +44,6 @@ class TaskSpec:
     """time limit in simulator steps"""
     terminates: bool
     """whether `terminated` can ever be true"""
-    has_success: bool
-    """whether every step's info has `success`, 0.0 or 1.0"""
     name: str = ""
     """FAMILY/NAME"""
     simulator_state: int = 0

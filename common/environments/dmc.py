@@ -52,7 +52,6 @@ def make(name: str) -> RawTask:
         made,
         EPISODE_STEPS,
         terminates,
-        has_success=False,
         simulator_state=made.state_size(),
         observation_parts=made.parts(),
     )

@@ -117,7 +117,6 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
         action_repeat=config.action_repeat,
         episode_steps=episode_steps,
         terminates=raw.terminates if config.terminates is None else config.terminates,
-        has_success=raw.has_success,
         name=task,
         simulator_state=raw.simulator_state,
         action_bounds=(tuple(map(float, action.low.flat)), tuple(map(float, action.high.flat))),

@@ -20,9 +20,8 @@ GIVEN: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {}
 def make(name: str) -> RawTask:
     """Import the module, installed or in the working directory, and make one environment. ConfigError, one line."""
     module, _, attribute = name.partition(":")
-    gone = (
-        name not in GIVEN if module == "given" else module == "__main__" and not hasattr(sys.modules[module], attribute)
-    )
+    gone = module == "given" and name not in GIVEN
+    gone |= module == "__main__" and not hasattr(sys.modules[module], attribute)
     if gone:
         raise ConfigError(f"{name}: another program handed it to qttdm.train; put it into a module to use it again")
     try:
@@ -35,4 +34,4 @@ def make(name: str) -> RawTask:
         raise ConfigError(f"{name}() is a {type(env).__name__}, want a gymnasium.Env")
     # Gymnasium does not declare whether an environment terminates: assume it may.
     limit = env.spec.max_episode_steps if env.spec else None
-    return RawTask(env, limit, terminates=True, has_success=False)
+    return RawTask(env, limit, terminates=True)

@@ -152,14 +152,9 @@ def evaluate(
         agent = trained = TrainedAgent(run, choice.set, choice.planner)
         video_path = trained.run_dir.video_path
     if policy_only:
-        from qttdm.deploy.runs.dry_run import dry_run
+        from qttdm.deploy.runs.dry_run import report
 
-        actions, ms = dry_run(agent, 100)
-        least, most = actions.min(axis=0).tolist(), actions.max(axis=0).tolist()
-        print(f"100 decisions on random observations: {sorted(ms)[50]:.1f} ms each, slowest {ms.max():.1f} ms")
-        print(
-            f"actions from {[round(x, 3) for x in least]} to {[round(x, 3) for x in most]}; nothing is said of returns"
-        )
+        print(*report(agent), sep="\n")
         return
     started = time.monotonic()
     result = agent.evaluate(episodes)

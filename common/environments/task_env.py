@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from qttdm.common.contracts import TaskSpec
+from qttdm.common.contracts import ObservationPart, TaskSpec
 from qttdm.common.environments.rendering import RenderError, gl_error
 
 Array = NDArray[np.float32]
@@ -26,7 +26,7 @@ class RawTask:
     terminates: bool
     simulator_state: int = 0
     """As TaskSpec has it."""
-    observation_parts: tuple[tuple[str, int], ...] = ()
+    observation_parts: tuple[ObservationPart, ...] = ()
     """As TaskSpec has it; a Dict space's are found without."""
 
 

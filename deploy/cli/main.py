@@ -323,7 +323,7 @@ def tasks() -> None:
         if missing(family):
             print(f"{family}/..: pip install 'qttdm[{family}]'")
     print("gym/<id>: any Gymnasium environment with a bounded Box of actions, such as gym/Pendulum-v1")
-    print("<module>:<class>: your own, installed or in the working directory, such as my_module:MyEnv")
+    print("<module>:<class>: your own, in the working directory or installed, such as my_module:MyEnv")
 
 
 @app.command

@@ -15,9 +15,9 @@ def import_own(name: str) -> ModuleType:
     """Import a module by name; raises what importing it raises.
 
     The working directory comes before what is installed, but after Python's own modules: a `random.py` in it must not
-    become everybody's.
+    become everybody's. Nothing changes where the name is one of qttdm's own.
     """
-    if os.getcwd() not in sys.path:
+    if os.getcwd() not in sys.path and not name.startswith("qttdm."):
         installed = (i for i, path in enumerate(sys.path) if path.endswith("-packages"))  # site-, Debian's dist-
         sys.path.insert(next(installed, len(sys.path)), os.getcwd())
     return importlib.import_module(name)

@@ -34,7 +34,11 @@ def find_own(place: str) -> Any:
         top = module_name.partition(".")[0]
         mine = PathFinder.find_spec(top, [os.getcwd()])
         read = getattr(sys.modules[top], "__file__", None) or "a part of Python"
-        hidden = f"; it is {read}, which hides {mine.origin}: rename that" if mine and mine.origin != read else ""
+        hidden = (
+            f"; it is {read}, which hides {mine.origin}: rename that"
+            if mine and mine.origin not in (None, read)
+            else ""
+        )
         raise AttributeError(f"module {module_name!r} has no {name!r}{hidden}")
     return getattr(module, name)
 

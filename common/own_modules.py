@@ -45,7 +45,8 @@ def find_own(place: str) -> Any:
 
 def imported_here() -> list[Path]:
     """List the .py files and packages of the working directory that have been imported: what others need of it."""
-    here, found = Path.cwd(), set()
+    here = Path.cwd()
+    found: set[Path] = set()
     for name, module in [*sys.modules.items()]:
         if "." not in name and name not in ("qttdm", "__main__"):
             places = [*getattr(module, "__path__", ()), getattr(module, "__file__", None) or ""]

@@ -200,7 +200,7 @@ class Wind(PendulumEnv):
 def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch):
     """Started in one; looked at, refused a second time and stopped from another, though the request is lost once.
 
-    Its task is in the driver's folder alone: as soon as the driver has sent it to the other node, it is removed.
+    Its task is in the driver's folder alone: as soon as the driver has sent it to the other node, it is moved away.
     """
     groups = {group["name"] for group in placement_group_table().values() if group["state"] == "CREATED"}
     run = here / "runs" / "walk"
@@ -220,6 +220,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     assert "walk: no such run is on the cluster now; there: none" in line
     assert "walk: no such run" in one_line(*run_main(capsys, "stop", "walk"))
 
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (here / "wind.py").write_text(OWN_TASK)
     (here / "wind_parts").mkdir()
     (here / "wind_parts" / "gusts.py").write_text("GUST = 1")
@@ -227,12 +228,16 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     task = ["--task=wind:Wind", "--gpus-per-seed=1"]  # the head has no GPU
     training = shell(here, cluster.address, *ENDLESS, *task, "--name=walk", "--seeds=0")
     until(lambda: run.exists() or training.poll() is not None, "it has joined the cluster")
-    (here / "wind.py").unlink()
-    shutil.rmtree(here / "wind_parts")
+    own = ("wind.py", "wind_parts")
+    (here / "away").mkdir()
+    for name in own:
+        (here / name).rename(here / "away" / name)
     until(lambda: goes(training), "it is on the cluster")
     ray.get(ray.get_actor("walk/control", NAMESPACE).__ray_ready__.remote(), timeout=PATIENCE)
     until(lambda: steps() > 800, "it trains")
     assert workers(cluster, [other])
+    for name in own:  # `resume` looks at the task before it looks at the cluster
+        (here / "away" / name).rename(here / name)
     assert re.search(r"^ *0 +running ", run_main(capsys, "status")[1], re.MULTILINE)
     line = one_line(*run_main(capsys, *ENDLESS, "--name=walk", "--runs-dir=elsewhere"))
     assert "walk: is running on the cluster; look at it with: qttdm cluster status walk" in line

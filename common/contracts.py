@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,19 @@ from qttdm.common.trees import TensorTree
 from qttdm.common.weights import Weights
 
 ArrayTree = Mapping[str, np.ndarray]
+
+
+class ObservationPart(NamedTuple):
+    """A named part of what a task shows."""
+
+    name: str
+    """OUTER/INNER where Dicts are nested"""
+    size: int
+    """numbers that it has in the observation"""
+    shape: tuple[int, ...] | None = None
+    """as the task shows it; None: not known"""
+    choices: tuple[tuple[int, int], ...] = ()
+    """where it is Discrete, of each choice the first value and the number of values, which are one-hot"""
 
 
 @dataclass(frozen=True)
@@ -44,8 +57,6 @@ class TaskSpec:
     """time limit in simulator steps"""
     terminates: bool
     """whether `terminated` can ever be true"""
-    has_success: bool
-    """whether every step's info has `success`, 0.0 or 1.0"""
     name: str = ""
     """FAMILY/NAME"""
     simulator_state: int = 0
@@ -54,8 +65,8 @@ class TaskSpec:
     """lowest and highest of each number of an action, in the task's own units, N each; None: -1 and 1"""
     action_shape: tuple[int, ...] | None = None
     """of an action as the task takes it, N numbers; None: (N,)"""
-    observation_parts: tuple[tuple[str, int], ...] = ()
-    """name and length of each part of the observation, in their order; (): not known"""
+    observation_parts: tuple[ObservationPart, ...] = ()
+    """of what the observation is made, in its order; (): not known"""
     step_seconds: float | None = None
     """of one simulator step, in the task's time; None: not known"""
 

@@ -24,6 +24,16 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config_path = path / "config.yaml"
+        """the resolved configuration, as `common.config.dump_config` writes it"""
+        self.machine_path = path / "machine.json"
+        """the machine and versions it was started with, as `deploy.runs.machine` describes them"""
+        self.task_path = path / "task.json"
+        """what the run's task is like, as `deploy/runs/saved_task.py` writes it"""
+        self.events_path = path / "events.log"
+        """what happened, for a person (common/events.py)"""
+        self.metrics_path, self.checkpoints_dir = path / "metrics.jsonl", path / "checkpoints"
+        self.curve_path, self.video_path = path / "curve.png", path / "video.mp4"
 
     @classmethod
     def create(cls, path: Path) -> RunDir:
@@ -70,42 +80,6 @@ class RunDir:
         path = self.path.absolute()
         of_cluster = re.fullmatch(r"seed-\d+", path.name) and self.events_path.exists()
         return path.parent.name if of_cluster else path.name
-
-    @property
-    def config_path(self) -> Path:
-        """The resolved configuration, as `common.config.dump_config` writes it."""
-        return self.path / "config.yaml"
-
-    @property
-    def machine_path(self) -> Path:
-        """The machine and versions it was started with, as `deploy.runs.machine` describes them."""
-        return self.path / "machine.json"
-
-    @property
-    def task_path(self) -> Path:
-        """What the run's task is like, as `deploy/runs/saved_task.py` writes it."""
-        return self.path / "task.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def events_path(self) -> Path:
-        """What happened, for a person (common/events.py); a cluster's runs have it."""
-        return self.path / "events.log"
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def curve_path(self) -> Path:
-        return self.path / "curve.png"
-
-    @property
-    def video_path(self) -> Path:
-        return self.path / "video.mp4"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from qttdm.actors.evaluation import Evaluation
 from qttdm.common.config import ConfigError
 from qttdm.common.environments.own import GIVEN
+from qttdm.common.environments.parts import flatten
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
@@ -80,11 +81,11 @@ class Agent:
         """Begin new episodes, as many as the next `act` has observations for. Call it at each reset."""
         self._episodes = []
 
-    def act(self, observation: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
+    def act(self, observation: ArrayLike | Mapping[str, Any]) -> NDArray[Any]:
         """Act on what the environment shows: [M] or a Dict space's -> an action in the environment's units and shape.
 
-        A batch [B, M], of B episodes side by side -> [B, ..]. ConfigError for another shape, for what is not finite,
-        and where `reset` is missing.
+        A batch of B episodes side by side, [B, M] or a Dict of [B, ..] -> [B, ..]. ConfigError for another shape, for
+        what is not finite, and where `reset` is missing.
         """
         rows, one = self._rows(observation)
         if self._episodes is None:
@@ -106,21 +107,22 @@ class Agent:
         self._started += 1
         return self._trained.policy.start(derive_seed(self._seed, "acting", self._started), 0.0)
 
-    def _rows(self, observation: ArrayLike | Mapping[str, ArrayLike]) -> tuple[NDArray[np.float32], bool]:
+    def _rows(self, observation: ArrayLike | Mapping[str, Any]) -> tuple[NDArray[np.float32], bool]:
         """Return observations as float32 [B, M], and whether there was one alone."""
         spec = self._trained.spec
-        if isinstance(observation, Mapping):
-            names = [name for name, _ in spec.observation_parts]
-            if {*observation} != {*names}:
-                raise ConfigError(f"act: got observations {sorted(observation)}, want {names}")
-            observation = np.concatenate([np.ravel(observation[name]) for name in names])
-        try:
-            rows = np.asarray(observation, np.float32)
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"act: got a {type(observation).__name__}, want numbers of shape ({spec.obs_dim},)"
-            ) from None
-        one = rows.ndim != 2 or rows.shape[1] != spec.obs_dim
+        if isinstance(observation, Mapping) and spec.observation_parts:
+            try:
+                rows, one = flatten(spec.observation_parts, observation)
+            except ValueError as error:
+                raise ConfigError(f"act: {error}") from None
+        else:
+            try:
+                rows = np.asarray(observation, np.float32)
+            except (TypeError, ValueError):
+                raise ConfigError(
+                    f"act: got a {type(observation).__name__}, want numbers of shape ({spec.obs_dim},)"
+                ) from None
+            one = rows.ndim != 2 or rows.shape[1] != spec.obs_dim
         if one and rows.size != spec.obs_dim:
             raise ConfigError(
                 f"act: got an observation of shape {rows.shape}, want ({spec.obs_dim},) or (B, {spec.obs_dim})"

@@ -179,10 +179,10 @@ class HangingPoint(Point):
         return super().step(action)
 
 
-def point_env(steps: int, action_repeat: int = 1, ends_at: int = 10**9, has_success: bool = True) -> TaskEnv:
+def point_env(steps: int, action_repeat: int = 1, ends_at: int = 10**9) -> TaskEnv:
     """A Point as the agent sees it: at most `steps` simulator steps, ending by itself after `ends_at`."""
     env = wrappers.DtypeObservation(wrappers.TimeLimit(Point(ends_at=ends_at), steps), np.float32)
-    return TaskEnv(env, TaskSpec(3, 2, action_repeat, steps, terminates=True, has_success=has_success))
+    return TaskEnv(env, TaskSpec(3, 2, action_repeat, steps, terminates=True))
 
 
 gymnasium.register("FakePoint-v0", Point, max_episode_steps=80)

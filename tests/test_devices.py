@@ -115,7 +115,7 @@ def test_both_losses_and_their_gradients(action_dim, states_per_window):
     c = tiny_config(
         *still, f"qt-tdm.learner.qt.states_per_window={states_per_window}", "qt-tdm.learner.qt.monte_carlo_clamp=true"
     )
-    spec = TaskSpec(3, action_dim, 8, 80, terminates=True, has_success=False)
+    spec = TaskSpec(3, action_dim, 8, 80, terminates=True)
     learner = make_learner(c, spec, torch.device("cpu"))
     arrays = random_batch(c.make_agent(spec))
     batch = {name: torch.from_numpy(array).to(META) for name, array in arrays.items()}
@@ -244,7 +244,7 @@ def test_a_gpus_memory_and_use_are_reported(monkeypatch, device, reported):
 def test_an_evaluator_with_a_gpu_plans_on_it(calls, monkeypatch):
     warmed: list[int] = []
     monkeypatch.setattr(PlanningPolicy, "warm_up", lambda policy, environments: warmed.append(environments))
-    spec = TaskSpec(3, 1, 8, 80, terminates=True, has_success=False)
+    spec = TaskSpec(3, 1, 8, 80, terminates=True)
     chosen = []
     for overrides in ([], ["precision=float32"], ["device=cpu"]):
         policy = evaluating_policy(tiny_config("device=auto", "precision=auto", *overrides), spec, lambda: None)

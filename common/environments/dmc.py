@@ -14,6 +14,7 @@ from dm_control.rl import control
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from qttdm.common.contracts import ObservationPart
 from qttdm.common.environments.task_env import RawTask
 
 # dm_control 1.0.28's quadruped calls np.in1d, which NumPy 2.4 removed. Goes when the pinned dm_control no longer does.
@@ -52,7 +53,6 @@ def make(name: str) -> RawTask:
         made,
         EPISODE_STEPS,
         terminates,
-        has_success=False,
         simulator_state=made.state_size(),
         observation_parts=made.parts(),
     )
@@ -100,12 +100,12 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         """Seconds of one control step, under the name that Gymnasium's environments give it."""
         return float(self._env.control_timestep())
 
-    def parts(self) -> tuple[tuple[str, int], ...]:
-        """List the names and lengths of what the flat observation is made of, in its order."""
+    def parts(self) -> tuple[ObservationPart, ...]:
+        """List what the flat observation is made of, in its order."""
         shown = self._env.task.get_observation(self._env.physics)
         # dm_control flattens an OrderedDict as it stands, and any other sorted.
         names = shown if isinstance(shown, OrderedDict) else sorted(shown)
-        return tuple((name, int(np.size(shown[name]))) for name in names)
+        return tuple(ObservationPart(name, int(np.size(shown[name])), np.shape(shown[name])) for name in names)
 
     def state_size(self) -> int:
         """Return length of `simulator_state`; 0 if that is too long to keep."""

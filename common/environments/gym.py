@@ -27,7 +27,7 @@ def make(name: str) -> RawTask:
         raise ConfigError(f"gym/{name} cannot be made: {type(error).__name__}: {error}") from error
     spec = gymnasium.spec(bare)  # as registered: env.spec has already lost its limit
     # Gymnasium does not declare whether an environment terminates: assume it may.
-    return RawTask(env, spec.max_episode_steps, terminates=True, has_success=False)
+    return RawTask(env, spec.max_episode_steps, terminates=True)
 
 
 def _construct(name: str) -> gymnasium.Env[Any, Any]:

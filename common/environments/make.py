@@ -20,6 +20,7 @@ from gymnasium import spaces, wrappers
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.parts import leaves, parts_of
 from qttdm.common.environments.rendering import choose_gl
 from qttdm.common.environments.task_env import RawTask, TaskEnv
 from qttdm.common.extras import missing, need
@@ -117,20 +118,14 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
         action_repeat=config.action_repeat,
         episode_steps=episode_steps,
         terminates=raw.terminates if config.terminates is None else config.terminates,
-        has_success=raw.has_success,
         name=task,
         simulator_state=raw.simulator_state,
         action_bounds=(tuple(map(float, action.low.flat)), tuple(map(float, action.high.flat))),
         action_shape=None if one.ndim == 1 else one.shape,
-        observation_parts=raw.observation_parts or _parts(raw.env.observation_space),
+        observation_parts=raw.observation_parts or parts_of(raw.env.observation_space),
         step_seconds=_step_seconds(raw.env),
     )
     return TaskEnv(scaled, spec, with_state)
-
-
-def _parts(space: spaces.Space) -> tuple[tuple[str, int], ...]:
-    """List a Dict's keys and their lengths once flat; () for other spaces."""
-    return tuple((str(k), spaces.flatdim(s)) for k, s in space.items()) if isinstance(space, spaces.Dict) else ()
 
 
 def _step_seconds(env: gymnasium.Env) -> float | None:
@@ -148,15 +143,10 @@ def _check_spaces(task: str, env: gymnasium.Env) -> None:
         raise ConfigError(f"{task} has unbounded actions, which cannot be scaled to [-1, 1]: {action}")
     if not isinstance(observation, spaces.Box | spaces.Dict) or not observation.is_np_flattenable:
         raise ConfigError(f"{task} needs a Box observation space, or a Dict that flattens to one, got {observation}")
-    if images := [s.shape for s in _leaves(observation) if _is_image(s)]:
+    if images := [s.shape for s in leaves(observation).values() if _is_image(s)]:
         raise ConfigError(f"{task} observes images, {images[0]}; want numbers, such as positions and velocities")
 
 
 def _is_image(space: spaces.Space) -> bool:
     dimensions = len(space.shape or ())
     return dimensions > 2 or (dimensions == 2 and space.dtype == np.uint8)
-
-
-def _leaves(space: spaces.Space) -> list[spaces.Space]:
-    """List the spaces within a Dict, or the space itself."""
-    return [leaf for part in space.values() for leaf in _leaves(part)] if isinstance(space, spaces.Dict) else [space]

@@ -39,7 +39,7 @@ def make(name: str) -> RawTask:
     del env.sawyer_observation_space  # cached when the goal was still hidden; steps clip the goal to it
     env.observation_space = env.sawyer_observation_space
     env.max_path_length = sys.maxsize  # the time limit is not the library's
-    return RawTask(MetaworldEnv(env), EPISODE_STEPS, terminates=False, has_success=True)
+    return RawTask(MetaworldEnv(env), EPISODE_STEPS, terminates=False)
 
 
 class MetaworldEnv(gymnasium.Wrapper[Array, Array, Array, Array]):

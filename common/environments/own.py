@@ -11,22 +11,21 @@ import gymnasium
 
 from qttdm.common.config import ConfigError
 from qttdm.common.environments.task_env import RawTask
-from qttdm.common.own_modules import import_own
+from qttdm.common.own_modules import find_own
 
 GIVEN: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {}
 """What `qttdm.train` was handed that no module holds, by the name it has as a task: this process alone can make it."""
 
 
 def make(name: str) -> RawTask:
-    """Import the module, installed or in the working directory, and make one environment. ConfigError, one line."""
+    """Import the module, from the working directory or installed, and make one environment. ConfigError, one line."""
     module, _, attribute = name.partition(":")
-    gone = (
-        name not in GIVEN if module == "given" else module == "__main__" and not hasattr(sys.modules[module], attribute)
-    )
+    gone = module == "given" and name not in GIVEN
+    gone |= module == "__main__" and not hasattr(sys.modules[module], attribute)
     if gone:
         raise ConfigError(f"{name}: another program handed it to qttdm.train; put it into a module to use it again")
     try:
-        maker = GIVEN[name] if module == "given" else getattr(import_own(module), attribute)
+        maker = GIVEN[name] if module == "given" else find_own(name)
         draws = "render_mode" in inspect.signature(maker).parameters
         env = maker(render_mode="rgb_array") if draws else maker()
     except Exception as error:  # it is anyone's code
@@ -35,4 +34,4 @@ def make(name: str) -> RawTask:
         raise ConfigError(f"{name}() is a {type(env).__name__}, want a gymnasium.Env")
     # Gymnasium does not declare whether an environment terminates: assume it may.
     limit = env.spec.max_episode_steps if env.spec else None
-    return RawTask(env, limit, terminates=True, has_success=False)
+    return RawTask(env, limit, terminates=True)

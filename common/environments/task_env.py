@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from qttdm.common.contracts import TaskSpec
+from qttdm.common.contracts import ObservationPart, TaskSpec
 from qttdm.common.environments.rendering import RenderError, gl_error
 
 Array = NDArray[np.float32]
@@ -24,10 +24,9 @@ class RawTask:
     episode_steps: int | None
     """The task's own time limit in simulator steps, which `env` itself does not apply; None if it has none."""
     terminates: bool
-    has_success: bool
     simulator_state: int = 0
     """As TaskSpec has it."""
-    observation_parts: tuple[tuple[str, int], ...] = ()
+    observation_parts: tuple[ObservationPart, ...] = ()
     """As TaskSpec has it; a Dict space's are found without."""
 
 
@@ -48,16 +47,19 @@ class TaskEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
         """Take one decision: action [N] -> (observation [M], summed reward, terminated, truncated, info).
 
         `info["env_steps"]` is the number of simulator steps taken, fewer than `action_repeat` at an episode's end;
-        the rest of `info` is the last simulator step's.
+        `info["success"]`, where the task has it, what they said last of it; the rest is the last simulator step's.
         """
         total, steps, terminated, truncated = 0.0, 0, False, False
+        success: dict[str, Any] = {}
         while steps < self.task_spec.action_repeat and not (terminated or truncated):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             steps += 1
+            if "success" in info:
+                success = {"success": info["success"]}
         if terminated and not self.task_spec.terminates:
             terminated, truncated = False, True
-        return obs, total, bool(terminated), bool(truncated), {**info, "env_steps": steps}
+        return obs, total, bool(terminated), bool(truncated), {**info, **success, "env_steps": steps}
 
     def observe(self, observation: Array) -> dict[str, NDArray[Any]]:
         """Return all observations of the current step by name, given what `reset` or `step` returned, [M]."""

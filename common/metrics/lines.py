@@ -56,7 +56,11 @@ COUNTERS = declare(
 """on every line"""
 declare(
     ("episode_return", "reward", "undiscounted sum of rewards of the episode; eval: mean over the episodes"),
-    ("success", "fraction", "success at the last step (eval: mean over the episodes); null: task does not say"),
+    (
+        "success",
+        "fraction",
+        "what an episode's steps said last of success (eval: mean over the episodes); null: nothing",
+    ),
     ("episode_length", "decisions", "length of the episode"),
     ("actor", "1", "which actor collected it (cluster)"),
     ("staleness", "updates", "made between the oldest weights of the episode and its arrival (cluster)"),

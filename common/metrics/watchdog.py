@@ -29,7 +29,7 @@ class Watchdog:
         self.found: Path | None = None
         """stacks that the last process left when it hung"""
         folder.mkdir(exist_ok=True)
-        path = folder / f"{who}.txt"
+        path = stacks_path(run_dir, who)
         if path.exists() and path.stat().st_size > 0:
             number = sum(1 for _ in folder.glob(f"{who}.*.txt")) + 1
             self.found = path.rename(folder / f"{who}.{number}.txt")
@@ -62,6 +62,11 @@ class Watchdog:
             self.rearm()
 
 
+def stacks_path(run_dir: Path, who: str) -> Path:
+    """Say where a process leaves its stacks if it hangs."""
+    return run_dir / "hung" / f"{who}.txt"
+
+
 def stacks(run_dir: Path) -> list[Path]:
     """List the stacks of processes that hung and have been started anew since."""
     return list((run_dir / "hung").glob("*.*.txt"))
@@ -75,14 +80,13 @@ for file; do [ -s "$file" ] && echo "qttdm: $(basename "$file" .txt) hung, see $
 
 
 @contextmanager
-def announced(run_dir: Path, processes: Sequence[str], advice: str) -> Iterator[None]:
+def announced(files: Sequence[Path], advice: str) -> Iterator[None]:
     """Print one line to stderr if this process ends by hanging inside; a shell does, since no thread here gets a turn.
 
-    processes: the `who` of this process's watchdogs. advice: the line's end.
+    files: where stacks are left then, each named after what hung. advice: the line's end.
     """
-    files = [str(run_dir / "hung" / f"{who}.txt") for who in processes]
     shell = subprocess.Popen(
-        ["sh", "-c", SAY_WHO_HUNG, "sh", *files],
+        ["sh", "-c", SAY_WHO_HUNG, "sh", *map(str, files)],
         stdin=subprocess.PIPE,
         env={**os.environ, "QTTDM_ADVICE": advice},
         start_new_session=True,  # Ctrl-C is for this process only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qttdm.common.config import Config, ConfigError
 from qttdm.common.contracts import Agent
-from qttdm.common.own_modules import import_own
+from qttdm.common.own_modules import find_own
 
 AGENTS = {
     "qt-tdm": "qttdm.deploy.agents.qt_tdm:QTTDM",
@@ -27,9 +27,8 @@ def agent_class(name: str) -> type[Agent]:
     path = name if ":" in name else AGENTS.get(name)
     if path is None:
         raise ConfigError(f"agent: there is no {name!r}; want one of {', '.join(AGENTS)}, or module:Class of your own")
-    module, _, class_name = path.partition(":")
     try:
-        found = getattr(import_own(module), class_name)
+        found = find_own(path)
     except Exception as error:  # the module is anybody's code
         raise ConfigError(f"agent: cannot import {name} ({type(error).__name__}: {error}); want module:Class") from None
     missing = [method for method in METHODS if not hasattr(found, method)]

@@ -42,7 +42,7 @@ class Shape:
     @property
     def spec(self) -> TaskSpec:
         """Make a task of that shape."""
-        return TaskSpec(self.obs_dim, self.action_dim, 1, 1000, terminates=False, has_success=False)
+        return TaskSpec(self.obs_dim, self.action_dim, 1, 1000, terminates=False)
 
 
 SHAPES = [

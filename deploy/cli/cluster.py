@@ -84,7 +84,7 @@ def train(
     room = check_resources(configs[0].cluster.bundles(), len(configs))
     RunDir.create(directory)
     try:
-        check_nodes(directory)
+        check_nodes(directory, configs[0].own_modules)
         seeds = new_seeds(directory, configs)
         print(f"{configs[0].agent} on {configs[0].task}, seeds {', '.join(str(c.seed) for c in configs)}: {directory}")
         print(room)
@@ -128,7 +128,7 @@ def resume(
     left = [seed for seed in seeds if seed.state != "finished"]
     if left:
         room = check_resources(left[0].config.cluster.bundles(), len(left))
-        check_nodes(directory)
+        check_nodes(directory, left[0].config.own_modules)
         print(f"goes on with seeds {', '.join(str(seed.config.seed) for seed in left)}: {directory}")
         print(room)
     if env_steps is not None:

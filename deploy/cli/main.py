@@ -153,14 +153,9 @@ def evaluate(
         agent = trained = TrainedAgent(run, choice.set, choice.planner)
         video_path = output_folder(trained.run_dir) / trained.run_dir.video_path.name
     if policy_only:
-        from qttdm.deploy.runs.dry_run import dry_run
+        from qttdm.deploy.runs.dry_run import report
 
-        actions, ms = dry_run(agent, 100)
-        least, most = actions.min(axis=0).tolist(), actions.max(axis=0).tolist()
-        print(f"100 decisions on random observations: {sorted(ms)[50]:.1f} ms each, slowest {ms.max():.1f} ms")
-        print(
-            f"actions from {[round(x, 3) for x in least]} to {[round(x, 3) for x in most]}; nothing is said of returns"
-        )
+        print(*report(agent), sep="\n")
         return
     started = time.monotonic()
     result = agent.evaluate(episodes)
@@ -336,7 +331,7 @@ def tasks() -> None:
         if missing(family):
             print(f"{family}/..: pip install 'qttdm[{family}]'")
     print("gym/<id>: any Gymnasium environment with a bounded Box of actions, such as gym/Pendulum-v1")
-    print("<module>:<class>: your own, installed or in the working directory, such as my_module:MyEnv")
+    print("<module>:<class>: your own, in the working directory or installed, such as my_module:MyEnv")
 
 
 @app.command

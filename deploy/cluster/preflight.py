@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qttdm.common.config import ConfigError
+from qttdm.common.own_modules import import_own, imported_here
 from qttdm.deploy.cluster import ray_private
 from qttdm.deploy.cluster.auth import WANT_TOKEN
 from qttdm.deploy.configs.cluster_config import NAMESPACE
@@ -39,6 +40,7 @@ NODE_SECONDS = 120.0  # for a node to answer: the first process there has to imp
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or the one on this machine. ConfigError, one line, if that fails.
 
+    What has been imported from the working directory goes to every process that is started from here on.
     deploy/cluster/auth.py has chosen the mode, before Ray was imported.
     """
     if ray.is_initialized():
@@ -64,8 +66,10 @@ def connect() -> None:
         raise ConfigError(f"no Ray cluster {where}: none answers ({reason[-200:]}); {WANT_ADDRESS}; {HOW_TO_START}")
     if status is not StatusCode.OK:
         raise ConfigError(f"no Ray cluster {where}: something else answers there ({reason[-200:]}); {WANT_ADDRESS}")
+    modules = [str(path) for path in imported_here()]
+    carried = {"py_modules": modules, "excludes": ["__pycache__/"]} if modules else None
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, runtime_env=carried)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the Ray cluster {where} refuses: {' '.join(str(error).split())[:300]}") from None
 
@@ -141,8 +145,11 @@ def describe_capacity(bundles: Sequence[Resources]) -> str:
     return f"a seed reserves {reserved}; the nodes have free {free}"
 
 
-def check_nodes(directory: Path) -> None:
-    """Raise ConfigError unless every node has this program, torch and Python, and sees the run's directory."""
+def check_nodes(directory: Path, modules: Sequence[str] = ()) -> None:
+    """Raise ConfigError unless every node has this program, torch and Python, and sees the run's directory.
+
+    modules: of the user's own, which every node must be able to import.
+    """
     here = fingerprint()
     probe = ray.remote(num_cpus=0)(inspect_node)
     asked = [  # a host's name is not enough to tell nodes apart
@@ -150,14 +157,14 @@ def check_nodes(directory: Path) -> None:
             node["NodeManagerHostname"],
             probe.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), max_retries=0
-            ).remote(str(directory)),
+            ).remote(str(directory), modules),
         )
         for node in ray.nodes()
         if node["Alive"]
     ]
     for host, answer in asked:
         try:
-            there, sees = ray.get(answer, timeout=NODE_SECONDS)
+            there, sees, missing = ray.get(answer, timeout=NODE_SECONDS)
         except ray.exceptions.GetTimeoutError:
             raise ConfigError(f"node {host} did not answer within {NODE_SECONDS:g} s; look at `ray status`") from None
         except RayError as error:
@@ -168,15 +175,26 @@ def check_nodes(directory: Path) -> None:
                 raise ConfigError(
                     f"node {host} has {what} {there.get(what)}, this one {here[what]}; install the same on every node"
                 )
+        if missing:
+            raise ConfigError(
+                f"node {host} cannot import {missing[0]}; want what it needs in the working directory here, or "
+                f"installed on every node"
+            )
         if not sees:
             raise ConfigError(
                 f"node {host} does not see {directory}; want --runs-dir on storage that all nodes share and may write"
             )
 
 
-def inspect_node(directory: str) -> tuple[dict[str, str], bool]:
-    """Say, on each node, what is installed there, and whether the directory is there and may be written."""
-    return fingerprint(), os.access(directory, os.W_OK)
+def inspect_node(directory: str, modules: Sequence[str]) -> tuple[dict[str, str], bool, list[str]]:
+    """Say, on each node, what is installed there, if the directory may be written, what cannot be imported and why."""
+    missing = []
+    for name in modules:
+        try:
+            import_own(name)
+        except Exception as error:  # it is anyone's code
+            missing.append(f"{name} ({type(error).__name__}: {' '.join(str(error).split())})")
+    return fingerprint(), os.access(directory, os.W_OK), missing
 
 
 def fingerprint() -> dict[str, str]:

@@ -79,6 +79,11 @@ class RunConfig(Config):
                 raise ConfigError(f"{key}: got {raw[key]!r}, want a mapping of settings")
         return kind, {key: value for key, value in raw.items() if key not in others}
 
+    @property
+    def own_modules(self) -> list[str]:
+        """Names of the modules of a user's own that task and agent are in."""
+        return [name.removeprefix("gym/").partition(":")[0] for name in (self.task, self.agent) if ":" in name]
+
     def make_agent(self, task: TaskSpec) -> Agent:
         """Make the agent for that task."""
         return agent_class(self.agent)(self.settings, task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -29,6 +30,14 @@ def dry_run(agent: ActingAgent, decisions: int) -> tuple[np.ndarray, np.ndarray]
         ms.append(1e3 * (time.perf_counter() - began))
         actions.append(action if spec.choices is not None else agent.spec.in_units(action))
     return np.stack(actions), np.array(ms)
+
+
+def report(agent: ActingAgent, decisions: int = 100) -> Iterator[str]:
+    """Yield what so many decisions were like, line by line."""
+    actions, ms = dry_run(agent, decisions)
+    least, most = (end.astype(float).round(3).tolist() for end in (actions.min(axis=0), actions.max(axis=0)))
+    yield f"{decisions} decisions on random observations: {np.median(ms):.1f} ms each, slowest {ms.max():.1f} ms"
+    yield f"actions from {least} to {most}; nothing is said of returns"
 
 
 def random_batch(agent: Agent) -> Batch:

@@ -5,13 +5,16 @@ probe: a few decisions, as `qttdm train` makes them first; try_out: seconds of t
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -22,6 +25,10 @@ from qttdm.common.config import ConfigError
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env, make_raw
 from qttdm.common.environments.task_env import TaskEnv
+from qttdm.common.metrics.watchdog import announced
+
+REARM_EVERY = 1.0
+"""seconds: it takes as long as a step of a fast environment"""
 
 
 @dataclass
@@ -41,10 +48,24 @@ class Sample:
 
 
 def probe(env: TaskEnv, decisions: int, hang_seconds: float, seed: int = 0, seconds: float = float("inf")) -> Sample:
-    """Take random actions, so many decisions or seconds long. ConfigError naming the task and what was wrong."""
+    """Take random actions, so many decisions or seconds long. ConfigError naming the task and what was wrong.
+
+    What hangs without giving Python a turn, in C, ends the process, with one line.
+    """
+    with _ended_if_stuck(env.task_spec.name, hang_seconds) as rearm:
+        return _sample(env, decisions, hang_seconds, seed, seconds, rearm)
+
+
+def _sample(
+    env: TaskEnv, decisions: int, hang_seconds: float, seed: int, seconds: float, rearm: Callable[[], None]
+) -> Sample:
     task, rng, sample = env.task_spec.name, np.random.default_rng(seed), Sample()
     began, ended = time.perf_counter(), True
+    rearm_at = began
     while len(sample.rewards) < decisions and time.perf_counter() - began < seconds:
+        if time.perf_counter() >= rearm_at:
+            rearm()
+            rearm_at = time.perf_counter() + REARM_EVERY
         if ended:
             with _names(task, "reset", hang_seconds):
                 observation, _ = env.reset(seed=seed + sample.episodes)
@@ -74,6 +95,21 @@ def _check_observation(env: TaskEnv, said_by: str, observation: np.ndarray) -> N
     if not np.isfinite(observation).all():
         where = int(np.flatnonzero(~np.isfinite(observation))[0])
         raise ConfigError(f"{task}: {said_by} returned {observation[where]} in the observation, at number {where}")
+
+
+@contextmanager
+def _ended_if_stuck(task: str, hang_seconds: float) -> Iterator[Callable[[], None]]:
+    """End this process if there is no sign of life for too long; yields how to give one.
+
+    Too long: twice hang_seconds, for a reset and a step, and a bit, since raising is better where that is possible.
+    """
+    with TemporaryDirectory(prefix="qttdm-") as folder, (path := Path(folder) / "probe.txt").open("w") as file:
+        advice = f"{task}: reset or step, in C, has taken more than {hang_seconds:g} s (cluster.hang_seconds)"
+        with announced([path], advice):
+            try:
+                yield lambda: faulthandler.dump_traceback_later(2 * hang_seconds + 2, exit=True, file=file)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager
@@ -110,6 +146,7 @@ def complaints(task: str) -> list[str]:
         except Exception as error:
             failed = [f"{type(error).__name__}: {error}"]
     said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    said = [text for text in said if "symmetric and normalized space" not in text]  # actions are scaled to [-1, 1] here
     return [" ".join(text.replace("\x1b[33mWARN: ", "").replace("\x1b[0m", "").split()) for text in [*failed, *said]]
 
 

@@ -84,7 +84,7 @@ def describe(agent: TrainedAgent) -> dict[str, Any]:
         "task": agent.config.task,
         "agent": agent.config.agent,
         "action_bounds": bounds,
-        "observation_parts": [{"name": name, "size": size} for name, size in spec.observation_parts],
+        "observation_parts": [{"name": part.name, "size": part.size} for part in spec.observation_parts],
         "action_repeat": spec.action_repeat,
         "decision_seconds": spec.decision_seconds,
         "discount": agent.data.discount,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qttdm.common.environments.make import make_env
 from qttdm.common.metrics.sinks import check_sinks
-from qttdm.common.metrics.watchdog import announced
+from qttdm.common.metrics.watchdog import announced, stacks_path
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.configs.run_config import RunConfig, check_fits
 from qttdm.deploy.runs.build import choose_device
@@ -40,7 +40,9 @@ def train_in(directory: RunDir, start: Callable[[], LocalRun], max_minutes: floa
     """Train the run that `start` makes or opens, until its end, Ctrl-C or so many minutes; draw its curve."""
     began = time.monotonic()
     go_on = f"go on with: qttdm train --resume {directory.path}"
-    announcing = announced(directory.path, PROCESSES, f"{go_on} (or allow more time: cluster.hang_seconds)")
+    announcing = announced(
+        [stacks_path(directory.path, who) for who in PROCESSES], f"{go_on} (or allow more time: cluster.hang_seconds)"
+    )
     with directory.lock(), stopping() as stopped, announcing, closing(start()) as local:
         c = local.config
         print(f"{c.agent} on {c.task}, seed {c.seed}, {local.device}: {directory.path}")

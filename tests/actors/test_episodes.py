@@ -1,5 +1,7 @@
 """The environment loop, on toy environments and policies that show their workings."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 
@@ -68,12 +70,14 @@ class TestRecording:
         (episode,) = collect([point_env(steps)], Scripted())
         assert episode.success == success
 
-    def test_no_success_where_the_task_says_nothing_of_it(self):
-        env = point_env(3)
-        step = env.env.step
-        env.env.step = lambda action: (*step(action)[:4], {})
+    @pytest.mark.parametrize("said", [{}, {2: 0.0, 5: 1.0}])
+    def test_success_of_a_task_that_says_it_now_and_then_or_never(self, said):
+        """The fifth step is in the middle of the second decision, which is the last."""
+        env = point_env(6, action_repeat=3)
+        step, steps = env.env.step, count(1)
+        env.env.step = lambda action: (*step(action)[:4], {"success": said[n]} if (n := next(steps)) in said else {})
         (episode,) = collect([env], Scripted())
-        assert episode.success is None
+        assert episode.success == said.get(5)
 
     def test_the_weights_in_use_are_recorded_when_they_change_midway(self):
         short, long = collect([point_env(2), point_env(6)], Scripted(changes=True))

@@ -15,6 +15,7 @@ from qttdm.common.config import ConfigError, validate
 from qttdm.common.environments import task_env
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import list_tasks, make_env
+from qttdm.common.environments.parts import flatten, parts_of
 
 REAL = [
     "dmc/walker-walk",
@@ -134,7 +135,7 @@ def test_spaces_and_first_step(task):
     assert type(terminated) is bool
     assert type(truncated) is bool
     assert info["env_steps"] == 2
-    assert spec.has_success == ("success" in info) == task.startswith("metaworld/")
+    assert ("success" in info) == task.startswith("metaworld/")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +231,23 @@ def test_dict_observations_are_flattened():
     obs, _ = make("gym/Toy-v0").reset(seed=0)
     assert obs.dtype == np.float32
     np.testing.assert_array_equal(obs, np.zeros(5))
+
+
+def test_parts_are_flattened_as_gymnasium_does():
+    inner = {
+        "d": spaces.MultiDiscrete([3, 2], start=[1, 0]),
+        "c": spaces.Box(-1, 1, (2, 2)),
+        "m": spaces.MultiBinary(3),
+    }
+    space = spaces.Dict({"b": spaces.Dict(inner), "a": spaces.Discrete(4, start=-1), "z": spaces.Box(0, 1, ())})
+    parts = parts_of(space)
+    assert [(part.name, part.size) for part in parts] == [("a", 4), ("b/c", 4), ("b/d", 5), ("b/m", 3), ("z", 1)]
+    space.seed(0)
+    for _ in range(20):
+        shown = space.sample()
+        (row,), one = flatten(parts, shown)
+        assert one
+        assert row.tolist() == spaces.flatten(space, shown).astype(np.float32).tolist()
 
 
 @pytest.mark.parametrize(
@@ -333,6 +351,22 @@ def test_an_environment_of_ones_own_by_its_place(tmp_path, monkeypatch):
     assert make("my_own_class:made").task_spec.episode_steps == 9
     with pytest.raises(ConfigError, match="time limit"):
         make("my_own_class:Mine")
+
+
+def test_an_own_module_beside_others_of_its_name(tmp_path, monkeypatch):
+    """It wins against an installed one, not against Python's own: then both files are named."""
+    (tmp_path / "my_twin.py").write_text(OWN_CLASS)
+    (tmp_path / "colorsys.py").write_text(OWN_CLASS)
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "my_twin.py").write_text("Mine = None")
+    monkeypatch.chdir(tmp_path)
+    standard = [path for path in sys.path if not path.endswith("-packages")]
+    monkeypatch.setattr(sys, "path", [*standard, str(tmp_path / "site-packages"), *sys.path])
+    assert make("my_twin:Mine", episode_steps=7).unwrapped.render_mode == "rgb_array"
+    with pytest.raises(
+        ConfigError, match=r"no 'Mine'; it is .*/lib/.*/colorsys\.py, which hides .*/colorsys\.py: rename"
+    ):
+        make("colorsys:Mine", episode_steps=7)
 
 
 @pytest.mark.parametrize("shape", [(), (2, 3)])
@@ -473,7 +507,7 @@ def test_an_environment_without_a_render_mode_works_but_draws_nothing():
 def test_what_a_robots_program_is_told():
     """Names and lengths in the flat observation's order, bounds in the task's units, seconds of a decision."""
     spec = make("dmc/reacher-easy", action_repeat=2).task_spec
-    assert spec.observation_parts == (("position", 2), ("to_target", 2), ("velocity", 2))
+    assert spec.observation_parts == (("position", 2, (2,), ()), ("to_target", 2, (2,), ()), ("velocity", 2, (2,), ()))
     assert spec.decision_seconds == pytest.approx(0.04)
     assert make("gym/Pendulum-v1").task_spec.action_bounds == ((-2.0,), (2.0,))
     assert make("gym/MountainCarContinuous-v0").task_spec.decision_seconds is None

@@ -13,10 +13,11 @@ from qttdm.common.config import ConfigError
 
 
 class Point(gymnasium.Env):
-    """A point on a line; actions from 0 to 10, a Dict to observe."""
+    """A point on a line; actions from 0 to 10, nested Dicts to observe, with a choice of 5, 6 or 7 in them."""
 
     def __init__(self):
-        self.observation_space = spaces.Dict({"v": spaces.Box(-9, 9, ()), "x": spaces.Box(-9, 9, (2,))})
+        inner = spaces.Dict({"mode": spaces.Discrete(3, start=5), "x": spaces.Box(-9, 9, (2,))})
+        self.observation_space = spaces.Dict({"point": inner, "v": spaces.Box(-9, 9, ())})
         self.action_space = spaces.Box(0.0, 10.0, (1, 1))
 
     def reset(self, *, seed=None, options=None):
@@ -30,7 +31,7 @@ class Point(gymnasium.Env):
         return self._observe(), float(-np.abs(self.x).sum()), False, False, {"success": True}
 
     def _observe(self):
-        return {"v": np.float32(0.5), "x": self.x}
+        return {"v": np.float32(0.5), "point": {"x": self.x, "mode": 6}}
 
 
 SETTINGS = {
@@ -68,12 +69,13 @@ def test_a_loaded_agent_acts_in_the_environments_own_units(run):
 
 
 def test_it_acts_as_the_evaluation_does(run):
-    """The dict is flattened in the space's order: the first action of both is the same for the same observation."""
+    """Dicts are flattened in the space's order: the first action of both is the same for the same observation."""
     agent, (episode, *_) = qttdm.load(run), qttdm.evaluate(run, episodes=1).episodes
     first = episode.observations[0]
     policy = agent._trained.policy
     agent.reset()
-    seen = {"x": first[1:], "v": first[0]}
+    assert first[:3].tolist() == [0, 1, 0]
+    seen = {"v": first[5], "point": {"x": first[3:5], "mode": 6}}
     twin = policy.start(qttdm.deploy.api.derive_seed(0, "acting", 1), 0.0)
     want = policy.decide([twin], {"observations": first[None]}).actions[0]
     assert agent.act(seen)[0] == pytest.approx(5 + 5 * want, rel=1e-6)
@@ -82,21 +84,36 @@ def test_it_acts_as_the_evaluation_does(run):
 def test_a_batch_is_as_many_episodes(run):
     agent = qttdm.load(run)
     agent.reset()
-    batch = np.array([[0.5, 1, 1], [0.5, -1, 0], [0.5, 2, 0]])
-    assert agent.act(batch).shape == (3, 1, 1)
+    batch = np.array([[0, 1, 0, 1, 1, 0.5], [0, 0, 1, -1, 0, 0.5], [1, 0, 0, 2, 0, 0.5]])
+    actions = agent.act(batch)
+    assert actions.shape == (3, 1, 1)
+    agent = qttdm.load(run)  # it draws the same again
+    agent.reset()
+    assert agent.act({"point": {"mode": [6, 7, 5], "x": batch[:, 3:5]}, "v": batch[:, 5]}) == pytest.approx(actions)
     with pytest.raises(ConfigError, match=r"^act: got 1 observations, 3 episodes have begun; reset\(\) first$"):
         agent.act(batch[0])
     agent.reset()
     assert agent.act(batch[:1]).shape == (1, 1, 1)
+    assert agent.act({"point": {"mode": [6], "x": batch[:1, 3:5]}, "v": [0.5]}).shape == (1, 1, 1)
+    assert agent.act({"point": {"mode": 6, "x": batch[0, 3:5]}, "v": [0.5]}).shape == (1, 1), "in another shape, alone"
+
+
+def shown(mode=6, x=(0.0, 0.0), v=0.5):
+    return {"point": {"mode": mode, "x": x}, "v": v}
 
 
 @pytest.mark.parametrize(
     ("observation", "words"),
     [
-        ([1.0, 2.0], r"^act: got an observation of shape \(2,\), want \(3,\) or \(B, 3\)$"),
-        ([1.0, 2.0, np.nan], "NaN or infinity"),
-        ({"x": [1, 2]}, r"^act: got observations \['x'\], want \['v', 'x'\]$"),
-        ("abc", r"^act: got a str, want numbers of shape \(3,\)$"),
+        ([1.0, 2.0], r"^act: got an observation of shape \(2,\), want \(6,\) or \(B, 6\)$"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, np.nan], "NaN or infinity"),
+        ({"x": [1, 2]}, r"^act: got observations \['x'\], want \['point/mode', 'point/x', 'v'\]$"),
+        (shown(x=[1]), r"^act: got point/x of shape \(1,\), want \(2,\), or \(B, ..\) in all observations$"),
+        (shown(x="ab"), "^act: got point/x as a str, want numbers$"),
+        (shown(x=[1, np.inf]), "NaN or infinity"),
+        (shown(mode=8), "^act: got 8 in point/mode, want whole numbers from 5 to 7$"),
+        (shown(mode=[5, 6], x=[[0, 0]] * 3), r"^act: got point/mode of shape \(2,\), want \(\), or \(B, ..\)"),
+        ("abc", r"^act: got a str, want numbers of shape \(6,\)$"),
     ],
 )
 def test_observations_that_do_not_fit(run, observation, words):
@@ -108,7 +125,7 @@ def test_observations_that_do_not_fit(run, observation, words):
 
 def test_acting_before_a_reset(run):
     with pytest.raises(ConfigError, match=r"^act: no episode has begun; call reset\(\) first"):
-        qttdm.load(run).act([0.5, 1, 1])
+        qttdm.load(run).act([0, 1, 0, 1, 1, 0.5])
 
 
 def test_a_function_without_a_place_is_for_this_process_alone(tmp_path):

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-SPEC = TaskSpec(24, 6, 2, 1000, terminates=True, has_success=False)
+SPEC = TaskSpec(24, 6, 2, 1000, terminates=True)
 
 
 def config(*overrides: str, agent: str = "qt-tdm") -> RunConfig:

@@ -22,7 +22,7 @@ from qttdm.deploy.cli.main import main
 from qttdm.deploy.cluster import preflight
 from qttdm.deploy.cluster.cluster_run import old_seeds
 from qttdm.deploy.configs.cluster_config import NAMESPACE
-from tests.remote.live import PATIENCE, SMALL, check_books, nothing_is_left, objects_stored, until
+from tests.remote.live import PATIENCE, SMALL, check_books, nothing_is_left, objects_stored, until, workers
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -187,15 +187,28 @@ def others(cluster) -> Iterator[Any]:
     remove_placement_group(group)
 
 
+OWN_TASK = """
+from gymnasium.envs.classic_control import PendulumEnv
+
+from wind_parts.gusts import GUST
+
+class Wind(PendulumEnv):
+    gust = GUST
+"""
+
+
 def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch):
-    """Started in one; looked at, refused a second time and stopped from another, though the request is lost once."""
+    """Started in one; looked at, refused a second time and stopped from another, though the request is lost once.
+
+    Its task is in the driver's folder alone: as soon as the driver has sent it to the other node, it is moved away.
+    """
     groups = {group["name"] for group in placement_group_table().values() if group["state"] == "CREATED"}
     run = here / "runs" / "walk"
 
     def steps() -> int:
         status, out, err = run_main(capsys, "status", "walk")
         assert (status, err) == (0, "")
-        assert out.startswith(f"walk: dmc/cartpole-swingup, {run}\nseed ")
+        assert out.startswith(f"walk: wind:Wind, {run}\nseed ")
         return int(re.search(r"^ *0 +\w+ +([\d,]+)", out, re.MULTILINE)[1].replace(",", ""))
 
     def goes(child: subprocess.Popen[str]) -> bool:
@@ -207,10 +220,24 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     assert "walk: no such run is on the cluster now; there: none" in line
     assert "walk: no such run" in one_line(*run_main(capsys, "stop", "walk"))
 
-    training = shell(here, cluster.address, *ENDLESS, "--name=walk", "--seeds=0")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (here / "wind.py").write_text(OWN_TASK)
+    (here / "wind_parts").mkdir()
+    (here / "wind_parts" / "gusts.py").write_text("GUST = 1")
+    other = cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=80 * 2**20)
+    task = ["--task=wind:Wind", "--gpus-per-seed=1"]  # the head has no GPU
+    training = shell(here, cluster.address, *ENDLESS, *task, "--name=walk", "--seeds=0")
+    until(lambda: run.exists() or training.poll() is not None, "it has joined the cluster")
+    own = ("wind.py", "wind_parts")
+    (here / "away").mkdir()
+    for name in own:
+        (here / name).rename(here / "away" / name)
     until(lambda: goes(training), "it is on the cluster")
     ray.get(ray.get_actor("walk/control", NAMESPACE).__ray_ready__.remote(), timeout=PATIENCE)
     until(lambda: steps() > 800, "it trains")
+    assert workers(cluster, [other])
+    for name in own:  # `resume` looks at the task before it looks at the cluster
+        (here / "away" / name).rename(here / name)
     assert re.search(r"^ *0 +running ", run_main(capsys, "status")[1], re.MULTILINE)
     line = one_line(*run_main(capsys, *ENDLESS, "--name=walk", "--runs-dir=elsewhere"))
     assert "walk: is running on the cluster; look at it with: qttdm cluster status walk" in line
@@ -247,6 +274,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     config.write_text(config.read_text().replace("shards: 2", "shards: 1"))
     line = one_line(*run_main(capsys, "resume", "walk"))
     assert f"{config}: got cluster.shards=1, but its replay is spread over 2" in line
+    cluster.remove_node(other)
 
 
 @contextmanager

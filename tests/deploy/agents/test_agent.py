@@ -29,7 +29,7 @@ from qttdm.planner_service.policies.planning import PlanningPolicy
 from tests.fakes import tiny_config
 
 CPU = torch.device("cpu")
-SPEC = TaskSpec(3, 2, action_repeat=8, episode_steps=80, terminates=False, has_success=False)
+SPEC = TaskSpec(3, 2, action_repeat=8, episode_steps=80, terminates=False)
 NETWORKS = {"qt-tdm": ["tdm", "qt"], "tdm": ["tdm"], "qt": ["qt"]}
 
 
@@ -65,7 +65,7 @@ def test_how_each_agent_acts():
 
 @pytest.mark.parametrize("terminates", [False, True])
 def test_only_tasks_that_terminate_get_a_continuation_head(terminates):
-    spec = TaskSpec(3, 2, 8, 80, terminates=terminates, has_success=False)
+    spec = TaskSpec(3, 2, 8, 80, terminates=terminates)
     learner = make_learner(tiny_config(), spec, CPU)
     assert any("continuation_head" in name for name in learner.state()) is terminates
 

@@ -126,11 +126,11 @@ class TestPaper:
     @pytest.mark.parametrize(("preset", "episode"), [("paper-dmc", 1000), ("paper-metaworld", 200)])
     def test_settings_fit_the_tasks(self, preset, episode):
         config = load(preset)
-        check_fits(config, TaskSpec(24, 6, config.env.action_repeat, episode, terminates=False, has_success=False))
+        check_fits(config, TaskSpec(24, 6, config.env.action_repeat, episode, terminates=False))
 
 
 class TestFits:
-    SPEC = TaskSpec(3, 2, action_repeat=8, episode_steps=80, terminates=True, has_success=True)  # 10 decisions
+    SPEC = TaskSpec(3, 2, action_repeat=8, episode_steps=80, terminates=True)  # 10 decisions
 
     def test_what_fits_passes(self):
         check_fits(tiny_config(), self.SPEC)

@@ -1,7 +1,11 @@
 """deploy/runs/probe.py and check.py: what is wrong with an environment is one line, before anything is written."""
 
 import re
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -13,6 +17,8 @@ from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
 from qttdm.deploy.cli.main import main
 from qttdm.deploy.runs.probe import complaints, is_reproducible, probe
+
+ROOT = Path(__file__).parents[3]
 
 
 class Sound(gymnasium.Env):
@@ -91,6 +97,26 @@ def test_training_is_refused_before_anything_is_written(tmp_path, monkeypatch, c
     assert re.search(words, line)
     assert task(kind) in line
     assert [*tmp_path.iterdir()] == []
+
+
+class HangsInC(Sound):
+    def step(self, action):
+        """Python gets no turn: the lists are compared within one call."""
+        rows = [[0] * 10**6] * 10**6
+        rows == [list(rows[0])] * 10**6  # noqa: B015
+
+
+def test_a_hang_in_c_ends_the_process_with_a_line():
+    env = "make_env(task(HangsInC), EnvConfig(episode_steps=40))"
+    code = f"from tests.deploy.runs.test_probe import *; probe({env}, 9, 0.5)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    words = r"qttdm: probe hung, see (.*); .*:HangsInC: reset or step, in C, has taken more than 0\.5 s \(.*\)"
+    found = re.fullmatch(words, line)
+    assert found, line
+    assert "in step" in Path(found[1]).read_text()
+    shutil.rmtree(Path(found[1]).parent)
 
 
 def test_a_hang_is_a_line_too():

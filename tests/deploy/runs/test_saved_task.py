@@ -51,10 +51,10 @@ def test_serves_without_a_simulator(trained, without_simulators):
 def test_acts_without_a_simulator(trained, without_simulators):
     command = [sys.executable, "-m", "qttdm.deploy.cli.main", "eval", str(trained.run_dir.path)]
     own = os.environ | {"PYTHONPATH": without_simulators, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([*command, "--policy-only"], env=own, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([*command, "--policy-only"], env=own, capture_output=True, text=True, timeout=600)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("100 decisions on random observations: ")
-    needs = subprocess.run([*command, "--episodes", "1"], env=own, capture_output=True, text=True, timeout=60)
+    needs = subprocess.run([*command, "--episodes", "1"], env=own, capture_output=True, text=True, timeout=600)
     assert needs.returncode != 0  # or the simulators were there after all
 
 

@@ -47,9 +47,7 @@ def page() -> str:
 
 def _fields(config: Config) -> dict[str, tuple[Any, Any]]:
     """Return value and field of each key."""
-    return {
-        field.alias or name: (getattr(config, name), field) for name, field in type(config).model_fields.items()
-    }
+    return {field.alias or name: (getattr(config, name), field) for name, field in type(config).model_fields.items()}
 
 
 def _is_section(value: Any) -> bool:
@@ -70,7 +68,9 @@ def _table(rows: dict[str, tuple[Any, Any]]) -> list[str]:
     for key, (value, field) in rows.items():
         plain = value.model_dump(mode="json") if isinstance(value, Config) else value
         cells = [f"`{key}`", f"`{json.dumps(plain)}`", _wanted(field), field.description or ""]
-        lines.append("| " + " | ".join(" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells) + " |")
+        lines.append(
+            "| " + " | ".join(" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells) + " |"
+        )
     return lines
 
 

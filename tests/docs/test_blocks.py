@@ -24,9 +24,7 @@ from qttdm.deploy.cli.main import app, main
 ROOT = Path(__file__).parents[2]
 RECORDS = {"docs/results.md", *(f"docs/suite/{path.name}" for path in (ROOT / "docs/suite").glob("*.md"))}
 """What was once typed, for hours: their commands are held against the command line, not run."""
-PAGES = sorted(
-    str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-)
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SHORT = "--set env.episode_steps=160 --set training.seed_decisions=40 --set training.eval_episodes=1"
 SMALLER = [
     (r"--env-steps \S+", "--env-steps 400"),
@@ -93,12 +91,13 @@ class Shell:
     def type(self, line):
         """Run one command; whatever fails raises."""
         words = shlex.split(line, comments=True)
+        line = shlex.join(words)
         if words[0] == "qttdm" and words[1] in LISTENING:
             self.listen(words)
         elif words[0] == "qttdm":
             for pattern, smaller in SMALLER:
                 line = re.sub(pattern, smaller, line)
-            assert main(shlex.split(line, comments=True)[1:]) == 0, line
+            assert main(shlex.split(line)[1:]) == 0, line
         elif words[0] == "make":
             recipe = self.run(["make", "--dry-run", "--old-file", ".venv/installed", *words[1:]]).splitlines()
             assert [self.type(step.replace(".venv/bin/", "", 1)) for step in recipe]

@@ -1,7 +1,7 @@
-"""Every shell and Python block of README.md and docs/ runs, in order, a page in a folder of its own that looks like a clone.
+"""Every shell and Python block of README.md and docs/ runs, in order, a page in a folder that looks like a clone.
 
-A block that cannot run here says so to its reader, `*Not run by the tests: why.*` above it; it is listed as skipped, with
-that reason, and the command line must still take its words. Runs are smaller: SMALLER.
+A block that cannot run here says so to its reader, `*Not run by the tests: why.*` above it. It is listed as skipped,
+with its reason, and the command line must still take its words. Runs are smaller: SMALLER.
 """
 
 import fcntl
@@ -29,8 +29,8 @@ SHORT = "--set env.episode_steps=160 --set training.seed_decisions=40 --set trai
 SMALLER = [
     (r"--env-steps \S+", "--env-steps 400"),
     (r"env_steps=[\d_]+", "env_steps=400"),
-    (r"^qttdm train (?!.*--(preset|resume))", f"qttdm train --preset debug {SHORT} "),
-    (r"^qttdm train (?=.*--preset \w+\.yaml)", f"qttdm train {SHORT} --set env.action_repeat=8 "),
+    (r"^qttdm train\b(?!.*--(preset|resume))", f"qttdm train --preset debug {SHORT} "),
+    (r"^qttdm train\b(?=.*--preset \w+\.yaml)", f"qttdm train {SHORT} --set env.action_repeat=8 "),
     (r"^(qttdm train --resume \S+) --env-steps 400", r"\1 --env-steps 800"),
     (r"qttdm\.train\((\w+), ", r'qttdm.train(\1, "debug", '),
     (r"--episodes \d+", "--episodes 1"),

@@ -105,7 +105,7 @@ class Shell:
             self.run(words)
 
     def run(self, words):
-        done = subprocess.run(words, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(words, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -115,7 +115,7 @@ class Shell:
         fcntl.flock(self.lock, fcntl.LOCK_EX)  # pages are run side by side, and a page's port is one
         module = [sys.executable, "-m", "qttdm.deploy.cli.main"]
         self.servers.append(subprocess.Popen([*module, *words[1:]], cwd=self.folder, env=self.env))
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while True:
             try:
                 return socket.create_connection(("127.0.0.1", LISTENING[words[1]])).close()

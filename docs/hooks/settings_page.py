@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 from qttdm.common.config import Config
 from qttdm.deploy.agents.registry import AGENTS
 from qttdm.deploy.configs.run_config import load_run_config, preset_path
+from qttdm.deploy.runs.serve import ServeConfig
 
 INTRODUCTION = """# Settings
 
@@ -42,6 +43,14 @@ def page() -> str:
                     lines += ["", f"## {key}", "", f"{field.description[0].upper()}{field.description[1:]}.", ""]
                     lines += _table(dict(_leaves(value, f"{key}.")))
         lines += ["", f"## Agent {agent}", "", *_table(dict(_leaves(run.settings, f"{run.section}.")))]
+    lines += [
+        "",
+        "## qttdm serve",
+        "",
+        "Besides those of the run that is served.",
+        "",
+        *_table(dict(_leaves(ServeConfig()))),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -54,7 +63,7 @@ def _is_section(value: Any) -> bool:
     return isinstance(value, Config) and bool(type(value).model_fields)
 
 
-def _leaves(config: Config, prefix: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _leaves(config: Config, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
     """Yield what is no section, by its dotted key."""
     for key, (value, field) in _fields(config).items():
         if _is_section(value):
@@ -78,6 +87,8 @@ def _wanted(field: Any) -> str:
     """Say what a field takes: its type, or its choices, and its bounds."""
     kinds = get_args(field.annotation) or (field.annotation,)
     names = ["null" if kind is type(None) else str(getattr(kind, "__name__", kind)) for kind in kinds]
+    if get_origin(field.annotation) is tuple:
+        names = ["list"]
     bounds = [
         f"{sign} {getattr(bound, name):g}"
         for bound in field.metadata

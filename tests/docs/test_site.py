@@ -9,6 +9,7 @@ import pytest
 
 from qttdm.deploy.agents.registry import AGENTS
 from qttdm.deploy.configs.run_config import load_run_config, preset_path
+from qttdm.deploy.runs.serve import ServeConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,7 @@ def test_a_row_for_every_setting(site):
     for agent in AGENTS:
         config = load_run_config(preset_path("laptop"), agent=agent)
         assert {*keys(config.model_dump(mode="json", by_alias=True))} <= rows
+    assert {*keys(ServeConfig().model_dump(mode="json"))} <= rows
 
 
 def test_the_functions_are_documented(site):

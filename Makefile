@@ -72,9 +72,10 @@ bench: $(VENV)/installed ## decision and update times against this machine's own
 monitor: $(VENV)/installed ## Prometheus and Grafana for the runs of this machine or cluster: ARGS='--target 127.0.0.1:9108'
 	$(BIN)/qttdm monitor $(ARGS)
 
-docs: $(VENV)/installed ## write what is made from the program: docs/metrics.md, Grafana's dashboards
+docs: $(VENV)/installed ## write what is made from the program: docs/metrics.md, Grafana's dashboards, the pages in site/
 	$(BIN)/python -m qttdm.deploy.monitoring.metrics_page
 	$(BIN)/python -m qttdm.deploy.monitoring.grafana.boards
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(VENV)/installed ## formatter, linter and type checker, nothing changed
 	$(BIN)/ruff format --check .
@@ -86,4 +87,4 @@ format: $(VENV)/installed ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 clean: ## remove the virtual environment and caches, not the runs
-	rm -rf $(VENV) $(LOWEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) site build *.egg-info .pytest_cache .mypy_cache .ruff_cache

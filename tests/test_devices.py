@@ -87,12 +87,12 @@ def test_the_watch_sees_what_waits_for_the_device(waits):
 
 @pytest.mark.parametrize("explore", [False, True])
 @pytest.mark.parametrize(
-    "economy", [{}, {"keep_elites": 2}, {"execute": "elite"}, {"terminal_value": "first_dimension"}]
+    "options", [{}, {"keep_elites": 2}, {"execute": "elite"}, {"terminal_value": "first_dimension"}]
 )
 @pytest.mark.parametrize("action_dim", [1, 2])
-def test_planning(explore, economy, action_dim):
-    values = {name: economy[name] for name in ("terminal_value",) if name in economy}
-    config = MPPIConfig(**PLANNER, **{name: value for name, value in economy.items() if name not in values})
+def test_planning(explore, options, action_dim):
+    values = {name: options[name] for name in ("terminal_value",) if name in options}
+    config = MPPIConfig(**PLANNER, **{name: value for name, value in options.items() if name not in values})
     tdm, qt = tiny_tdm(0, action_dim=action_dim).to(META), tiny_qt(0, action_dim=action_dim, **values).to(META)
     planner, environments = MPPI(config, 0.9, action_dim, tdm, qt), 2
     noise = {name: part.to(META) for name, part in planner.draw([torch.Generator()] * environments).items()}

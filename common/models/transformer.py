@@ -1,7 +1,7 @@
 """The GPT-like trunk that TDM and QT share: pre-LayerNorm blocks, causal attention (paper, Section IV-A).
 
-Two economies, both exact. `stride` says whose outputs anyone will look at, every `stride`-th token's counted back from
-the last: the last block computes only those (its keys and values still come from all). `KeyValueCache` keeps what
+Two optimisations, both exact. `stride` says whose outputs anyone will look at, every `stride`-th token's counted back
+from the last: the last block computes only those (its keys and values still come from all). `KeyValueCache` keeps what
 earlier tokens left behind, so that a rollout feeds each token through the trunk once.
 S is the number of tokens in the input, C the number in the cache after it, R the number read.
 """

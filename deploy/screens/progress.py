@@ -43,7 +43,7 @@ class Progress(Display):
         self.show(self.view())
 
     def doing(self, what: str) -> None:
-        """Say what is under way when there is no news: an episode at the paper's size may take half an hour."""
+        """Say what is under way while no value changes: an episode at the paper's size may take half an hour."""
         self._doing = what
         self._redraw()
         self.sign_of_life(what)

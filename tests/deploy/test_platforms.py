@@ -47,7 +47,7 @@ def commands():
     """Every `qttdm` command line that these files and their guide tell a person to type, or run themselves."""
     yield load(RAY_JOB)["spec"]["entrypoint"]
     header = re.sub("^# *", "", SLURM.read_text(), flags=re.MULTILINE)
-    blocks = re.findall(r"^```\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```shell\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     for line in "\n".join([header, *blocks]).replace("\\\n", " ").splitlines():
         if line.startswith("sbatch "):
             yield "qttdm cluster " + line.partition("train.sbatch ")[2].partition("#")[0]

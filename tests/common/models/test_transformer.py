@@ -1,4 +1,4 @@
-"""common/models/transformer.py against attention written as loops, and its economies against doing all the work."""
+"""common/models/transformer.py against attention written as loops, and its optimisations against doing all the work."""
 
 import math
 

@@ -319,7 +319,7 @@ class TestFit:
 
 VARIANTS = {
     "paper": {},
-    "economies": {"keep_elites": 3},
+    "keep_elites": {"keep_elites": 3},
     "drawn elite": {"execute": "elite"},
     "first_dimension": {},
 }
@@ -389,7 +389,7 @@ class TestBatch:
         assert last.values.isfinite().tolist() == [True, False, True]
 
     def test_states_joined_and_split_are_the_same_states(self):
-        planner = small_planner("economies")
+        planner = small_planner("keep_elites")
         states = [plan(planner, torch.randn(1, 3), [seed]).carry for seed in range(3)]
         for own, again in zip(states, split(join(states)), strict=True):
             assert own.keys() == again.keys()
@@ -485,7 +485,7 @@ class TestRandomness:
         assert changed.float().mean().item() == pytest.approx(0.1 * 6 / 7, abs=0.015)
 
 
-# --- economies -----------------------------------------------------------------------------------------------------
+# --- optimisations -------------------------------------------------------------------------------------------------
 
 
 class TestEconomies:

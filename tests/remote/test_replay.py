@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -157,16 +158,16 @@ def test_shards_start_where_and_how_the_caller_says(cluster, tmp_path):
             ray.kill(shard)
 
 
-@pytest.mark.parametrize("per_request", [1, 3])
-@pytest.mark.parametrize("prefetch", [0, 1, 7])
-def test_as_many_batches_are_under_way_as_asked_for(replay, prefetch, per_request):
+def test_as_many_batches_are_under_way_as_asked_for(replay):
     replay.insert(episode(0, 0))
-    replay.prefetch, replay.per_request = prefetch, per_request
-    for taken in range(1, 10):
-        replay.next()
-        ahead = len(replay._arrived) + per_request * len(replay._under_way)
-        assert prefetch <= ahead < prefetch + per_request
-        assert (taken + ahead) % per_request == 0
+    for prefetch, per_request in itertools.product([0, 1, 7], [1, 3]):
+        replay.close()
+        replay.prefetch, replay.per_request = prefetch, per_request
+        for taken in range(1, 10):
+            replay.next()
+            ahead = len(replay._arrived) + per_request * len(replay._under_way)
+            assert prefetch <= ahead < prefetch + per_request
+            assert (taken + ahead) % per_request == 0
 
 
 def test_a_retried_insert_is_stored_once(replay):
@@ -247,7 +248,7 @@ def test_a_batch_that_does_not_come_says_who_waits_for_what(replay):
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-    replay.timeout_s = 60
+    replay.timeout_s = PATIENCE
     assert len(replay.next()["mask"]) == 64
 
 
@@ -264,7 +265,7 @@ def test_a_batch_that_was_late_is_the_next_one(replay):
     finally:
         os.kill(pid, signal.SIGCONT)
     [late] = replay._under_way
-    replay.timeout_s = 60
+    replay.timeout_s = PATIENCE
     assert len(replay.next()["mask"]) == 64
     assert late not in replay._under_way
 

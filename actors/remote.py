@@ -22,10 +22,9 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError
 
 from qttdm.actors.collector import Collector
-from qttdm.actors.episodes import EnvironmentFailure
 from qttdm.actors.evaluator import Evaluator, Result
 from qttdm.actors.settings import ActorSettings
-from qttdm.common.episode import Episode
+from qttdm.common.episode import EnvironmentFailure, Episode
 from qttdm.common.events import EventLog, Waiting
 from qttdm.common.metrics.instruments import gauge
 from qttdm.common.metrics.process import CALLS, FAILURES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,17 @@ def fail() -> None:
     raise RuntimeError("the simulation has become unstable")
 
 
-FAULTS = {"sleep": sleep, "hold_the_lock": hold_the_lock, "fail": fail}
+def not_finite() -> np.ndarray:
+    """What it observes then."""
+    return np.full(3, np.nan)
+
+
+def wrong_shape() -> np.ndarray:
+    """What it observes then."""
+    return np.zeros(2)
+
+
+FAULTS: dict[str, Callable[[], Any]] = {f.__name__: f for f in (sleep, hold_the_lock, fail, not_finite, wrong_shape)}
 
 
 def to_come() -> Path:
@@ -48,7 +59,8 @@ class Faulty(Point):
                 path = to_come() / name
                 if path.exists():
                     path.unlink()
-                    fault()
+                    broken = fault()
+                    return broken, *super().step(action)[1:]
         return super().step(action)
 
 

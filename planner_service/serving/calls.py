@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from inspect import signature
 from typing import Annotated, Any
 
 import msgpack
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError, validate_call
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field, ValidationError, validate_call
 
 from qttdm.planner_service.serving.messages import Answer, Natural, Refusal, Request, ServiceError
 from qttdm.planner_service.serving.service import PlannerService
@@ -21,8 +22,15 @@ from qttdm.planner_service.serving.service import PlannerService
 MAX_ITEMS = 1024
 """Longest list in a call: reading one may not keep others waiting."""
 
-Naturals = Annotated[list[Natural], Field(max_length=MAX_ITEMS)]
+Naturals = Annotated[list[Natural], Field(max_length=MAX_ITEMS), FailFast()]
 checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def few(request: Any) -> Any:
+    """Refuse a request of more fields than there are: pydantic would name each."""
+    if isinstance(request, dict) and len(request) > len(Request.__dataclass_fields__):
+        raise ValueError(f"got {len(request)} fields, want at most {len(Request.__dataclass_fields__)}")
+    return request
 
 
 InUnits = Callable[[np.ndarray], np.ndarray]
@@ -94,7 +102,10 @@ class Session:
 
     @checked
     async def act(
-        self, requests: Annotated[list[Request], Field(min_length=1, max_length=MAX_ITEMS)]
+        self,
+        requests: Annotated[
+            list[Annotated[Request, BeforeValidator(few)]], Field(min_length=1, max_length=MAX_ITEMS), FailFast()
+        ],
     ) -> dict[str, Any]:
         """Decide for each request; another connection's episode has number 0, which no episode has."""
         own = [r if r.episode in self.episodes else replace(r, episode=0) for r in requests]
@@ -110,6 +121,7 @@ class Session:
 
 
 CALLS = {method.__name__: method for method in (Session.info, Session.health, Session.begin, Session.act, Session.end)}
+FIELDS = {name: signature(method).parameters.keys() - {"self"} for name, method in CALLS.items()}
 
 
 def read_call(message: bytes | str) -> tuple[str, dict[str, Any]]:
@@ -124,8 +136,9 @@ def read_call(message: bytes | str) -> tuple[str, dict[str, Any]]:
     name = fields.pop("call", None)
     if not isinstance(name, str) or name not in CALLS:
         raise bad_message(f"call: got {str(name)[:50]!r}, want one of {', '.join(CALLS)}")
-    if "self" in fields:  # pydantic before 2.14 takes it for the session
-        raise bad_message("self: no call has such a field")
+    unknown = next((field for field in fields if field not in FIELDS[name]), None)
+    if unknown is not None:  # pydantic would name each; before 2.14 it takes `self` for the session
+        raise bad_message(f"{unknown[:50]}: {name} has no such field")
     return name, fields
 
 

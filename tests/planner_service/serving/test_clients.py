@@ -58,7 +58,10 @@ class TestNode:
             assert refused.returncode == 1
             assert refused.stderr == f"{url}: no service there, or it refused or hung up\n"
             short = self.run("client.mjs", url, lines=[[1.0, 2.0]], QTTDM_TOKEN="sesame")
-        assert (short.returncode, short.stderr) == (1, "bad_observation: observations: got [2] numbers, want [3]\n")
+        assert (short.returncode, short.stderr) == (
+            1,
+            "bad_observation: observations: got a list of 2, want [3] numbers\n",
+        )
 
     def test_the_page_shows_the_action(self):
         """Its script as it stands, in node, whose `document` is the form filled in."""

@@ -93,7 +93,7 @@ class CollectorActor(Collector):
                 continue
             refused.over()
             self._heard(permit.version)
-            names = range(number, number + len(self.envs))
+            names = range(number, number + self.settings.envs)
             number = names.stop
             seeds = [derive_seed(self.settings.seed, "episode", self.index, name, attempt) for name in names]
             try:

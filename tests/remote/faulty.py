@@ -51,10 +51,10 @@ def to_come() -> Path:
 
 
 class Faulty(Point):
-    """A Point that breaks at the 24th step of an episode, if there is a fault to come."""
+    """A Point that breaks at the 28th step of an episode, a decision's last, if there is a fault to come."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self.age == 24:
+        if self.age == 27:
             for name, fault in FAULTS.items():
                 path = to_come() / name
                 if path.exists():

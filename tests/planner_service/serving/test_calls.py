@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import inspect
 import json
 import re
 import time
@@ -14,7 +13,7 @@ import pytest
 
 from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.planner_service.serving import calls, server
-from qttdm.planner_service.serving.calls import CALLS, MAX_ITEMS, Session, write_outcome
+from qttdm.planner_service.serving.calls import CALLS, FIELDS, MAX_ITEMS, Session, write_outcome
 from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request
 from qttdm.planner_service.serving.observations import read_observations
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
@@ -200,7 +199,7 @@ class TestProtocolPage:
             assert re.search(rf"^\| `{code}` +\| {status} \|", self.page, re.MULTILINE), code
 
     def test_every_field_is_listed(self):
-        fields = [name for call in CALLS.values() for name in inspect.signature(call).parameters if name != "self"]
+        fields = [name for names in FIELDS.values() for name in names]
         (info,) = answers('{"call": "info"}')
         for field in [*CALLS, *fields, *Request.__dataclass_fields__, *vars(ANSWER), *(info.keys() - INFO.keys())]:
             assert f"`{field}`" in self.page, field

@@ -4,7 +4,7 @@
 
     python -m qttdm.deploy.bench.hostile [ATTACK ..]
 
-Each attack is measured between two measurements without one. Peers on the same machine also take its processors' time
+Each is measured in turns with none. Peers on the same machine also take its processors' time
 from the service, which those on others would not. Attacks of a peer without the token are of a service that wants one;
 those with messages of one that wants none, as on loopback.
 """
@@ -15,6 +15,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
@@ -33,7 +34,8 @@ from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 
 PEERS = 16
-SECONDS = 8.0  # of each measurement
+TURNS = 6  # with and without an attack
+SETTLE, SECONDS = 0.5, 1.5  # of each turn, before and while it is measured
 LARGE = 1 << 18
 UPGRADE = (
     "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -153,22 +155,27 @@ def honest(client: Client, seconds: float) -> np.ndarray:
 
 
 def measure(attacks: dict[str, Callable[[int], None]], token: str | None) -> None:
-    """Print a row for each attack."""
+    """Print a row for each attack, which is stopped and goes on in turns: what else the machine does meets both."""
     context = multiprocessing.get_context("fork")
     with running(partial(serve, token)) as port, Client(port=port, token=token, timeout_s=120.0) as client:
         honest(client, 2.0)
         for name, what in attacks.items():
-            before = honest(client, SECONDS / 2)
             peers = context.Process(target=attack, args=(what, port))
             peers.start()
-            time.sleep(1.0)
-            under = honest(client, SECONDS)
+            without, under = [], []
+            for number, took in ((signal.SIGSTOP, without), (signal.SIGCONT, under)) * TURNS:
+                os.kill(peers.pid or 0, number)
+                honest(client, SETTLE)
+                took.append(honest(client, SECONDS))
             peers.kill()
             peers.join()
-            time.sleep(1.0)
-            quiet = np.concatenate([before, honest(client, SECONDS / 2)])
-            row = [f(x) for x in (quiet, under) for f in (np.median, partial(np.percentile, q=99))]
+            row = [f(np.concatenate(took)) for took in (without, under) for f in (np.median, p99)]
             print(f"{name:34}" + "".join(f"{ms:9.1f}" for ms in row) + f"{row[2] / row[0]:8.2f}", flush=True)
+
+
+def p99(took: np.ndarray) -> np.floating:
+    """The 99th percentile."""
+    return np.percentile(took, 99)
 
 
 if __name__ == "__main__":

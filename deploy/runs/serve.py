@@ -27,7 +27,7 @@ from qttdm.planner_service.serving.calls import same
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 
-TOKEN_VARIABLE = "QTTDM_TOKEN"
+TOKEN_VARIABLE = "QTTDM_TOKEN"  # noqa: S105 - its name
 
 
 class ServeConfig(Config):

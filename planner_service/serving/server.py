@@ -54,9 +54,11 @@ class ServerConfig(Config):
     """Where it listens, and what a client may take of it."""
 
     host: str = "127.0.0.1"
-    """address to listen on; any but this machine's own needs a token"""
+    """address to listen on; any but this machine's own needs a token, and TLS unless `plain_text`"""
     port: int = Field(default=PORT, ge=0, le=65535)
     """0: any that is free"""
+    plain_text: bool = False
+    """take the token unencrypted from other machines too: whoever reads the network on the way then has it"""
     origins: tuple[str, ...] = ()
     """of web pages that may connect, such as `http://localhost:8000`; others only from the same IP address and port"""
     max_connections: int = Field(default=64, gt=0)
@@ -88,10 +90,15 @@ class Server:
     ) -> None:
         """info: what `info` says beside data and weights. token: wanted of each client. metrics: Prometheus text.
 
-        ConfigError on an address that others reach without a token.
+        ConfigError on an address that others reach without a token, or with one that goes there unencrypted.
         """
         if token is None and not is_loopback(config.host):
             raise ConfigError(f"host {config.host} can be reached from elsewhere: it needs a token (--token-file)")
+        if tls is None and not config.plain_text and not is_loopback(config.host):
+            raise ConfigError(
+                f"host {config.host} can be reached from elsewhere, and its token would go there unencrypted; want TLS "
+                f"(--tls-cert, --tls-key), or say that the network is trusted: --set server.plain_text=true"
+            )
         self.in_units = in_units
         self.config, self.service, self.info, self.token, self.tls = config, service, info, token, tls
         self.metrics, self._scraping = metrics, asyncio.Lock()

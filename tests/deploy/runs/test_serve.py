@@ -199,13 +199,19 @@ def test_a_token_opens_it_and_is_never_printed(trained, tmp_path):
     file = tmp_path / "token"
     file.write_text("open.sesame\n")
     for arguments, environment in ((["--token-file", file], {}), ([], {"QTTDM_TOKEN": "open.sesame"})):
-        with serving(trained, "--host", "0.0.0.0", *arguments, **environment) as child:
+        said = ["--host", "0.0.0.0", "--set", "server.plain_text=true"]
+        with serving(trained, *said, *arguments, **environment) as child:
+            assert b"sesame" not in Path(f"/proc/{child.pid}/cmdline").read_bytes()
+            text = urllib.request.Request(f"http://127.0.0.1:{child.port}/metrics")
+            text.add_header("Authorization", "Bearer open.sesame")
+            assert b"sesame" not in urllib.request.urlopen(text, timeout=30).read()
             with pytest.raises(RefusedError, match="unauthorised"):
                 Client(port=child.port, token="open")
             with Client(port=child.port, token="open.sesame") as client:
                 client.episode(seed=0).act(observation(0))
             _, out, err = end(child)
         assert "sesame" not in child.greeting + out + err
+    assert not any(b"sesame" in path.read_bytes() for path in trained.rglob("*") if path.is_file())
 
 
 def test_told_to_stop_in_the_middle_of_a_long_plan_it_exits_in_the_stated_time(trained):
@@ -250,7 +256,11 @@ class TestMistakes:
             (["--tls-cert", "empty", "--tls-key", "empty"], ["empty, empty: cannot be used for TLS"]),
             (["--port", "70000"], ["server.port", "70000", "65535"]),
             (["--port", "x"], ["--port", "'x'"]),
-            (["--host", "192.0.2.1", "--token-file", "token"], ["cannot listen on 192.0.2.1"]),
+            (["--host", "192.0.2.1", "--token-file", "token"], ["192.0.2.1", "unencrypted", "plain_text"]),
+            (
+                ["--host", "192.0.2.1", "--token-file", "token", "--set", "server.plain_text=true"],
+                ["cannot listen on 192.0.2.1"],
+            ),
             (["--set", "server.max_conections=5"], ["server.max_conections", "max_connections"]),
             (["--set", "service.max_batch=0"], ["service.max_batch", "0", "> 0"]),
             (["--set", "service.max_batch=5000"], ["max_queue=1024 is less than max_batch=5000"]),

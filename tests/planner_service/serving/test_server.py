@@ -315,7 +315,21 @@ class TestToken:
         with pytest.raises(ConfigError, match="needs a token") as error:
             Server(ServerConfig(host=host), service, INFO)
         assert "\n" not in str(error.value)
-        Server(ServerConfig(host=host), service, INFO, token="secret")
+        with pytest.raises(
+            ConfigError, match=r"unencrypted; want TLS \(--tls-cert, --tls-key\), or say .*plain_text"
+        ) as error:
+            Server(ServerConfig(host=host), service, INFO, token="secret")
+        assert "secret" not in str(error.value)
+        Server(ServerConfig(host=host, plain_text=True), service, INFO, token="secret")
+        Server(ServerConfig(host=host), service, INFO, token="secret", tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+    def test_a_client_sends_none_unencrypted_to_another_machine(self):
+        for host in ("192.0.2.1", "robot.example"):
+            with pytest.raises(ValueError, match=f"the token would go to {host} unencrypted; want tls=") as error:
+                Client(host, token="secret")
+            assert "secret" not in str(error.value)
+        with pytest.raises(DisconnectedError):
+            Client("robot.invalid", token="secret", plain_text=True, timeout_s=5.0)
 
     def test_this_machine_is_told_from_others(self):
         assert all(map(is_loopback, ["127.0.0.1", "127.3.2.1", "::1", "localhost"]))

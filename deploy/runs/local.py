@@ -25,7 +25,7 @@ from qttdm.actors.episodes import Stopped
 from qttdm.actors.evaluator import Evaluator
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
-from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.config import ConfigError, dump_config
 from qttdm.common.disk import replace_file
 from qttdm.common.environments.rendering import RenderError
 from qttdm.common.episode import EnvironmentFailure
@@ -36,7 +36,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import Weights, read_generation
 from qttdm.deploy.configs.cluster_config import SEED_STATE
-from qttdm.deploy.configs.run_config import RunConfig, with_env_steps
+from qttdm.deploy.configs.run_config import RunConfig, load_saved_config, with_env_steps
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.build import exploration, make_learner, make_task_env
 from qttdm.deploy.runs.machine import machine
@@ -286,7 +286,7 @@ class LocalRun:
 
 def open_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
     """Go on with the run in that directory from its newest good checkpoint. ConfigError if that cannot be."""
-    config = load_config(RunConfig, run_dir.config_path)
+    config = load_saved_config(run_dir.config_path)
     return LocalRun(config, run_dir, newest_checkpoint(run_dir), telemetry_of(config))
 
 
@@ -296,7 +296,7 @@ def resume_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent, env_steps: i
     env_steps: train until so many, as if the run had been started with it: linear schedules now end there. It is
     written to config.yaml. ConfigError if the run has had so many already.
     """
-    config, checkpoint = load_config(RunConfig, run_dir.config_path), None
+    config, checkpoint = load_saved_config(run_dir.config_path), None
     if CheckpointStore(run_dir.checkpoints_dir).newest() is None:
         print(f"{run_dir.path}: there is no checkpoint yet, starting from the beginning")
     else:

@@ -24,6 +24,7 @@ from qttdm.deploy.runs.serve import follow
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
+from tests.deploy.listening import listening
 from tests.fakes import Acting, randomise, tiny_config
 
 ROOT = Path(__file__).parents[3]
@@ -98,6 +99,7 @@ def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, age
     run = pendulum_run(tmp_path / "run", agent)
     with serving(run.run_dir.path) as child:
         assert child.greeting == f"{agent} on gym/Pendulum-v1, weights 1: 127.0.0.1 port {child.port}\n"
+        assert listening(child.pid) == {("127.0.0.1", child.port)}
         with Client(port=child.port) as client:
             info = client.call("info")
             assert (info["task"], info["agent"], info["weights_version"]) == ("gym/Pendulum-v1", agent, 1)

@@ -181,20 +181,18 @@ class LearningLoop:
 
     def _check_environments(self) -> None:
         """Save and raise EnvironmentFailure if an actor's environments have failed too often in a row."""
-        if all(len(reasons) < MOST_FAILURES for reasons in self._failures.values()):
+        if all(len(reasons) < MOST_FAILURES for reasons in [*self._failures.values()]):  # actors report meanwhile
             return
         self._read_at = 0.0  # an episode that was stored in between counts
         self._read_new_episodes()
-        for actor, reasons in self._failures.items():
+        for actor, reasons in [*self._failures.items()]:
             if len(reasons) >= MOST_FAILURES:
                 self.save()
+                advice = "the run is saved and can be resumed"
+                if self.counters.episodes == 0:
+                    advice = "no episode has gone well yet: mend the environment first"
                 raise EnvironmentFailure(
-                    f"{reasons[-1]}; that was {len(reasons)} times in a row of actor {actor}; "
-                    + (
-                        "the run is saved and can be resumed"
-                        if self.counters.episodes
-                        else "no episode went well yet: mend the environment"
-                    )
+                    f"{reasons[-1]}; that was {len(reasons)} times in a row of actor {actor}; {advice}"
                 )
 
     def status(self) -> dict[str, Any]:

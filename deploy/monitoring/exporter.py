@@ -64,7 +64,7 @@ SAVE_EVERY = 2.0  # seconds, if nobody looks
 KEEP_ENDED = 3600.0  # seconds for which metrics of processes that ended in good order are served
 KEEP_SILENT = 86400.0  # seconds, of others
 CONNECTIONS = 16  # answered at once; one more is hung up on
-ANSWER_SECONDS = 5.0  # for a request and for taking its answer
+ANSWER_SECONDS = 10.0  # for a request and for taking its answer; Prometheus waits as long for one
 MOST_IDS = 100  # of an identity's older processes, whose late reports are left out
 
 

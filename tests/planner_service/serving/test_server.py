@@ -331,7 +331,7 @@ def test_long_messages_are_read_one_after_the_other_with_rests(monkeypatch):
                 reads.append((began, time.perf_counter()))
 
     monkeypatch.setattr(Session, "answer", timed)
-    long = msgpack.packb({"call": "begin", "seeds": [1] * 500})
+    long = msgpack.packb({"call": "begin", "seeds": [10**6] * 500})
     with serving() as it:
         raws = [it.raw() for _ in range(4)]
         for raw in 2 * raws:

@@ -26,8 +26,7 @@ def free_port() -> int:
 
 def test_by_default_it_is_this_machine_alone():
     assert all(map(is_loopback, (ServerConfig().host, ClusterConfig().metrics_host, Metrics().metrics_host)))
-    before, metrics = listening(os.getpid()), Metrics()
-    metrics.metrics_port = free_port()
+    before, metrics = listening(os.getpid()), Metrics(metrics_port=free_port())
     assert metrics.serve()
     assert listening(os.getpid()) - before == {("127.0.0.1", metrics.metrics_port)}
 

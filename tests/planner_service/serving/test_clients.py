@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import serve
 
 from qttdm.common.environments.config import EnvConfig
@@ -67,6 +69,10 @@ class TestNode:
         rng, peers = random.Random(0), 300
 
         def answer(socket):
+            with suppress(ConnectionClosed):  # it does not say goodbye
+                converse(socket)
+
+        def converse(socket):
             for message in socket:
                 result = {"action": [0.5, -0.25], "value": 0.5, "weights_version": 1, "iterations": 2, "late": False}
                 right = {"episodes": [1]} if json.loads(message)["call"] == "begin" else {"results": [result]}

@@ -162,7 +162,8 @@ def measure(attacks: dict[str, Callable[[int], None]], token: str | None) -> Non
         for name, what in attacks.items():
             peers = context.Process(target=attack, args=(what, port))
             peers.start()
-            without, under = [], []
+            without: list[np.ndarray] = []
+            under: list[np.ndarray] = []
             for number, took in ((signal.SIGSTOP, without), (signal.SIGCONT, under)) * TURNS:
                 os.kill(peers.pid or 0, number)
                 honest(client, SETTLE)

@@ -115,7 +115,7 @@ class Session:
         return {}
 
 
-METHODS = (Session.info, Session.health, Session.begin, Session.act, Session.end)
+METHODS: tuple[Any, ...] = (Session.info, Session.health, Session.begin, Session.act, Session.end)
 CALLS: dict[str, TypeAdapter[Coroutine[Any, Any, dict[str, Any]]]] = {
     method.__name__: TypeAdapter(method, config=STRICT) for method in METHODS
 }

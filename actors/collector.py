@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from qttdm.actors.episodes import run_episodes
 from qttdm.actors.measured import ACTOR_SECONDS, MeasuredPolicy
 from qttdm.actors.settings import ActorSettings, close_environments, make_environments
-from qttdm.common.episode import Episode
+from qttdm.common.episode import EnvironmentFailure, Episode
 from qttdm.common.metrics.process import FAILURES
 from qttdm.common.metrics.telemetry import TimeSpent
 from qttdm.common.metrics.watchdog import Watchdog
@@ -36,8 +36,13 @@ class Collector:
     ) -> list[Episode]:
         """Run one episode in each environment, uniformly random or the policy's; raises as `run_episodes`.
 
-        should_stop: asked before each decision.
+        should_stop: asked before each decision. EnvironmentFailure also if environments cannot be made again.
         """
+        if not self.envs:
+            try:
+                self.envs = make_environments(self.settings, self.watchdog)
+            except Exception as error:  # it is anyone's code
+                raise EnvironmentFailure(" ".join(str(error).split())) from error
 
         def before_decision() -> bool:
             self.watchdog.rearm()
@@ -48,7 +53,7 @@ class Collector:
             return run_episodes(self.envs, policy, seeds, exploration, before_decision)
 
     def replace_environments(self) -> None:
-        """Replace all of them: a simulator that failed may have left anything behind."""
+        """Replace all of them, by the next `collect`: a simulator that failed may have left anything behind."""
         self.telemetry.inc(FAILURES, kind="environment")
         close_environments(self.envs, self.watchdog)
-        self.envs = make_environments(self.settings, self.watchdog)
+        self.envs = []

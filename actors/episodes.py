@@ -9,7 +9,7 @@ import numpy as np
 
 from qttdm.common.contracts import Policy
 from qttdm.common.environments.task_env import TaskEnv
-from qttdm.common.episode import Episode
+from qttdm.common.episode import EnvironmentFailure, Episode
 from qttdm.planner_service.policies.lockstep import Lockstep
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -17,10 +17,6 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 class Stopped(Exception):  # noqa: N818 - not an error: someone asked
     """Collecting was asked to stop; the episodes in flight are dropped."""
-
-
-class EnvironmentFailure(RuntimeError):  # noqa: N818 - a simulation fails; the one line says which, where and why
-    """An environment raised, or answered with a number that is not finite; its error is the cause."""
 
 
 def run_episodes(
@@ -52,7 +48,7 @@ def run_episodes(
                 continue
             with _failures_of(env, f"at decision {len(recording.actions) + 1}", seed):
                 outcome = env.step(actions[i])
-                _check_finite(outcome[0], outcome[1])
+                _check(env, outcome[0], outcome[1])
                 recording.add(env.observe(outcome[0]), actions[i], outcome, policy.weights_version)
             if watch and i == 0:
                 watch(env)
@@ -63,7 +59,7 @@ def _reset(env: TaskEnv, seed: int) -> dict[str, np.ndarray]:
     """Return the episode's first observations, by name."""
     with _failures_of(env, "at the reset", seed):
         observation, _ = env.reset(seed=seed % 2**31)  # MuJoCo's seeds have 31 bits
-        _check_finite(observation, reward=0.0)
+        _check(env, observation, reward=0.0)
         return env.observe(observation)
 
 
@@ -73,14 +69,15 @@ def _failures_of(env: TaskEnv, when: str, seed: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # simulators share no base class for "this state cannot be simulated"
-        raw = env.unwrapped
-        task = raw.spec.id if raw.spec else type(raw).__name__
+        task = env.task_spec.name or type(env.unwrapped).__name__
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise EnvironmentFailure(f"{task} failed {when} of the episode with seed {seed}: {what}") from error
 
 
-def _check_finite(observation: np.ndarray, reward: float) -> None:
-    """Raise floatingPointError, naming the first offender: observation [M]."""
+def _check(env: TaskEnv, observation: np.ndarray, reward: float) -> None:
+    """Raise ValueError for a wrong shape, FloatingPointError naming the first offender: observation [M]."""
+    if observation.shape != (env.task_spec.obs_dim,):
+        raise ValueError(f"observation has {observation.size} numbers, its space declares {env.task_spec.obs_dim}")
     if not np.isfinite(observation).all():
         worst = int(np.flatnonzero(~np.isfinite(observation))[0])
         raise FloatingPointError(f"observation[{worst}] is {observation[worst]}")
@@ -109,7 +106,10 @@ class _Recording:
         self.rewards.append(float(reward))
         self.versions.append(version)
         self.env_steps += info["env_steps"]
-        self.success = info.get("success", self.success)
+        if (success := info.get("success")) is not None:
+            self.success = float(success)
+            if not np.isfinite(self.success):
+                raise FloatingPointError(f'info["success"] is {success}')
         self.terminated, self.done = terminated, terminated or truncated
 
     def episode(self) -> Episode:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qttdm.actors.diagnosis import report_evaluation
-from qttdm.actors.episodes import EnvironmentFailure
 from qttdm.actors.evaluation import evaluate
 from qttdm.actors.measured import MeasuredPolicy
 from qttdm.actors.settings import ActorSettings, close_environments, make_environments
 from qttdm.common.disk import replace_file
 from qttdm.common.environments.task_env import TaskEnv
+from qttdm.common.episode import EnvironmentFailure
 from qttdm.common.events import EventLog
 from qttdm.common.metrics.process import FAILURES
 from qttdm.common.metrics.watchdog import Watchdog

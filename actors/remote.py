@@ -22,10 +22,9 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError
 
 from qttdm.actors.collector import Collector
-from qttdm.actors.episodes import EnvironmentFailure
 from qttdm.actors.evaluator import Evaluator, Result
 from qttdm.actors.settings import ActorSettings
-from qttdm.common.episode import Episode
+from qttdm.common.episode import EnvironmentFailure, Episode
 from qttdm.common.events import EventLog, Waiting
 from qttdm.common.metrics.instruments import gauge
 from qttdm.common.metrics.process import CALLS, FAILURES
@@ -94,7 +93,7 @@ class CollectorActor(Collector):
                 continue
             refused.over()
             self._heard(permit.version)
-            names = range(number, number + len(self.envs))
+            names = range(number, number + self.settings.envs)
             number = names.stop
             seeds = [derive_seed(self.settings.seed, "episode", self.index, name, attempt) for name in names]
             try:

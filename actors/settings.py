@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def make_environments(settings: ActorSettings, watchdog: Watchdog) -> list[TaskE
 
 
 def close_environments(envs: list[TaskEnv], watchdog: Watchdog) -> None:
-    """Close all environments under the watchdog: closing can hang."""
+    """Close all environments under the watchdog: closing can hang, and one that has failed may fail in closing too."""
     with watchdog:
         for env in envs:
-            env.close()
+            with suppress(Exception):  # it is anyone's code
+                env.close()

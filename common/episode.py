@@ -8,6 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 
+class EnvironmentFailure(RuntimeError):  # noqa: N818 - a simulation fails; the one line says which, where and why
+    """An environment raised, or answered with an array of another shape or not finite; its error is the cause."""
+
+
 @dataclass(frozen=True)
 class Episode:
     """One episode as collected. The observation after the last decision is kept, so the last transition is learned."""

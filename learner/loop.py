@@ -25,6 +25,7 @@ from qttdm.common.batch import Batch
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import Learner
+from qttdm.common.episode import EnvironmentFailure
 from qttdm.common.events import EventLog
 from qttdm.common.metrics.process import FAILURES
 from qttdm.common.run_dir import RunDir
@@ -41,6 +42,7 @@ from qttdm.replay.limiter import Pace
 from qttdm.replay.source import ReplaySource
 
 READ_EVERY = 0.2  # seconds between two looks for new episodes while there are updates to make
+MOST_FAILURES = 3  # of one actor's environments, without an episode in between, after which the run ends
 WAIT_SECONDS = 0.1  # between two looks when there are none, unless an actor says that it has stored something
 
 
@@ -84,6 +86,7 @@ class LearningLoop:
         """the newest value of everything reported"""
         self._asking = threading.Lock()  # actors ask from several threads: one permit after the other
         self._processes: dict[int, str] = {}
+        self._failures: dict[int, list[str]] = {}  # of each actor's environments, since its last episode
         self._stop, self._stored = threading.Event(), threading.Event()
         metrics_bytes = self._load(checkpoint, accept_losses) if checkpoint is not None else 0
         self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
@@ -97,13 +100,15 @@ class LearningLoop:
         """Train until `env_steps` are collected and their updates made, or `stop()`; then save a checkpoint.
 
         on_step: called between any two things it does, each of which waits for others once at most. Raises
-        NonFiniteLossError, naming the last good checkpoint, and what collecting or evaluating in this process raises.
+        NonFiniteLossError, naming the last good checkpoint; EnvironmentFailure, all saved, when an actor's environments
+        fail MOST_FAILURES times in a row; and what evaluating in this process raises.
         """
         try:
             self._publish()
             while not (self._stop.is_set() or self.finished):
                 on_step()
                 self._read_new_episodes()
+                self._check_environments()
                 self._evaluate()
                 on_step()
                 self._save_if_due(on_step)
@@ -169,9 +174,26 @@ class LearningLoop:
         )
 
     def environment_failed(self, actor: int, why: str) -> None:
-        """Count that an actor replaced its environments."""
+        """Count that an actor dropped an episode and replaces its environments."""
         self.counters.environment_failures += 1
+        self._failures[actor] = [*self._failures.get(actor, ()), " ".join(why.split())]
         self.events.write(f"actor {actor} replaced its environments: {why}")
+
+    def _check_environments(self) -> None:
+        """Save and raise EnvironmentFailure if an actor's environments have failed too often in a row."""
+        if all(len(reasons) < MOST_FAILURES for reasons in [*self._failures.values()]):  # actors report meanwhile
+            return
+        self._read_at = 0.0  # an episode that was stored in between counts
+        self._read_new_episodes()
+        for actor, reasons in [*self._failures.items()]:
+            if len(reasons) >= MOST_FAILURES:
+                self.save()
+                advice = "the run is saved and can be resumed"
+                if self.counters.episodes == 0:
+                    advice = "no episode has gone well yet: mend the environment first"
+                raise EnvironmentFailure(
+                    f"{reasons[-1]}; that was {len(reasons)} times in a row of actor {actor}; {advice}"
+                )
 
     def status(self) -> dict[str, Any]:
         """Say where the run is in plain numbers; seconds and shares are since this learner's start."""
@@ -226,6 +248,7 @@ class LearningLoop:
 
     def _count(self, episode: StoredEpisode) -> None:
         """Count one more episode, and write its line."""
+        self._failures.pop(episode.actor, None)
         c = self.counters
         c.env_steps += episode.env_steps
         c.decisions += episode.decisions

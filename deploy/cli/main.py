@@ -185,7 +185,7 @@ def serve(
     """Serve a run's newest checkpoint over WebSockets, with /metrics and /healthz: docs/protocol.md.
 
     Args:
-        host: default: 127.0.0.1, this machine only; any other needs a token
+        host: default: 127.0.0.1, this machine only; any other needs a token, and TLS unless server.plain_text=true
         port: default: 7747; 0 takes any that is free
         watch: follow a run that is training: take each new checkpoint
         token_file: what clients must show; default: $QTTDM_TOKEN
@@ -305,7 +305,7 @@ def monitor(
     *,
     target: str = "127.0.0.1:9108",
     data: Path = Path("runs/.monitor"),
-    ray: Path = Path("/tmp/ray"),
+    ray: Path = Path("/tmp/ray"),  # noqa: S108 - Ray's own default
     prometheus_port: Port = 9090,
     grafana_port: Port = 3000,
 ) -> None:

@@ -149,9 +149,9 @@ def _end(status: int, words: object) -> int:
 
 def _failures() -> tuple[type[RuntimeError], ...]:
     """What may end a run; imported late, so that `--help` and a mistyped option answer at once."""
-    from qttdm.actors.episodes import EnvironmentFailure
     from qttdm.common.checkpoint import CheckpointError
     from qttdm.common.environments.rendering import RenderError
+    from qttdm.common.episode import EnvironmentFailure
     from qttdm.deploy.screens.video import VideoError
     from qttdm.learner.learner import NonFiniteLossError
 

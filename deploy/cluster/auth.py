@@ -12,7 +12,7 @@ from pathlib import Path
 from qttdm.common.config import ConfigError
 from qttdm.common.extras import need
 
-WANT_TOKEN = "want the cluster's in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
+WANT = "want the cluster's in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
 
 
 def choose_mode() -> None:
@@ -24,7 +24,7 @@ def choose_mode() -> None:
     need("cluster", "a cluster")
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token() else "disabled")
     if mode == "token" and not has_token():
-        raise ConfigError(f"RAY_AUTH_MODE=token, but there is no cluster token here: {WANT_TOKEN}")
+        raise ConfigError(f"RAY_AUTH_MODE=token, but there is no cluster token here: {WANT}")
 
 
 def has_token() -> bool:

@@ -14,12 +14,12 @@ from typing import Any
 
 import ray
 
-from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.config import ConfigError, dump_config
 from qttdm.common.metrics.watchdog import stacks
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
 from qttdm.deploy.configs.cluster_config import NAMESPACE
-from qttdm.deploy.configs.run_config import RunConfig, with_env_steps
+from qttdm.deploy.configs.run_config import RunConfig, load_saved_config, with_env_steps
 from qttdm.deploy.runs.build import task_spec
 from qttdm.deploy.runs.machine import machine
 from qttdm.deploy.runs.saved_task import save_task
@@ -148,7 +148,7 @@ def old_seeds(directory: Path, env_steps: int | None = None) -> list[SeedRun]:
 
 def old_seed(name: str, path: Path, env_steps: int | None = None) -> SeedRun:
     """Open one seed by its config.yaml. ConfigError if its replay is spread over another number of shards."""
-    config, run_dir = load_config(RunConfig, path), RunDir.open(path.parent)
+    config, run_dir = load_saved_config(path), RunDir.open(path.parent)
     shards, done, ended = config.cluster.shards, 0, False
     had = max(shards, len(list(run_dir.path.glob("replay/shard-*"))))  # at a first start some may not have been made
     if any(run_dir.checkpoints_dir.glob("[0-9]*-step-*")):

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from qttdm.common.config import ConfigError
 from qttdm.common.own_modules import import_own, imported_here
 from qttdm.deploy.cluster import ray_private
-from qttdm.deploy.cluster.auth import WANT_TOKEN
+from qttdm.deploy.cluster.auth import WANT
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 
 Resources = dict[str, float]
@@ -60,7 +60,7 @@ def connect() -> None:
     if status is StatusCode.UNAUTHENTICATED:
         raise ConfigError(
             f"the Ray cluster {where} refuses: its token is missing or wrong here "
-            f"(RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}); {WANT_TOKEN}"
+            f"(RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}); {WANT}"
         )
     if status in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED):
         raise ConfigError(f"no Ray cluster {where}: none answers ({reason[-200:]}); {WANT_ADDRESS}; {HOW_TO_START}")

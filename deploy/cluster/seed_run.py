@@ -153,19 +153,21 @@ class SeedRun:
 
     def fail(self, error: BaseException) -> None:
         """Give up this seed and write the reason to failure.txt; the run's other seeds go on."""
-        cause = error.as_instanceof_cause() if isinstance(error, ray.exceptions.RayTaskError) else error
-        self.telemetry.inc(FAILURES, kind="non_finite" if isinstance(cause, NonFiniteLossError) else "seed")
-        self.error = " ".join(str(cause).split())[-500:]
+        kind = "non_finite" if isinstance(root_of(error), NonFiniteLossError) else "seed"
+        self.telemetry.inc(FAILURES, kind=kind)
+        self.error = in_one_line(error)
         text = "".join(traceback.format_exception(error))
         (self.run_dir.path / "failure.txt").write_text(text)
-        self.events.write(f"failed: {self.error}")
+        self.events.write(f"failed: {self.error}; all of it is in failure.txt")
         self._leave("failed")
 
     def _check_processes(self) -> None:
         """Take what ended; remove everything when all has, else check that the others answer."""
         learner = self._answers["learner"]
         ended, _ = ray.wait(list(self._answers.values()), num_returns=len(self._answers), timeout=0)
-        ray.get(ended)  # raises what ended one of them, if anything did
+        for name, answer in self._answers.items():
+            if answer in ended:
+                result_of(name, answer)  # raises what ended it, if anything did
         if learner in ended:
             self._deadline = min(self._deadline, time.monotonic() + DRAIN_SECONDS)
         if len(ended) == len(self._answers) or (learner in ended and time.monotonic() > self._deadline):
@@ -184,7 +186,7 @@ class SeedRun:
         for name, (answer, asked) in list(self._pings.items()):
             if ray.wait([answer], timeout=0)[0]:
                 del self._pings[name]
-                reply = ray.get(answer)
+                reply = result_of(name, answer)
                 if name == "learner":
                     self.status |= reply
                 elif name.startswith("replay-"):
@@ -336,6 +338,33 @@ class SeedRun:
             make_sinks=partial(make_sinks, c.sinks, self.run_dir.path, c.model_dump(by_alias=True)),
             accept_losses=self.accept_losses,
         )
+
+
+def result_of(name: str, answer: ray.ObjectRef) -> Any:
+    """Get what a process answered; what it raised is raised with its name noted."""
+    try:
+        return ray.get(answer)
+    except Exception as error:
+        error.add_note(name)
+        raise
+
+
+def root_of(error: BaseException) -> BaseException:
+    """Unwrap what a process raised from Ray's error around it."""
+    while isinstance(error, ray.exceptions.RayTaskError):
+        error = error.cause
+    return error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Say which process failed, as `result_of` notes it, and why, without tracebacks."""
+    root = root_of(error)
+    words = str(root).strip()
+    if isinstance(root, ray.exceptions.RayError):  # of a process that could not start; ends with what it raised
+        words = (words.splitlines() or [type(root).__name__])[-1]
+    elif not type(root).__module__.startswith("qttdm."):
+        words = f"{type(root).__name__}: {words}"
+    return ": ".join([*getattr(error, "__notes__", ()), " ".join(words.split())[:400]])
 
 
 def fresh_learner(config: RunConfig, spec: TaskSpec) -> Learner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, create_model
 
-from qttdm.common.config import Config, ConfigError, load_config, validate
+from qttdm.common.config import Config, ConfigError, load_config, read_yaml, validate
 from qttdm.common.contracts import Agent, TaskSpec
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.metrics.sinks import SinksConfig, check_sinks
@@ -121,6 +122,18 @@ def load_run_config(path: Path, overrides: Sequence[str] = (), planner: str | No
         raise ConfigError(f"--planner {planner}: agent={config.agent} does not plan by kind mppi, which it is for")
     items = [f"{config.section}.planner.{key}={value}" for key, value in PRESETS[planner].items()]
     return load_config(RunConfig, path, overrides=[*items, *overrides], **chosen)
+
+
+def load_saved_config(path: Path, overrides: Sequence[str] = (), planner: str | None = None) -> RunConfig:
+    """As `load_run_config`, of a run's own page. Says on stderr what code it names: that is imported, and so run."""
+    try:
+        raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        named = [raw[key] for key in ("task", "agent") if ":" in raw.get(key, "")]
+    except (OSError, UnicodeDecodeError, AttributeError, TypeError, ConfigError):
+        named = []  # what is wrong with it is said below
+    if named:
+        print(f"{path}: imports the code that it names: {', '.join(named)}", file=sys.stderr, flush=True)
+    return load_run_config(path, overrides, planner)
 
 
 def with_env_steps(config: RunConfig, env_steps: int, done: int, run_dir: RunDir) -> RunConfig:

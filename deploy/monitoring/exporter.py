@@ -14,19 +14,23 @@ that not even a kill of the exporter itself makes a counter fall. What would cha
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import msgpack
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -59,6 +63,8 @@ STALE = 30.0  # seconds of silence after which a process is taken for dead
 SAVE_EVERY = 2.0  # seconds, if nobody looks
 KEEP_ENDED = 3600.0  # seconds for which metrics of processes that ended in good order are served
 KEEP_SILENT = 86400.0  # seconds, of others
+CONNECTIONS = 16  # answered at once; one more is hung up on
+ANSWER_SECONDS = 10.0  # for a request and for taking its answer; Prometheus waits as long for one
 MOST_IDS = 100  # of an identity's older processes, whose late reports are left out
 
 
@@ -247,11 +253,54 @@ def family(instrument: Instrument, rows: list[tuple[dict[str, str], Value]]) -> 
     return metric
 
 
-def serve(exporter: Exporter, host: str, port: int) -> tuple[Any, threading.Thread]:
+class _Server(ThreadingWSGIServer):
+    """A few connections at once, each with its thread for a few seconds: who sends half a request holds little."""
+
+    request_queue_size = CONNECTIONS
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        self._since: dict[Any, float] = {}
+        super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, or hang up at once if there are too many."""
+        if len(self._since) < CONNECTIONS:
+            self._since[request] = time.monotonic()
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Hang up, in the connection's thread at its end."""
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Break off those that have had their time; called twice a second. Their threads then end."""
+        for request, since in list(self._since.items()):
+            if time.monotonic() - since > ANSWER_SECONDS:
+                with suppress(OSError):  # it has just ended
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: that a peer breaks off is no error here."""
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing."""
+
+
+def serve(exporter: Exporter, host: str, port: int) -> tuple[WSGIServer, threading.Thread]:
     """Answer http://host:port/metrics from threads of their own. ConfigError, one line, if that is not possible."""
     registry = CollectorRegistry()
     registry.register(exporter)
     try:
-        return start_http_server(port, host, registry)
+        server = _Server(host, port)
     except OSError as error:  # `strerror` would not say which address
         raise ConfigError(f"metrics cannot be served at {host}:{port} ({error.strerror or error})") from None
+    server.set_app(make_wsgi_app(registry))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    return server, thread

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 
 from qttdm.actors.collector import Collector
-from qttdm.actors.episodes import EnvironmentFailure, Stopped
+from qttdm.actors.episodes import Stopped
 from qttdm.actors.evaluator import Evaluator
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
-from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.config import ConfigError, dump_config
 from qttdm.common.disk import replace_file
 from qttdm.common.environments.rendering import RenderError
+from qttdm.common.episode import EnvironmentFailure
 from qttdm.common.metrics.sinks import make_sinks
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog, stacks
@@ -35,7 +36,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.common.weights import Weights, read_generation
 from qttdm.deploy.configs.cluster_config import SEED_STATE
-from qttdm.deploy.configs.run_config import RunConfig, with_env_steps
+from qttdm.deploy.configs.run_config import RunConfig, load_saved_config, with_env_steps
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.build import exploration, make_learner, make_task_env
 from qttdm.deploy.runs.machine import machine
@@ -51,7 +52,6 @@ from qttdm.replay.metrics import report_sizes
 from qttdm.replay.shard import ReplayShard, ShardConfig
 from qttdm.replay.source import LocalShards
 
-MOST_FAILURES = 3  # of environments in a row, after which a run ends
 ACTOR = 0  # as which episodes are collected here
 PROCESSES = (f"actor-{ACTOR}", "evaluator", "learner")
 """of a cluster, whose work is done here, each under its own watchdog"""
@@ -98,7 +98,6 @@ class LocalRun:
         self.collector = Collector(settings, ACTOR)
         self.evaluator = Evaluator(replace(settings, envs=config.training.eval_episodes))
         self._waiting: deque[tuple[int, Weights]] = deque()  # evaluations to be made
-        self._failures = 0  # of environments, since the last episode
         self._hangs = sum(path.name.startswith(f"{PROCESSES[0]}.") for path in stacks(run_dir.path))
         self._should_stop: Callable[[], bool] = lambda: False
         self._progress: Progress | None = None
@@ -122,8 +121,7 @@ class LocalRun:
 
         should_stop: at once, dropping the episode in flight. time_is_up: after the episode or the update under way, so
         that even a chain of short resumed sessions gets on.
-        Raises NonFiniteLossError, naming the last good checkpoint, and EnvironmentFailure when environments fail
-        MOST_FAILURES times in a row; all before is saved.
+        Raises what LearningLoop.run does.
         """
         self._show_on(progress, should_stop)
 
@@ -139,12 +137,6 @@ class LocalRun:
         except Stopped:
             self.loop.save()
             ended = "stopped"
-        except EnvironmentFailure as error:
-            self.loop.save()
-            advice = "the run is saved, --resume tries other episodes"
-            if self.loop.counters.episodes == 0:
-                advice = "no episode has gone well yet: mend the environment first"
-            raise EnvironmentFailure(f"{error}; that was {MOST_FAILURES} times in a row; {advice}") from error
         if ended == "stopped":
             progress.note("stopped early")
 
@@ -162,7 +154,7 @@ class LocalRun:
             progress.note(f"video: {self.run_dir.video_path}")
         except Stopped:
             progress.note("stopped before the last evaluation and the video were done")
-        except (RenderError, VideoError) as error:
+        except (RenderError, VideoError, EnvironmentFailure) as error:
             progress.note(f"no video: {error}")
 
     def close(self) -> None:
@@ -188,12 +180,8 @@ class LocalRun:
             raise
         except EnvironmentFailure as error:
             self.loop.environment_failed(ACTOR, str(error))
-            self._failures += 1
-            if self._failures == MOST_FAILURES:
-                raise
             self.collector.replace_environments()
             return
-        self._failures = 0
         if permit.random:
             pace.extend_seed(episode.decisions)
         with self.collector.time_spent.on("storing"):
@@ -298,7 +286,7 @@ class LocalRun:
 
 def open_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
     """Go on with the run in that directory from its newest good checkpoint. ConfigError if that cannot be."""
-    config = load_config(RunConfig, run_dir.config_path)
+    config = load_saved_config(run_dir.config_path)
     return LocalRun(config, run_dir, newest_checkpoint(run_dir), telemetry_of(config))
 
 
@@ -308,7 +296,7 @@ def resume_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent, env_steps: i
     env_steps: train until so many, as if the run had been started with it: linear schedules now end there. It is
     written to config.yaml. ConfigError if the run has had so many already.
     """
-    config, checkpoint = load_config(RunConfig, run_dir.config_path), None
+    config, checkpoint = load_saved_config(run_dir.config_path), None
     if CheckpointStore(run_dir.checkpoints_dir).newest() is None:
         print(f"{run_dir.path}: there is no checkpoint yet, starting from the beginning")
     else:

@@ -15,7 +15,7 @@ from qttdm.common.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from qttdm.common.config import ConfigError
 from qttdm.common.run_dir import RunDir
 from qttdm.common.weights import Weights
-from qttdm.deploy.configs.run_config import load_run_config
+from qttdm.deploy.configs.run_config import load_saved_config
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.pretrained import find_run
 from qttdm.deploy.runs.saved_task import saved_task
@@ -25,14 +25,14 @@ class TrainedAgent(ActingAgent):
     """The agent of a run directory, with the weights of its newest good checkpoint, or of the one that was named."""
 
     def __init__(self, path: Path, overrides: Sequence[str] = (), planner: str | None = None) -> None:
-        """path: RUN, RUN/checkpoints/NAME or pretrained/NAME. overrides, planner: as `load_run_config`.
+        """path: RUN, RUN/checkpoints/NAME or pretrained/NAME. overrides, planner: as `load_saved_config`.
 
         ConfigError if there is no usable checkpoint, or if it does not fit the settings.
         """
         path = find_run(path)
         named = (path / "checkpoint.json").is_file()
         self.run_dir = RunDir.open(path.absolute().parents[1] if named else path)
-        config = load_run_config(self.run_dir.config_path, overrides, planner)
+        config = load_saved_config(self.run_dir.config_path, overrides, planner)
         super().__init__(config, saved_task(self.run_dir, config))
         self.store = CheckpointStore(self.run_dir.checkpoints_dir)
         self._seen = self.store.newest()

@@ -7,13 +7,15 @@ of a method of Session; they are checked one by one before it runs. Nothing is e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, replace
+from inspect import signature
 from typing import Annotated, Any
 
 import msgpack
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError, validate_call
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+from pydantic_core import ArgsKwargs
 
 from qttdm.planner_service.serving.messages import Answer, Natural, Refusal, Request, ServiceError
 from qttdm.planner_service.serving.service import PlannerService
@@ -21,8 +23,15 @@ from qttdm.planner_service.serving.service import PlannerService
 MAX_ITEMS = 1024
 """Longest list in a call: reading one may not keep others waiting."""
 
-Naturals = Annotated[list[Natural], Field(max_length=MAX_ITEMS)]
-checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))
+Naturals = Annotated[list[Natural], Field(max_length=MAX_ITEMS), FailFast()]
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def few(request: Any) -> Any:
+    """Refuse a request of more fields than there are: pydantic would name each."""
+    if isinstance(request, dict) and len(request) > len(Request.__dataclass_fields__):
+        raise ValueError(f"got {len(request)} fields, want at most {len(Request.__dataclass_fields__)}")
+    return request
 
 
 InUnits = Callable[[np.ndarray], np.ndarray]
@@ -49,20 +58,18 @@ class Session:
         self.in_units = in_units
         self.episodes: set[int] = set()
 
-    async def answer(self, message: bytes | str) -> bytes | str:
-        """Answer a call, in the form in which it came."""
+    def answer(self, message: bytes | str) -> Coroutine[Any, Any, bytes | str]:
+        """Read a call, all at once; awaiting what is returned answers it, in the form in which it came."""
         try:
             name, fields = read_call(message)
-            answer = await CALLS[name](self, **fields)
+            call = CALLS[name].validate_python(ArgsKwargs((self,), fields))
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
-            text = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            answer = write_error(Refusal("bad_message", text[:200]))
+            call = refuse(bad_message(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"))
         except ServiceError as error:
-            answer = write_error(error.refusal)
-        return json.dumps(answer) if isinstance(message, str) else msgpack.packb(answer)
+            call = refuse(error)
+        return in_form_of(message, call)
 
-    @checked
     async def info(self) -> dict[str, Any]:
         """Describe what is served."""
         data = self.service.data
@@ -74,12 +81,10 @@ class Session:
             "weights_version": self.service.policy.weights_version,
         }
 
-    @checked
     async def health(self) -> dict[str, Any]:
         """Say how the service is doing."""
         return self.service.status()
 
-    @checked
     async def begin(
         self, seeds: Annotated[Naturals, Field(min_length=1)], exploration: Annotated[float, Field(ge=0, le=1)] = 0.0
     ) -> dict[str, Any]:
@@ -92,16 +97,17 @@ class Session:
         self.episodes.update(episodes)
         return {"episodes": episodes}
 
-    @checked
     async def act(
-        self, requests: Annotated[list[Request], Field(min_length=1, max_length=MAX_ITEMS)]
+        self,
+        requests: Annotated[
+            list[Annotated[Request, BeforeValidator(few)]], Field(min_length=1, max_length=MAX_ITEMS), FailFast()
+        ],
     ) -> dict[str, Any]:
         """Decide for each request; another connection's episode has number 0, which no episode has."""
         own = [r if r.episode in self.episodes else replace(r, episode=0) for r in requests]
         outcomes = await self.service.act(own)
         return {"results": [write_outcome(outcome, self.in_units) for outcome in outcomes]}
 
-    @checked
     async def end(self, episodes: Naturals) -> dict[str, Any]:
         """Release episodes."""
         await self.service.end([episode for episode in episodes if episode in self.episodes])
@@ -109,7 +115,26 @@ class Session:
         return {}
 
 
-CALLS = {method.__name__: method for method in (Session.info, Session.health, Session.begin, Session.act, Session.end)}
+METHODS: tuple[Any, ...] = (Session.info, Session.health, Session.begin, Session.act, Session.end)
+CALLS: dict[str, TypeAdapter[Coroutine[Any, Any, dict[str, Any]]]] = {
+    method.__name__: TypeAdapter(method, config=STRICT) for method in METHODS
+}
+"""Each checks the fields of a call and then begins it."""
+FIELDS = {method.__name__: signature(method).parameters.keys() - {"self"} for method in METHODS}
+
+
+async def refuse(error: ServiceError) -> dict[str, Any]:
+    """Raise it, as the answer to a call that cannot be read."""
+    raise error
+
+
+async def in_form_of(message: bytes | str, call: Coroutine[Any, Any, dict[str, Any]]) -> bytes | str:
+    """Write what a call answers, or why it is refused, as JSON or msgpack."""
+    try:
+        answer = await call
+    except ServiceError as error:
+        answer = write_error(error.refusal)
+    return json.dumps(answer) if isinstance(message, str) else msgpack.packb(answer)
 
 
 def read_call(message: bytes | str) -> tuple[str, dict[str, Any]]:
@@ -124,8 +149,9 @@ def read_call(message: bytes | str) -> tuple[str, dict[str, Any]]:
     name = fields.pop("call", None)
     if not isinstance(name, str) or name not in CALLS:
         raise bad_message(f"call: got {str(name)[:50]!r}, want one of {', '.join(CALLS)}")
-    if "self" in fields:  # pydantic before 2.14 takes it for the session
-        raise bad_message("self: no call has such a field")
+    unknown = next((field for field in fields if field not in FIELDS[name]), None)
+    if unknown is not None:  # pydantic would name each; before 2.14 it takes `self` for the session
+        raise bad_message(f"{unknown[:50]}: {name} has no such field")
     return name, fields
 
 

@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from ipaddress import ip_address
 from typing import Any
 
 import msgpack
@@ -34,6 +35,14 @@ class DisconnectedError(RuntimeError):
     """The service cannot be reached, or did not answer in time; the episodes of the connection are lost."""
 
 
+def leads_here(host: str) -> bool:
+    """Does the address lead to this machine alone?"""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Client:
     """One connection; calls one after the other, so each thread needs its own."""
 
@@ -44,8 +53,15 @@ class Client:
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
         timeout_s: float = 30.0,
+        plain_text: bool = False,
     ) -> None:
-        """timeout_s: longest that a call may take. Raises DisconnectedError if there is no service, RefusedError."""
+        """timeout_s: longest that a call may take. plain_text: send the token unencrypted, also to another machine.
+
+        Raises DisconnectedError if there is no service, RefusedError; ValueError, before anything is sent, if the token
+        would go to another machine unencrypted and plain_text does not say so.
+        """
+        if token and tls is None and not plain_text and not leads_here(host):
+            raise ValueError(f"the token would go to {host} unencrypted; want tls=.., or plain_text=True")
         self.where = f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
         self.timeout_s, self._closing = timeout_s, ExitStack()
         try:

@@ -21,9 +21,22 @@ def read_observations(sent: Any, data: DataSpec) -> dict[str, np.ndarray]:
         sent = {next(iter(data.observations)): sent}
     if missing := sorted(data.observations.keys() - sent.keys()):
         raise ValueError(f"there is no {missing[0]!r}; want {', '.join(data.observations)}")
-    if unknown := sorted(map(str, sent.keys() - data.observations.keys())):
-        raise ValueError(f"got {unknown[0][:100]!r}, want only {', '.join(data.observations)}")
+    unknown = next((name for name in sent if name not in data.observations), None)
+    if unknown is not None:
+        raise ValueError(f"got {str(unknown)[:100]!r}, want only {', '.join(data.observations)}")
     return {name: _read(name, sent[name], spec) for name, spec in data.observations.items()}
+
+
+def _check_lists(name: str, sent: Any, shape: list[int]) -> None:
+    """Raise ValueError for lists of other lengths than wanted: NumPy would take seconds over some of 256 KiB."""
+    level = [sent]
+    for length in shape:
+        for item in level:
+            if isinstance(item, list | tuple) and len(item) != length:
+                raise ValueError(f"{name}: got a list of {len(item)}, want {shape} numbers")
+        level = [inner for item in level if isinstance(item, list | tuple) for inner in item]
+    if any(isinstance(item, list | tuple) for item in level):
+        raise ValueError(f"{name}: got lists in lists, want {shape} numbers")
 
 
 def _read(name: str, sent: Any, spec: ArraySpec) -> np.ndarray:
@@ -32,10 +45,8 @@ def _read(name: str, sent: Any, spec: ArraySpec) -> np.ndarray:
         if len(sent) != (want := dtype.itemsize * math.prod(shape)):
             raise ValueError(f"{name}: got {len(sent)} bytes, want {want}: {shape} {dtype} numbers")
         sent = np.frombuffer(sent, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
-    try:
-        array = np.asarray(sent)
-    except ValueError:
-        raise ValueError(f"{name}: got lists of unequal lengths, want {shape} numbers") from None
+    _check_lists(name, sent, shape)
+    array = np.asarray(sent)
     if array is not sent and array.dtype.kind in "iuf":  # lists of Python's numbers
         with np.errstate(over="ignore", invalid="ignore"):
             cast = array.astype(dtype)

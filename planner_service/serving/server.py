@@ -14,7 +14,8 @@ import hmac
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
@@ -38,6 +39,12 @@ HTTP_STATUS = {"wrong_version": 400, "unauthorised": 401, "foreign_origin": 403,
 
 CLOSE_S = 1.0
 """how long a client may take to hang up in turn"""
+DOOR_S = 0.05
+"""for a connection to become a WebSocket before the next is accepted: of those that do not, 20 a second are taken"""
+SMALL_BYTES = 1024
+"""up to which messages are read at once; of longer ones one after the other"""
+REST = 9.0
+"""seconds between the longer ones for each that reading the last took: together they fill a tenth of the loop"""
 
 LOG = logging.getLogger(__name__)
 LOG.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))  # garbage
@@ -47,9 +54,11 @@ class ServerConfig(Config):
     """Where it listens, and what a client may take of it."""
 
     host: str = "127.0.0.1"
-    """address to listen on; any but this machine's own needs a token"""
+    """address to listen on; any but this machine's own needs a token, and TLS unless `plain_text`"""
     port: int = Field(default=PORT, ge=0, le=65535)
     """0: any that is free"""
+    plain_text: bool = False
+    """take the token unencrypted from other machines too: whoever reads the network on the way then has it"""
     origins: tuple[str, ...] = ()
     """of web pages that may connect, such as `http://localhost:8000`; others only from the same IP address and port"""
     max_connections: int = Field(default=64, gt=0)
@@ -81,23 +90,30 @@ class Server:
     ) -> None:
         """info: what `info` says beside data and weights. token: wanted of each client. metrics: Prometheus text.
 
-        ConfigError on an address that others reach without a token.
+        ConfigError on an address that others reach without a token, or with one that goes there unencrypted.
         """
         if token is None and not is_loopback(config.host):
             raise ConfigError(f"host {config.host} can be reached from elsewhere: it needs a token (--token-file)")
+        if tls is None and not config.plain_text and not is_loopback(config.host):
+            raise ConfigError(
+                f"host {config.host} can be reached from elsewhere, and its token would go there unencrypted; want TLS "
+                f"(--tls-cert, --tls-key), or say that the network is trusted: --set server.plain_text=true"
+            )
         self.in_units = in_units
         self.config, self.service, self.info, self.token, self.tls = config, service, info, token, tls
         self.metrics, self._scraping = metrics, asyncio.Lock()
         self.sessions: dict[asyncio.Task[Any], Session] = {}
         self._answering: set[asyncio.Task[Any]] = set()
         self._opening: dict[asyncio.BaseProtocol, asyncio.Task[None]] = {}  # connections until TLS is agreed on
+        self._entered = asyncio.Event()
+        self._turn = asyncio.Lock()  # to read a message that is not small
         self.stopping = False
 
     async def start(self) -> int:
         """Listen; returns the port. ConfigError if it cannot."""
         c, loop = self.config, asyncio.get_running_loop()
         self.http = web.Server(
-            self._respond, access_log=None, logger=LOG, keepalive_timeout=c.client_timeout_s, lingering_time=CLOSE_S
+            self._respond, access_log=None, logger=LOG, keepalive_timeout=c.client_timeout_s, lingering_time=0
         )
         try:
             found = await loop.getaddrinfo(c.host or None, c.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -144,9 +160,12 @@ class Server:
                 if len(self._opening.keys() | self.http.connections) < 2 * self.config.max_connections:
                     handler = self.http()
                     self._opening[handler] = loop.create_task(self._open(connection, handler))
+                    self._entered.clear()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._entered.wait(), DOOR_S)
                 else:
                     connection.close()
-                await asyncio.sleep(0)  # sock_accept does not let others run while more connections are waiting
+                    await asyncio.sleep(0)  # sock_accept does not let others run while more connections are waiting
 
     async def _open(self, connection: socket.socket, handler: asyncio.BaseProtocol) -> None:
         """Agree on TLS if wanted, and leave the connection to its handler, which is in `http.connections` then."""
@@ -166,6 +185,9 @@ class Server:
         except ServiceError as error:
             response = web.json_response(write_error(error.refusal), status=HTTP_STATUS[error.refusal.code])
         response.force_close()  # a connection that is kept alive would hold its place without a token
+        if request.transport is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self.config.client_timeout_s, request.transport.abort)  # who does not read it would hold it
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -197,7 +219,7 @@ class Server:
 
     # --- WebSockets ---
 
-    async def _converse(self, request: web.BaseRequest) -> web.WebSocketResponse:
+    async def _converse(self, request: web.BaseRequest) -> web.StreamResponse:
         """Upgrade to a WebSocket and serve it to its end. ServiceError if it does not become one."""
         c, task, transport = self.config, asyncio.current_task(), request.transport
         websocket = web.WebSocketResponse(
@@ -210,6 +232,7 @@ class Server:
         )
         if PROTOCOL not in subprotocols(request) or not websocket.can_prepare(request):
             raise ServiceError(Refusal("wrong_version", f"want a WebSocket with the subprotocol {PROTOCOL}"))
+        self._entered.set()
         if len(self.sessions) >= c.max_connections:
             raise ServiceError(Refusal("too_many_connections", f"there are {c.max_connections} already"))
         if task is None or transport is None:
@@ -222,7 +245,7 @@ class Server:
                 if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                     break  # closed by the client, or by aiohttp on a client that breaks the rules
                 self._answering.add(task)
-                answer = await session.answer(message.data)
+                answer = await (await self._read(session, message.data))
                 async with asyncio.timeout(c.client_timeout_s):
                     await (websocket.send_str(answer) if isinstance(answer, str) else websocket.send_bytes(answer))
                 self._answering.remove(task)
@@ -237,7 +260,19 @@ class Server:
                     await websocket.close(code=WSCloseCode.GOING_AWAY, message=b"the service is being stopped")
             finally:
                 del self.sessions[task]
-        return websocket
+        return websocket if websocket.prepared else web.Response()  # the client went before it was
+
+    async def _read(self, session: Session, message: bytes | str) -> Coroutine[Any, Any, bytes | str]:
+        """Read a call when it is its turn: long ones, of however many clients, may not keep the others waiting."""
+        if len(message) <= SMALL_BYTES:
+            return session.answer(message)
+        await self._turn.acquire()
+        began = time.perf_counter()
+        try:
+            return session.answer(message)
+        finally:
+            rest = REST * (time.perf_counter() - began)
+            asyncio.get_running_loop().call_later(rest, self._turn.release)
 
 
 def subprotocols(request: web.BaseRequest) -> list[str]:

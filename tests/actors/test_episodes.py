@@ -5,10 +5,11 @@ from itertools import count
 import numpy as np
 import pytest
 
-from qttdm.actors.episodes import EnvironmentFailure, Stopped, run_episodes
+from qttdm.actors.episodes import Stopped, run_episodes
 from qttdm.common.contracts import Decisions
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
+from qttdm.common.episode import EnvironmentFailure
 from qttdm.planner_service.policies.random_actions import RandomPolicy
 from tests.fakes import point_env, tiny_data
 
@@ -172,6 +173,16 @@ class TestFailures:
             ("step", 1, lambda a: (a[0], -np.inf, *a[2:]), "at decision 1", "the reward is -inf"),
             ("step", 1, lambda a: (a[0], 1e39, *a[2:]), "at decision 1", "the reward is 1e+39"),
             ("reset", 1, lambda a: (a[0] + [0, 0, np.inf], a[1]), "at the reset", "observation[2] is inf"),
+            ("reset", 1, lambda a: (a[0][:1], a[1]), "at the reset", "observation has 1 numbers, its space declares 3"),
+            ("step", 2, lambda a: (np.zeros(4), *a[1:]), "at decision 2", "has 4 numbers, its space declares 3"),
+            ("step", 2, lambda a: (*a[:4], {"success": np.nan}), "at decision 2", 'info["success"] is nan'),
+            (
+                "step",
+                2,
+                lambda a: (*a[:4], {"success": "so so"}),
+                "at decision 2",
+                "could not convert string to float: 'so so'",
+            ),
         ],
     )
     def test_one_line_says_which_where_and_why(self, name, call, change, where, why):
@@ -182,11 +193,13 @@ class TestFailures:
         assert message.startswith(f"Point failed {where} of the episode with seed 7: ")
         assert message.endswith(why)
         assert "\n" not in message
-        assert isinstance(caught.value.__cause__, ArithmeticError)  # FloatingPointError is one
+        assert isinstance(
+            caught.value.__cause__, ArithmeticError | ValueError
+        )  # FloatingPointError is one of the first
 
     def test_a_registered_environment_goes_by_its_id(self):
         env = make_env("gym/FakePoint-v0", EnvConfig())
-        with pytest.raises(EnvironmentFailure, match=r"^FakePoint-v0 failed at decision 1 "):
+        with pytest.raises(EnvironmentFailure, match=r"^gym/FakePoint-v0 failed at decision 1 "):
             collect([spoil(env, "step", 1, diverge)], Scripted())
 
     def test_what_the_policy_raises_is_not_the_environments(self):

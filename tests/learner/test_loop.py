@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import threading
@@ -18,7 +19,7 @@ from qttdm.common.batch import Batch
 from qttdm.common.checkpoint import CheckpointStore
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import vector_data
-from qttdm.common.episode import Episode
+from qttdm.common.episode import EnvironmentFailure, Episode
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.metrics.telemetry import Telemetry
 from qttdm.common.run_dir import RunDir
@@ -692,6 +693,25 @@ class TestPermits:
         loop.stop()
         loop.run()
         assert seed.loop().status()["actor_restarts"] == 2  # kept with the checkpoint
+
+
+class TestFailures:
+    def test_three_in_a_row_of_one_actor_end_it_saved(self, seed):
+        """Steps of the loop: F fails, E stores an episode; of two actors in turns."""
+        loop = seed.loop()
+        schedule = iter([(0, "F"), (1, "F"), (0, "F"), (0, "E"), (1, "F"), (0, "F"), (1, "E"), (0, "F"), (0, "F")])
+
+        def happen():
+            for actor, what in itertools.islice(schedule, 1):
+                seed.insert(actor) if what == "E" else loop.environment_failed(actor, f"Point failed\n{actor}")
+
+        with pytest.raises(
+            EnvironmentFailure, match=r"^Point failed 0; that was 3 times in a row of actor 0; the run is"
+        ):
+            loop.run(happen)
+        assert [*schedule] == []
+        again = seed.loop()
+        assert (again.counters.episodes, again.counters.environment_failures) == (2, 7)
 
 
 class TestWaiting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,17 @@ def fail() -> None:
     raise RuntimeError("the simulation has become unstable")
 
 
-FAULTS = {"sleep": sleep, "hold_the_lock": hold_the_lock, "fail": fail}
+def not_finite() -> np.ndarray:
+    """What it observes then."""
+    return np.full(3, np.nan)
+
+
+def wrong_shape() -> np.ndarray:
+    """What it observes then."""
+    return np.zeros(2)
+
+
+FAULTS: dict[str, Callable[[], Any]] = {f.__name__: f for f in (sleep, hold_the_lock, fail, not_finite, wrong_shape)}
 
 
 def to_come() -> Path:
@@ -40,15 +51,16 @@ def to_come() -> Path:
 
 
 class Faulty(Point):
-    """A Point that breaks at the 24th step of an episode, if there is a fault to come."""
+    """A Point that breaks at the 28th step of an episode, a decision's last, if there is a fault to come."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self.age == 24:
+        if self.age == 27:
             for name, fault in FAULTS.items():
                 path = to_come() / name
                 if path.exists():
                     path.unlink()
-                    fault()
+                    broken = fault()
+                    return broken, *super().step(action)[1:]
         return super().step(action)
 
 

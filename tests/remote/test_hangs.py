@@ -21,15 +21,27 @@ def test_an_environment_that_hangs_or_raises(cluster, tmp_path):
         task="gym/tests.remote.faulty:Faulty-v0",
     )
     to_come().mkdir()
-    for name in FAULTS:  # each happens once
+    hangs, others = [*FAULTS][:2], [*FAULTS][2:]
+    for name in hangs:  # each happens once
         (to_come() / name).touch()
     with Live(cluster, tmp_path / "run", [config]) as live:
-        live.until(lambda: not list(to_come().iterdir()), "all faults have happened")
+        live.until(lambda: not list(to_come().iterdir()), "it has hung twice")
         live.progress()
-    counters = check_books(live.seeds[0]).meta["counters"]
-    assert (counters["environment_failures"], counters["actor_restarts"]) == (3, 2)
+        for name in others:
+            (to_come() / name).touch()
+        live.end()  # they were three in a row
+    seed = live.seeds[0]
+    counters = check_books(seed).meta["counters"]
+    assert (counters["environment_failures"], counters["actor_restarts"]) == (5, 2)
     assert live.events().count("actor 0 replaced its environments: hung, see") == 2
     assert live.events().count("the simulation has become unstable") == 1
+    assert live.events().count("observation[0] is nan") == 1
+    assert seed.state == "failed"
+    assert re.fullmatch(
+        r"learner: gym/tests\.remote\.faulty:Faulty-v0 failed at decision \d+ of the episode with seed \d+: "
+        r"ValueError: observation has 2 numbers, its space declares 3; that was 3 times in a row of actor 0; .*",
+        seed.error,
+    )
     stacks = "".join(path.read_text() for path in (live.seeds[0].run_dir.path / "hung").glob("actor-0.*.txt"))
     assert re.search(r"faulty.py.* in sleep", stacks)
     assert re.search(r"faulty.py.* in hold_the_lock", stacks)

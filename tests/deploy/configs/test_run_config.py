@@ -32,7 +32,7 @@ def test_every_preset_has_every_agent_and_comes_back_from_what_is_saved(preset, 
     assert (config.task, config.agent) == (TASKS[preset], agent)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(RunConfig, preset_path(str(tmp_path / "config.yaml"))) == config
-    assert pickle.loads(pickle.dumps(config)) == config  # as Ray hands it to a process
+    assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301 - as Ray hands it to a process
 
 
 def test_an_unknown_preset_is_told_which_there_are():

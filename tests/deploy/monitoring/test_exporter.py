@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 import urllib.request
+from contextlib import suppress
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,7 +16,7 @@ import qttdm.deploy.monitoring.exporter as module
 from qttdm.common.config import ConfigError
 from qttdm.common.metrics.instruments import COMMON, series_of
 from qttdm.common.metrics.telemetry import Identity, Report, Telemetry
-from qttdm.deploy.monitoring.exporter import KEEP_ENDED, KEEP_SILENT, STALE, Exporter, serve
+from qttdm.deploy.monitoring.exporter import CONNECTIONS, KEEP_ENDED, KEEP_SILENT, STALE, Exporter, serve
 
 ACTOR = Identity("run", "0", "dmc/walker-walk", "actor", "1")
 LEARNER = Identity("run", "0", "dmc/walker-walk", "learner")
@@ -346,6 +349,51 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
+
+
+DRIP = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
+WHOLE = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def test_peers_that_take_their_time_are_few_and_are_hung_up_on(monkeypatch, capfd):
+    """Of nothing, half a request, a byte now and then, and a whole one whose answer is not read."""
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(module, "make_wsgi_app", lambda _: much)
+    server, thread = serve(Exporter(), "127.0.0.1", 0)
+    before = threading.active_count()
+
+    def connect(sent):
+        peer = socket.socket()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(server.server_address)
+        peer.sendall(sent)
+        return peer
+
+    peers = [connect(sent) for sent in 5 * (b"", b"GET /metrics HTTP/1.1\r\n", DRIP, WHOLE)]
+    most, deadline = 0, time.monotonic() + 60
+    while (answering := threading.active_count() - before) > 0 or not most:
+        most = max(most, answering)
+        for peer in peers[2::4]:
+            with suppress(OSError):
+                peer.send(b"x")
+        assert time.monotonic() < deadline, answering
+        time.sleep(0.05)
+    assert 4 <= most <= CONNECTIONS
+    with socket.create_connection(server.server_address, 60) as scrape:  # there is room again
+        scrape.sendall(WHOLE)
+        assert scrape.recv(12) == b"HTTP/1.0 200"
+    for peer in peers:
+        peer.close()
+    server.shutdown()
+    server.server_close()
+    thread.join(60)
+    assert capfd.readouterr() == ("", "")
+
+
+def much(environ, start_response):
+    """More than fits into the buffers of a connection."""
+    start_response("200 OK", [])
+    return [bytes(1 << 24)]
 
 
 def test_it_is_served_on_loopback():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from qttdm.actors.episodes import EnvironmentFailure
 from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.episode import EnvironmentFailure
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.configs.run_config import RunConfig
@@ -319,12 +319,25 @@ class TestFailures:
     def test_one_that_fails_again_and_again_ends_the_run_saved(self, tmp_path, monkeypatch):
         run = start(tmp_path)
         Breaking(monkeypatch, 170, 180, 190)
-        with pytest.raises(EnvironmentFailure, match="unstable; that was 3 times in a row; the run is saved, --resume"):
+        with pytest.raises(EnvironmentFailure, match=r"unstable; that was 3 times in a row .*; the run is saved"):
             train(run)
         resumed = reopen(run)
         assert (resumed.loop.counters.episodes, resumed.loop.counters.environment_failures) == (2, 3)
         train(resumed)
         assert len(lines(resumed, "train")) == 4
+
+    def test_one_that_cannot_be_made_again_ends_the_run_saved(self, tmp_path, monkeypatch):
+        def no_licence(*_, **__):
+            raise RuntimeError("no licence left")
+
+        run = start(tmp_path)
+        Breaking(monkeypatch, 170)
+        monkeypatch.setattr(Point, "__init__", no_licence)
+        monkeypatch.setattr(Point, "close", no_licence)
+        with pytest.raises(EnvironmentFailure, match="no licence left; that was 3 times in a row"):
+            train(run)
+        monkeypatch.undo()
+        assert reopen(run).loop.counters.episodes == 2
 
     def test_an_evaluation_is_tried_from_other_start_states(self, tmp_path, monkeypatch):
         other = start(tmp_path, name="other")

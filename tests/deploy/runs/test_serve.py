@@ -24,6 +24,7 @@ from qttdm.deploy.runs.serve import follow
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
+from tests.deploy.listening import listening
 from tests.fakes import Acting, randomise, tiny_config
 
 ROOT = Path(__file__).parents[3]
@@ -98,6 +99,7 @@ def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, age
     run = pendulum_run(tmp_path / "run", agent)
     with serving(run.run_dir.path) as child:
         assert child.greeting == f"{agent} on gym/Pendulum-v1, weights 1: 127.0.0.1 port {child.port}\n"
+        assert listening(child.pid) == {("127.0.0.1", child.port)}
         with Client(port=child.port) as client:
             info = client.call("info")
             assert (info["task"], info["agent"], info["weights_version"]) == ("gym/Pendulum-v1", agent, 1)
@@ -199,13 +201,19 @@ def test_a_token_opens_it_and_is_never_printed(trained, tmp_path):
     file = tmp_path / "token"
     file.write_text("open.sesame\n")
     for arguments, environment in ((["--token-file", file], {}), ([], {"QTTDM_TOKEN": "open.sesame"})):
-        with serving(trained, "--host", "0.0.0.0", *arguments, **environment) as child:
+        said = ["--host", "0.0.0.0", "--set", "server.plain_text=true"]
+        with serving(trained, *said, *arguments, **environment) as child:
+            assert b"sesame" not in Path(f"/proc/{child.pid}/cmdline").read_bytes()
+            text = urllib.request.Request(f"http://127.0.0.1:{child.port}/metrics")
+            text.add_header("Authorization", "Bearer open.sesame")
+            assert b"sesame" not in urllib.request.urlopen(text, timeout=30).read()
             with pytest.raises(RefusedError, match="unauthorised"):
                 Client(port=child.port, token="open")
             with Client(port=child.port, token="open.sesame") as client:
                 client.episode(seed=0).act(observation(0))
             _, out, err = end(child)
         assert "sesame" not in child.greeting + out + err
+    assert not any(b"sesame" in path.read_bytes() for path in trained.rglob("*") if path.is_file())
 
 
 def test_told_to_stop_in_the_middle_of_a_long_plan_it_exits_in_the_stated_time(trained):
@@ -250,7 +258,11 @@ class TestMistakes:
             (["--tls-cert", "empty", "--tls-key", "empty"], ["empty, empty: cannot be used for TLS"]),
             (["--port", "70000"], ["server.port", "70000", "65535"]),
             (["--port", "x"], ["--port", "'x'"]),
-            (["--host", "192.0.2.1", "--token-file", "token"], ["cannot listen on 192.0.2.1"]),
+            (["--host", "192.0.2.1", "--token-file", "token"], ["192.0.2.1", "unencrypted", "plain_text"]),
+            (
+                ["--host", "192.0.2.1", "--token-file", "token", "--set", "server.plain_text=true"],
+                ["cannot listen on 192.0.2.1"],
+            ),
             (["--set", "server.max_conections=5"], ["server.max_conections", "max_connections"]),
             (["--set", "service.max_batch=0"], ["service.max_batch", "0", "> 0"]),
             (["--set", "service.max_batch=5000"], ["max_queue=1024 is less than max_batch=5000"]),

@@ -1,9 +1,10 @@
 """Calls and their messages: what is taken, what is refused and in which words."""
 
 import asyncio
-import inspect
+import gc
 import json
 import re
+import time
 from pathlib import Path
 
 import msgpack
@@ -12,7 +13,7 @@ import pytest
 
 from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.planner_service.serving import calls, server
-from qttdm.planner_service.serving.calls import CALLS, MAX_ITEMS, Session, write_outcome
+from qttdm.planner_service.serving.calls import CALLS, FIELDS, MAX_ITEMS, Session, write_outcome
 from qttdm.planner_service.serving.messages import REFUSALS, Answer, Refusal, Request
 from qttdm.planner_service.serving.observations import read_observations
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
@@ -48,7 +49,9 @@ def test_bytes_are_little_endian():
     ("sent", "words"),
     [
         (b"\0" * 11, r"observations: got 11 bytes, want 12: \[3\] float32 numbers"),
-        ([1.0, [2.0], 3.0], r"observations: got lists of unequal lengths, want \[3\] numbers"),
+        ([1.0, [2.0], 3.0], r"observations: got lists in lists, want \[3\] numbers"),
+        ([[0.0]] * 3, r"observations: got lists in lists, want \[3\] numbers"),
+        ([1.0, 2.0], r"observations: got a list of 2, want \[3\] numbers"),
         ("text", r"observations: got <U4 numbers, want float32"),
         ([True, False, True], "observations: got bool numbers, want float32"),
         ({"pixels": [0.5]}, "pixels: got float64 numbers, want uint8"),
@@ -151,6 +154,36 @@ def test_what_is_no_call_is_refused_without_repeating_all_of_it(message):
     assert len(answer["error"]["message"]) <= 200
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"call": "info", **{f"{i:x}": 0 for i in range(40_000)}},
+        {"call": "act", "requests": [{f"{i}": 0 for i in range(50)}] * 1024},
+        {"call": "act", "requests": [{f"{i:x}": 0 for i in range(40_000)}]},
+        {"call": "begin", "seeds": [-1] * 1024},
+        act(observations=[[0]] * 120_000),
+        act(observations=[[0]] * 110_000 + [[0, 1]]),
+        act(observations=[0] * 250_000),
+        act(observations={f"{i:x}": 0 for i in range(40_000)}),
+    ],
+    ids=lambda message: f"{message['call']}-{len(msgpack.packb(message))}",
+)
+def test_no_message_keeps_others_waiting(message):
+    """Of those that are long and wrong: some of them took seconds."""
+    packed = msgpack.packb(message)
+    assert len(packed) <= server.ServerConfig().max_message_bytes
+    gc.freeze()  # as the service does
+    began = time.process_time()
+    answers('{"call": "begin", "seeds": [5]}')
+    usual = time.process_time() - began
+    began = time.process_time()
+    _, answer = answers('{"call": "begin", "seeds": [5]}', packed)
+    took = time.process_time() - began - usual
+    gc.unfreeze()
+    assert "error" in (answer["results"][0] if "results" in answer else answer)
+    assert took < 0.1
+
+
 class TestProtocolPage:
     """docs/protocol.md says what the code does."""
 
@@ -166,7 +199,7 @@ class TestProtocolPage:
             assert re.search(rf"^\| `{code}` +\| {status} \|", self.page, re.MULTILINE), code
 
     def test_every_field_is_listed(self):
-        fields = [name for call in CALLS.values() for name in inspect.signature(call).parameters if name != "self"]
+        fields = [name for names in FIELDS.values() for name in names]
         (info,) = answers('{"call": "info"}')
         for field in [*CALLS, *fields, *Request.__dataclass_fields__, *vars(ANSWER), *(info.keys() - INFO.keys())]:
             assert f"`{field}`" in self.page, field

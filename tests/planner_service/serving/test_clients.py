@@ -2,19 +2,25 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import serve
 
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
 from tests.fakes import Acting
 from tests.planner_service.serving.serving import INFO, serving, tiny_policy
+from tests.planner_service.serving.test_fuzz import mutate_bytes
 from tests.planner_service.serving.test_service import numbers as observation
 
 ROOT = Path(__file__).parents[3]
@@ -51,6 +57,61 @@ class TestNode:
         got = [json.loads(line) for line in ran.stdout.splitlines()]
         assert np.allclose(got, local_actions(5, observations), atol=1e-5)
 
+    def test_sends_no_token_unencrypted_to_another_machine(self):
+        ran = self.run("client.mjs", "ws://robot.invalid:7747", QTTDM_TOKEN="sesame")
+        assert ran.returncode == 1
+        assert ran.stderr.startswith("the token would go to robot.invalid unencrypted; want wss://")
+        meant = self.run("client.mjs", "ws://robot.invalid:7747", QTTDM_TOKEN="sesame", QTTDM_PLAIN_TEXT="1")
+        assert meant.stderr == "ws://robot.invalid:7747: no service there, or it refused or hung up\n"
+
+    def test_mutated_answers_are_an_action_or_an_error_of_one_line(self):
+        """Of a service that means no good, or of a broken one; what comes is JSON, binary, cut, or nearly right."""
+        rng, peers = random.Random(0), 300
+
+        def answer(socket):
+            with suppress(ConnectionClosed):  # it does not say goodbye
+                converse(socket)
+
+        def converse(socket):
+            for message in socket:
+                result = {"action": [0.5, -0.25], "value": 0.5, "weights_version": 1, "iterations": 2, "late": False}
+                right = {"episodes": [1]} if json.loads(message)["call"] == "begin" else {"results": [result]}
+                data = json.dumps(right).encode()
+                if rng.random() < 0.5:
+                    data = mutate_bytes(rng, data)
+                elif rng.random() < 0.4:
+                    place = right if rng.random() < 0.5 else result
+                    place[rng.choice([*place, "error"])] = rng.choice(
+                        [None, [], {}, [None], "x", 1e400, [{}], [[0.5]], -1]
+                    )
+                    data = json.dumps(right).encode()
+                socket.send(data if rng.random() < 0.05 else data.decode(errors="replace"))
+
+        script = f"""
+            import {{ connect }} from "{(CLIENTS / "client.mjs").as_uri()}";
+            for (let i = 0; i < {peers}; i++) {{
+              let act, got;
+              try {{
+                act = await connect(process.argv[1], i);
+                got = [await act([0, 0, 0]), await act([0, 0, 0])];
+              }} catch (error) {{ got = error.message; }}
+              console.log(JSON.stringify(got));
+            }}
+            process.exit();"""
+        with serve(answer, "127.0.0.1", 0, subprotocols=["qttdm.3"], compression=None) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            port = server.socket.getsockname()[1]
+            ran = self.run("--input-type=module", "-e", script, f"ws://127.0.0.1:{port}")
+            server.shutdown()
+        assert (ran.returncode, ran.stderr) == (0, "")
+        outcomes = [json.loads(line) for line in ran.stdout.splitlines()]
+        assert len(outcomes) == peers
+        errors = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        assert 0.2 * peers < len(errors) < peers
+        assert all(re.match(r"ws://127\.0\.0\.1:\d+: |.*: ", error) and "\n" not in error for error in errors)
+        for action in (action for outcome in outcomes if isinstance(outcome, list) for action in outcome):
+            assert all(isinstance(number, int | float) and abs(number) < 1e308 for number in action)
+
     def test_says_what_the_server_refuses(self):
         with serving(token="sesame") as it:
             url = f"ws://127.0.0.1:{it.port}"
@@ -58,7 +119,10 @@ class TestNode:
             assert refused.returncode == 1
             assert refused.stderr == f"{url}: no service there, or it refused or hung up\n"
             short = self.run("client.mjs", url, lines=[[1.0, 2.0]], QTTDM_TOKEN="sesame")
-        assert (short.returncode, short.stderr) == (1, "bad_observation: observations: got [2] numbers, want [3]\n")
+        assert (short.returncode, short.stderr) == (
+            1,
+            "bad_observation: observations: got a list of 2, want [3] numbers\n",
+        )
 
     def test_the_page_shows_the_action(self):
         """Its script as it stands, in node, whose `document` is the form filled in."""

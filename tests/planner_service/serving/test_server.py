@@ -5,11 +5,13 @@ import hmac
 import json
 import shlex
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import msgpack
 import numpy as np
@@ -17,8 +19,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from qttdm.common.config import ConfigError
+from qttdm.deploy.bench.hostile import WITHOUT_TOKEN
+from qttdm.planner_service.serving.calls import Session
 from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
-from qttdm.planner_service.serving.server import Server, ServerConfig, is_loopback
+from qttdm.planner_service.serving.server import DOOR_S, REST, SMALL_BYTES, Server, ServerConfig, is_loopback
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 from tests.fakes import Acting, tiny_data
 from tests.planner_service.serving.serving import INFO, is_closed, plain_socket, serving, tiny_policy
@@ -283,6 +287,82 @@ def test_a_client_that_takes_no_answers_is_dropped():
         wait_for(lambda: not it.server.sessions)
 
 
+@pytest.mark.parametrize("name", ["guesses of the token", "a large first message", "/healthz"])
+def test_peers_that_do_not_get_in_are_taken_slowly(name):
+    """However many and fast they come."""
+    over = threading.Event()
+
+    def peer():
+        while not over.is_set():
+            with suppress(OSError):
+                WITHOUT_TOKEN[name](it.port)
+
+    with serving(token="secret", server={"client_timeout_s": 60.0}) as it:
+        client = it.client(token="secret")
+        taken = it.server.http.requests_count
+        began = time.monotonic()
+        peers = [threading.Thread(target=peer) for _ in range(16)]
+        for each in peers:
+            each.start()
+        episode, step = client.episode(seed=7, exploration=0.5), 0
+        policy = Acting(tiny_policy())
+        policy.begin([7], 0.5)
+        while step < 10 or time.monotonic() - began < 2:
+            got = episode.act(observation(step))["action"]
+            assert np.allclose(got, policy.act(observation(step)[None])[0], atol=1e-5)
+            step += 1
+        taken, seconds = it.server.http.requests_count - taken, time.monotonic() - began
+        over.set()
+    for each in peers:
+        each.join(60)
+    assert 0 < taken <= seconds / DOOR_S + 2
+
+
+def test_long_messages_are_read_one_after_the_other_with_rests(monkeypatch):
+    """Of however many clients: reading them takes a tenth of the loop's time at most."""
+    reads, answer = [], Session.answer
+
+    def timed(session, message):
+        began = time.perf_counter()
+        try:
+            return answer(session, message)
+        finally:
+            if len(message) > SMALL_BYTES:
+                reads.append((began, time.perf_counter()))
+
+    monkeypatch.setattr(Session, "answer", timed)
+    long = msgpack.packb({"call": "begin", "seeds": [10**6] * 500})
+    with serving() as it:
+        raws = [it.raw() for _ in range(4)]
+        for raw in 2 * raws:
+            raw.ws.send(long)
+        for raw in 2 * raws:
+            assert raw.receive()["error"]["code"] == "busy"
+    assert len(reads) == 8
+    for (began, ended), (next_began, _) in pairwise(reads):
+        assert next_began - ended > 0.9 * REST * (ended - began) - 0.002
+
+
+def test_an_answer_that_nobody_reads_holds_no_connection():
+    with serving(server=QUICK, metrics=lambda: bytes(1 << 24)) as it, socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(("127.0.0.1", it.port))
+        peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        wait_for(lambda: it.server.http.connections)
+        wait_for(lambda: not it.server.http.connections)
+
+
+def test_a_body_is_not_read_by_those_who_refuse_it():
+    with serving(token="secret") as it, plain_socket(it.port) as peer:
+        peer.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        taken = 0
+        with suppress(OSError):
+            while taken < 1 << 28:
+                peer.sendall(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+                taken += 1 << 16
+        assert taken < 1 << 27  # what fits into buffers, no more
+
+
 class TestToken:
     def test_is_asked_for(self):
         with serving(token="let.me-in", metrics=lambda: b"up 1\n") as it:
@@ -315,7 +395,21 @@ class TestToken:
         with pytest.raises(ConfigError, match="needs a token") as error:
             Server(ServerConfig(host=host), service, INFO)
         assert "\n" not in str(error.value)
-        Server(ServerConfig(host=host), service, INFO, token="secret")
+        with pytest.raises(
+            ConfigError, match=r"unencrypted; want TLS \(--tls-cert, --tls-key\), or say .*plain_text"
+        ) as error:
+            Server(ServerConfig(host=host), service, INFO, token="secret")
+        assert "secret" not in str(error.value)
+        Server(ServerConfig(host=host, plain_text=True), service, INFO, token="secret")
+        Server(ServerConfig(host=host), service, INFO, token="secret", tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+    def test_a_client_sends_none_unencrypted_to_another_machine(self):
+        for host in ("192.0.2.1", "robot.example"):
+            with pytest.raises(ValueError, match=f"the token would go to {host} unencrypted; want tls=") as error:
+                Client(host, token="secret")
+            assert "secret" not in str(error.value)
+        with pytest.raises(DisconnectedError):
+            Client("robot.invalid", token="secret", plain_text=True, timeout_s=5.0)
 
     def test_this_machine_is_told_from_others(self):
         assert all(map(is_loopback, ["127.0.0.1", "127.3.2.1", "::1", "localhost"]))

@@ -18,6 +18,7 @@ from qttdm.common.weights import Weights
 from qttdm.deploy.configs.run_config import load_run_config
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.saved_task import saved_task
+from qttdm.learner.saved import check_meta
 
 
 class TrainedAgent(ActingAgent):
@@ -60,7 +61,7 @@ class TrainedAgent(ActingAgent):
 def newest_checkpoint(run_dir: RunDir, blobs: bool = True) -> Checkpoint:
     """Load a run's newest good checkpoint, printing what is damaged; blobs as in CheckpointStore. ConfigError."""
     try:
-        checkpoint = CheckpointStore(run_dir.checkpoints_dir).load_latest(blobs)
+        checkpoint = CheckpointStore(run_dir.checkpoints_dir).load_latest(blobs, check_meta)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     if checkpoint is None:

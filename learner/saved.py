@@ -1,0 +1,36 @@
+"""What a run's checkpoint says besides tensors and blobs, checked before anything goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from qttdm.learner.counters import Counters
+
+
+@dataclass(frozen=True)
+class Meta:
+    """As LearningLoop.save writes it; more may be there."""
+
+    counters: Counters
+    pace: dict[str, int]
+    cursors: list[int]
+    accepted_losses: list[list[int]]
+    evaluated_updates: int
+    due: list[dict[str, Any]]
+    handed_in: list[tuple[dict[str, Any], int, int]]
+    metrics_bytes: int
+    finished: bool
+
+
+def check_meta(meta: Mapping[str, Any]) -> None:
+    """Raise ValueError, one line, unless a run can go on from it."""
+    try:
+        TypeAdapter(Meta).validate_python(meta)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"checkpoint.json: meta: {where}: {first['msg']}") from None

@@ -68,14 +68,13 @@ class CheckpointStore:
         """Write one checkpoint; until its rename nothing that was there before is touched.
 
         `meta` must survive JSON (tuples come back as lists); blob names are plain file names. Raises CheckpointError
-        when the disk refuses, or when another process has saved here since this store was opened.
+        when the disk refuses, or when another process has saved here since this one saved or loaded.
         """
         bad_names = [name for name in blobs if not _is_plain(name)]
         assert not bad_names, bad_names
         if self._newest_number() > self._seen:
             raise CheckpointError(
-                f"{self.directory}: another process has saved {self.newest()} since this one went on from "
-                f"{self._seen}: two train in one run directory, and this one ends"
+                f"{self.newest()}: saved by another process; two train in one run directory, and this one ends"
             )
         head = {"format": FORMAT_VERSION, "step": step, "meta": dict(meta), "blobs": sorted(blobs)}
         files = {
@@ -115,6 +114,7 @@ class CheckpointStore:
         Raises CheckpointError when every one is damaged, or the newest sound one has another format.
         """
         skipped: list[str] = []
+        self._seen = self._newest_number()
         for folder in reversed(self._folders()):
             try:
                 checkpoint = _read(folder, skipped, blobs)

@@ -46,12 +46,14 @@ class Log:
     """Records with running numbers. One process writes, from one thread at a time; any thread may `flush`."""
 
     def __init__(self, directory: Path, fsync: Fsync) -> None:
-        """Open or create the log. RuntimeError if another process keeps it open, DiskError."""
+        """Open or create the log. RuntimeError if it cannot be locked, DiskError."""
         self.directory, self.fsync = directory, fsync
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        with writing(directory / "lock"):
+        try:
             self._lock = open_lock(directory / "lock")
+        except OSError as error:
+            raise RuntimeError(f"{directory / 'lock'}: cannot lock the log ({error.strerror})") from None
         deadline = time.monotonic() + LOCK_SECONDS
         while not lock_file(self._lock):
             if time.monotonic() >= deadline:

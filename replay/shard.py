@@ -152,11 +152,10 @@ class ReplayShard:
         first, stop = state["sequences"]
         with self._writing, self._sampling:
             self._replay.check_settings(state["replay"])
-            if lost := [name for sequence, name in self._lost.items() if first <= sequence < stop]:
-                raise EpisodesLostError(
-                    f"replay state: got no whole {', '.join(lost)}, want episodes {first} to {stop}"
-                )
             if not self._first <= first <= stop <= self._log.next or self._digest(first, stop) != state["digest"]:
+                if lost := [name for sequence, name in self._lost.items() if first <= sequence < stop]:
+                    want = f"episodes {first} to {stop}"
+                    raise EpisodesLostError(f"replay state: got no whole {', '.join(lost)}, want {want}")
                 want = f"{self._first} to {self._log.next} as they are on disk"
                 raise EpisodesLostError(f"replay state: got episodes {first} to {stop} of another history, want {want}")
             self._write_index(state)

@@ -171,7 +171,7 @@ def test_a_head_of_another_kind_is_skipped_though_its_checksum_holds(store: Chec
         r"skipped checkpoint 00000002-step-2: checkpoint\.json: got .*, want format, .*", *loaded.skipped
     )
     (store.directory / "00000001-step-1" / "SHA256SUMS").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint can be loaded; skipped .* skipped") as caught:
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be loaded; skipped .* skipped") as caught:
         store.load_latest()
     assert "\n" not in str(caught.value)
 

@@ -127,7 +127,7 @@ def test_aliases_of_aliases_are_bounded(preset, first: str, then: str, depth: in
 
 def test_aliases_are_what_they_stand_for(preset) -> None:
     text = "task: a\nplanner: &p {horizon: 4}\nextra: *p\nstages: [*p, {<<: *p, temperature: 0.1}]\n"
-    with pytest.raises(ConfigError, match="unknown key stages.1.<<"):  # merging is YAML 1.1's
+    with pytest.raises(ConfigError, match=r"unknown key stages\.1\.<<"):  # merging is YAML 1.1's
         preset(text)
     assert preset(text.replace("<<: *p, ", "")).extra == Inner(horizon=4)
 

@@ -42,7 +42,7 @@ def test_what_is_no_lock_is_neither_followed_nor_changed(tmp_path, found):
         lock.write_text("precious")
     else:
         lock.mkdir()
-    with pytest.raises(OSError, match="no lock of ours; remove it|Is a directory"):
+    with pytest.raises(OSError, match=r"no lock of ours; remove it|Is a directory"):
         open_lock(lock)
     assert other.read_text() == "precious"
     assert found != "file" or lock.read_text() == "precious"

@@ -38,11 +38,12 @@ def test_every_metric_says_its_unit_and_meaning() -> None:
 def test_a_line_is_readable_at_once_and_starts_with_kind_and_counters(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     writer = MetricsWriter(path)  # deliberately not closed before reading
-    writer.write("eval", episode_returns=[1.0, 2.0], success=True, **counters(5))
+    writer.write("eval", episode_return=1.5, episode_returns=[1.0, 2.0], success=True, **counters(5))
     line = json.loads(path.read_text())
-    assert list(line) == ["kind", *COUNTERS, "episode_returns", "success"]
+    assert list(line) == ["kind", *COUNTERS, "episode_return", "episode_returns", "success"]
     assert read_metrics(path) == [line]
-    assert line == {"kind": "eval", **counters(5), "episode_returns": [1.0, 2.0], "success": True}
+    values = {"episode_return": 1.5, "episode_returns": [1.0, 2.0], "success": True}
+    assert line == {"kind": "eval", **counters(5), **values}
     writer.close()
 
 

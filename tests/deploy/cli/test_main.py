@@ -304,6 +304,7 @@ class TestTraining:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)  # one request: GNU timeout sends two
         out, err = child.communicate(timeout=60)
         assert child.returncode == 0, err
         assert "stopping: saving a checkpoint" in err

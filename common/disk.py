@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import IO
@@ -71,7 +71,8 @@ def replace_file(path: Path, data: bytes) -> None:
     try:
         write_file(temporary, data)
     except DiskError:
-        temporary.unlink(missing_ok=True)  # a full disk needs its room
+        with suppress(OSError):  # which a directory that has become read-only refuses, too
+            temporary.unlink()  # a full disk needs its room
         raise
     with writing(path, len(data)):
         temporary.replace(path)
@@ -88,15 +89,17 @@ def open_lock(path: Path) -> IO[str]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     except OSError as error:
         raise foreign if error.errno == errno.ELOOP else error from None
-    file = os.fdopen(descriptor, "r+", errors="replace")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not re.fullmatch(r"\d*\n?", file.read(100)):
-        file.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not re.fullmatch(rb"\d*\n?", os.pread(descriptor, 100, 0)):
+        os.close(descriptor)
         raise foreign
-    return file
+    return os.fdopen(descriptor, "r+")
 
 
 def lock_file(file: IO[str]) -> bool:
-    """Lock an open file until it is closed or this process dies; False if another process has it locked."""
+    """Lock an open file until it is closed or this process dies; False if another process has it locked.
+
+    OSError where the file system knows no locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -113,10 +113,11 @@ class RunDir:
         path = self.path / "lock"
         try:
             file = open_lock(path)
+            locked = lock_file(file)
         except OSError as error:
             raise ConfigError(f"{path}: cannot lock the run directory ({error.strerror})") from None
         with file:
-            if not lock_file(file):
+            if not locked:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 raise ConfigError(

@@ -52,14 +52,14 @@ class Log:
             directory.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = open_lock(directory / "lock")
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not lock_file(self._lock):
+                if time.monotonic() >= deadline:
+                    self._lock.close()
+                    raise RuntimeError(f"{directory}: in use by another process, want to be its only writer")
+                time.sleep(0.05)
         except OSError as error:
             raise RuntimeError(f"{directory / 'lock'}: cannot lock the log ({error.strerror})") from None
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not lock_file(self._lock):
-            if time.monotonic() >= deadline:
-                self._lock.close()
-                raise RuntimeError(f"{directory}: in use by another process, want to be its only writer")
-            time.sleep(0.05)
         self.sizes = {int(path.stem): path.stat().st_size for path in sorted(directory.glob("*.log"))}
         """bytes of each file, by its first record's number, in order"""
         self._file: FileIO

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qttdm.common.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError, dump_config, load_config
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.run_dir import RunDir

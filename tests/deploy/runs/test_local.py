@@ -2,9 +2,11 @@
 
 import io
 import itertools
+import os
 import resource
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -424,6 +426,28 @@ class TestResume:
         assert_same_state(reopen(run), reopen(whole["qt-tdm"]))
 
 
+@contextmanager
+def no_longer(folder, most):
+    """Let no file hold more than so many bytes; None: let nothing be made in the folders."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folders, is_root = [path for path in folder.rglob("*") if path.is_dir()], os.geteuid() == 0
+    if most is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    else:
+        for path in folders:
+            path.chmod(0o555)
+        if is_root:  # whom a mode does not stop
+            os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for path in folders:
+            path.chmod(0o755)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 class TestDamage:
     def test_a_damaged_newest_checkpoint_falls_back_and_says_so(self, tmp_path, capsys):
         run = start(tmp_path, "training.checkpoint_every=160")
@@ -486,23 +510,19 @@ class TestDamage:
         [
             (1, r"replay/shard-0/0+\.log: cannot write [\d,]+ bytes .File too large"),
             (9000, r"cannot save the checkpoint of step 240 .*safetensors: cannot write [\d,]+ bytes .File too large"),
+            (None, r"replay/shard-0/index.tmp: cannot write [\d,]+ bytes .Permission denied"),
         ],
-        ids=["episode", "checkpoint"],
+        ids=["no room for an episode", "nor for a checkpoint", "read-only"],
     )
-    def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(
+    def test_a_disk_that_refuses_ends_the_run_in_one_line_and_it_goes_on_when_that_is_mended(
         self, tmp_path, whole, most, refused
     ):
         """A limit on what a file may hold is what a disk without room is to a program, and needs no privilege."""
         run = start(tmp_path, "training.eval_every=240", "training.checkpoint_every=80")
         train(run, StopAt(lambda c: c.episodes == 2 and c.backlog < 1).of(run))
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         run = reopen(run)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-        try:
-            with pytest.raises((DiskError, CheckpointError), match=refused) as error:
-                train(run)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        with no_longer(run.run_dir.path, most), pytest.raises((DiskError, CheckpointError), match=refused) as error:
+            train(run)
         assert "\n" not in str(error.value)
         assert not list(tmp_path.glob("run/**/*tmp*"))  # nothing half written takes room
         resumed = reopen(run)

@@ -34,3 +34,5 @@ def check_meta(meta: Mapping[str, Any]) -> None:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"checkpoint.json: meta: {where}: {first['msg']}") from None
+    if not {"env_steps"} <= (names := meta["counters"].keys()) <= (wanted := vars(Counters()).keys()):
+        raise ValueError(f"checkpoint.json: meta: counters: got {', '.join(names)}, want {', '.join(wanted)}")

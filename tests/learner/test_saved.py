@@ -26,7 +26,8 @@ def test_a_whole_one_passes():
     [
         *(({key: None}, f"meta: {key}: ") for key in WHOLE),
         ({"counters": {"env_steps": "many"}}, r"meta: counters\.env_steps: "),
-        ({"counters": {"env_stepz": 1}}, "meta: counters"),
+        ({"counters": {}}, "meta: counters: got "),
+        ({"counters": {"env_steps": 1, "env_stepz": 1}}, "meta: counters: got env_steps, env_stepz, want "),
         ({"cursors": ["x"]}, r"meta: cursors\.0: "),
         ({"handed_in": [[1]]}, r"meta: handed_in\.0"),
     ],

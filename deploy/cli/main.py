@@ -75,7 +75,7 @@ def train(
         seed: every random stream derives from it
         run_dir: default: runs/<task>-<time>; must not exist
         resume: go on with this run from its newest checkpoint; with --env-steps, until so many
-        accept_losses: also if the replay lost episodes that the checkpoint counts on
+        accept_losses: of --resume: also if the replay or metrics.jsonl lost what the checkpoint counts on
         max_minutes: end cleanly after so long
     """
     from qttdm.deploy.runs.local import new_run, resume_run, silent

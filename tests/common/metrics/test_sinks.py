@@ -133,7 +133,7 @@ def test_a_sink_that_fails_says_so_once_and_is_left_out(capsys):
     assert capsys.readouterr().err == "sinks.tensorboard: left out from now on (no space left)\n"
 
 
-def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, capfd):
+def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, capsys):
     (sink,) = make_sinks(SinksConfig(tensorboard=True), tmp_path, {})
     sink(TRAIN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -143,7 +143,7 @@ def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, capfd):
         sink(TRAIN)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert capfd.readouterr().err == "sinks.tensorboard: left out from now on ([Errno 27] File too large)\n"
+    assert capsys.readouterr().err == "sinks.tensorboard: left out from now on ([Errno 27] File too large)\n"
     assert read(tmp_path / "tensorboard")["train/episode_return"] == [(40, 1.5)]
 
 

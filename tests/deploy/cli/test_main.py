@@ -114,6 +114,7 @@ class TestMistakes:
             (["--seed", "-1"], ["--seed", '"-1"', ">= 0"]),
             (["--max-minutes", "soon"], ["--max-minutes", '"soon"']),
             (["--taks", "dmc/walker-walk"], ["--taks"]),
+            (["--accept-losses"], ["--accept-losses goes with --resume"]),
         ],
     )
     def test_training(self, here, capsys, arguments, words):

@@ -508,9 +508,9 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("most", "refused"),
         [
-            (1, r"replay/shard-0/0+\.log: cannot write [\d,]+ bytes .File too large"),
+            (1, r"replay/shard-0/\d+\.log: cannot write [\d,]+ bytes .File too large"),
             (9000, r"cannot save the checkpoint of step 240 .*safetensors: cannot write [\d,]+ bytes .File too large"),
-            (None, r"replay/shard-0/index.tmp: cannot write [\d,]+ bytes .Permission denied"),
+            (None, r"cannot write [\d,]+ bytes .Permission denied"),
         ],
         ids=["no room for an episode", "nor for a checkpoint", "read-only"],
     )

@@ -34,5 +34,6 @@ def check_meta(meta: Mapping[str, Any]) -> None:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"checkpoint.json: meta: {where}: {first['msg']}") from None
-    if not {"env_steps"} <= (names := meta["counters"].keys()) <= (wanted := vars(Counters()).keys()):
+    names, wanted = meta["counters"].keys(), vars(Counters()).keys()
+    if not {"env_steps"} <= names <= wanted:
         raise ValueError(f"checkpoint.json: meta: counters: got {', '.join(names)}, want {', '.join(wanted)}")

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -294,6 +295,17 @@ class TestTraining:
         _, err = resumed.communicate(timeout=120)
         assert (resumed.returncode, err) == (0, "")
         assert "actor 0 replaced its environments: hung, see" in (here / "run" / "events.log").read_text()
+
+    def test_a_full_disk_is_one_line_and_leaves_no_directory(self, here, capsys):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+        try:
+            status, _, err = run_main(capsys, *TOY, "--run-dir", "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert status == 1
+        assert re.fullmatch(r"qttdm: run/config\.yaml: cannot write [\d,]+ bytes \(File too large\)\n", err)
+        assert not (here / "run").exists()
 
     def test_interrupted_from_the_keyboard_and_resumed(self, here):
         """The real thing: Ctrl-C in the middle of training, and then --resume, each in a process of its own."""

@@ -36,7 +36,7 @@ class TrainedAgent(ActingAgent):
         self.store = CheckpointStore(self.run_dir.checkpoints_dir)
         self._seen = self.store.newest()
         try:
-            checkpoint = load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, blobs=False)
+            checkpoint = load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, to_act=True)
             self._loaded = checkpoint.folder
             self.policy.load(weights_in(checkpoint, self.policy.networks))
         except (CheckpointError, ValueError) as error:
@@ -58,10 +58,14 @@ class TrainedAgent(ActingAgent):
         return weights_in(checkpoint, self.policy.networks)
 
 
-def newest_checkpoint(run_dir: RunDir, blobs: bool = True) -> Checkpoint:
-    """Load a run's newest good checkpoint, printing what is damaged; blobs as in CheckpointStore. ConfigError."""
+def newest_checkpoint(run_dir: RunDir, blobs: bool = True, to_act: bool = False) -> Checkpoint:
+    """Load a run's newest good checkpoint, printing what is damaged; blobs as in CheckpointStore. ConfigError.
+
+    to_act: its weights are all that is wanted; else a run can go on from it.
+    """
+    store = CheckpointStore(run_dir.checkpoints_dir)
     try:
-        checkpoint = CheckpointStore(run_dir.checkpoints_dir).load_latest(blobs, check_meta)
+        checkpoint = store.load_latest(blobs=False) if to_act else store.load_latest(blobs, check_meta)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     if checkpoint is None:

@@ -18,7 +18,7 @@ CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)
   $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) $(if $(DETACH),--detach))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster suite smoke test test-cluster test-learning test-gpu test-lowest bench monitor docs lint format clean
+.PHONY: help install train train-cluster suite smoke test test-cluster test-learning test-damage test-gpu test-lowest bench monitor docs lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ test-cluster: $(VENV)/installed ## the tests that start Ray: three at a time, si
 
 test-learning: $(VENV)/installed ## train for real and assert the return: half an hour
 	$(BIN)/python -m pytest -m learning $(ARGS)
+
+test-damage: $(VENV)/installed ## 1,200 flips and cuts in the files of a run: a minute
+	QTTDM_DAMAGE=1200 $(BIN)/python -m pytest tests/deploy/runs/test_damage.py $(ARGS)
 
 test-gpu: $(VENV)/installed ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from qttdm.common.disk import sync_file, write_file
+from qttdm.common.disk import sync_file, write_file, writing
 
 FORMAT_VERSION = 2
 """Raised whenever what a run saves changes its meaning. 1: runs on one machine held their episodes in a blob."""
+HEAD = {"format": int, "step": int, "meta": dict, "blobs": list}
+"""what checkpoint.json holds"""
 _TEMPORARY = ".tmp-"
 
 
@@ -57,6 +60,7 @@ class CheckpointStore:
         assert keep >= 1, keep
         self.directory = directory
         self.keep = keep
+        self._seen = self._newest_number()
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], blobs: Mapping[str, bytes]
@@ -64,10 +68,14 @@ class CheckpointStore:
         """Write one checkpoint; until its rename nothing that was there before is touched.
 
         `meta` must survive JSON (tuples come back as lists); blob names are plain file names. Raises CheckpointError
-        when the disk refuses.
+        when the disk refuses, or when another process has saved here since this one saved or loaded.
         """
-        bad_names = [name for name in blobs if name in ("", ".", "..") or "/" in name]
+        bad_names = [name for name in blobs if not _is_plain(name)]
         assert not bad_names, bad_names
+        if self._newest_number() > self._seen:
+            raise CheckpointError(
+                f"{self.newest()}: saved by another process; two train in one run directory, and this one ends"
+            )
         head = {"format": FORMAT_VERSION, "step": step, "meta": dict(meta), "blobs": sorted(blobs)}
         files = {
             "tensors.safetensors": safetensors.torch.save(_separate(tensors)),
@@ -77,29 +85,41 @@ class CheckpointStore:
         sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
         try:
             self._clean()
-            name = f"{self._next_number():08d}-step-{step}"
+            number = self._newest_number() + 1
+            name = f"{number:08d}-step-{step}"
             temporary = self.directory / (_TEMPORARY + name)
-            (temporary / "blobs").mkdir(parents=True)
+            with writing(temporary):
+                (temporary / "blobs").mkdir(parents=True)
             for file, data in {**files, "SHA256SUMS": sums.encode()}.items():
                 write_file(temporary / file, data)
             sync_file(temporary / "blobs")
             sync_file(temporary)
-            os.rename(temporary, self.directory / name)
+            with writing(self.directory / name):
+                os.rename(temporary, self.directory / name)
+            self._seen = number
             sync_file(self.directory)
             self._prune()
         except OSError as error:
+            with suppress(OSError):
+                self._clean()  # a full disk needs its room
             raise CheckpointError(f"{self.directory}: cannot save the checkpoint of step {step} ({error})") from error
 
-    def load_latest(self, blobs: bool = True) -> Checkpoint | None:
+    def load_latest(
+        self, blobs: bool = True, check: Callable[[Mapping[str, Any]], object] = lambda meta: None
+    ) -> Checkpoint | None:
         """Load the newest checkpoint whose checksums hold; None where none was ever saved.
 
-        blobs=False leaves those unread: a replay is far larger than all else, and acting needs none.
+        blobs=False leaves those unread: a replay is far larger than all else, and acting needs none. check: raises
+        ValueError for a `meta` that is of no use.
         Raises CheckpointError when every one is damaged, or the newest sound one has another format.
         """
         skipped: list[str] = []
+        self._seen = self._newest_number()
         for folder in reversed(self._folders()):
             try:
-                return _read(folder, skipped, blobs)
+                checkpoint = _read(folder, skipped, blobs)
+                check(checkpoint.meta)
+                return checkpoint
             except (OSError, ValueError) as error:
                 skipped.append(f"skipped checkpoint {folder.name}: {error}")
         if skipped:
@@ -121,9 +141,10 @@ class CheckpointStore:
         numbered = [path for path in self.directory.glob("*-step-*") if path.name.split("-")[0].isdigit()]
         return sorted(numbered, key=self.number)
 
-    def _next_number(self) -> int:
+    def _newest_number(self) -> int:
+        """Return the number of the newest, 0 if there is none."""
         newest = self.newest()
-        return self.number(newest) + 1 if newest else 1
+        return self.number(newest) if newest else 0
 
     def _prune(self) -> None:
         """Remove all but the newest; renamed first, so that a half-removed one never looks like a damaged one."""
@@ -162,12 +183,23 @@ def _read(folder: Path, skipped: list[str], with_blobs: bool) -> Checkpoint:
     """Load one folder; OSError or ValueError when it is damaged, CheckpointError when it has another format."""
     read = _verified_reader(folder)
     head = json.loads(read("checkpoint.json"))
-    if head["format"] != FORMAT_VERSION:
+    kinds = {key: type(value) for key, value in head.items()} if isinstance(head, dict) else {}
+    if kinds.get("format") is int and head["format"] != FORMAT_VERSION:
         use = "use a newer qttdm" if head["format"] > FORMAT_VERSION else "use the qttdm that saved it, or train anew"
         raise CheckpointError(f"{folder}: has format {head['format']}, this version reads {FORMAT_VERSION}; {use}")
-    tensors = safetensors.torch.load(read("tensors.safetensors"))
+    if kinds != HEAD or not all(isinstance(name, str) and _is_plain(name) for name in head["blobs"]):
+        raise ValueError(f"checkpoint.json: got {head!s:.60}, want {', '.join(HEAD)}")
+    try:
+        tensors = safetensors.torch.load(read("tensors.safetensors"))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"tensors.safetensors: {error}") from None
     blobs = {name: read(f"blobs/{name}") for name in head["blobs"]} if with_blobs else {}
     return Checkpoint(folder, head["step"], tensors, head["meta"], blobs, skipped)
+
+
+def _is_plain(name: str) -> bool:
+    """Is it a file's name, in one folder?"""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _verified_reader(folder: Path) -> Callable[[str], bytes]:

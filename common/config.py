@@ -49,6 +49,9 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
+MOST_VALUES = 100_000
+"""of a YAML file, written out; the longest preset has some hundred"""
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2, and a repeated key is an error.
@@ -57,6 +60,14 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Refuse aliases that stand for each other so often that what they stand for does not fit into memory."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values(node, {}) > MOST_VALUES:
+            problem = f"its aliases stand for more than {MOST_VALUES:,} values"
+            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+        return node
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         """Read `1e6` as the integer 1000000, so that it can be a number of steps; `1.0e6` stays a float."""
@@ -70,6 +81,16 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is repeated", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+
+def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Count the values that a node is written out with, each alias as what it stands for; an alias to itself once."""
+    if node not in known:
+        known[node] = 1
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known[node] = 1 + sum(_values(part, known) for part in parts)
+    return known[node]
 
 
 class _Dumper(yaml.SafeDumper):

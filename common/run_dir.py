@@ -6,12 +6,12 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from qttdm.common.config import ConfigError
-from qttdm.common.disk import lock_file
+from qttdm.common.disk import lock_file, open_lock
 
 
 def named_after(task: str) -> str:
@@ -86,17 +86,19 @@ class RunDir:
         """Hold the run for this process; ConfigError when another has it. The system lets go if the process dies."""
         path = self.path / "lock"
         try:
-            file = path.open("a+")
+            file = open_lock(path)
+            locked = lock_file(file)
         except OSError as error:
             raise ConfigError(f"{path}: cannot lock the run directory ({error.strerror})") from None
         with file:
-            if not lock_file(file):
+            if not locked:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 raise ConfigError(
                     f"{self.path}: process {holder} is training here and holds {path}; wait for it or stop it"
                 )
+            file.seek(0)
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            with suppress(OSError):  # a full disk: the lock holds, it only does not say whose it is
+                os.write(file.fileno(), f"{os.getpid()}\n".encode())
             yield

@@ -37,7 +37,7 @@ from qttdm.learner.learner import NonFiniteLossError
 from qttdm.learner.metrics import Rates, open_metrics, seconds_per_update, time_spent
 from qttdm.learner.permits import Permit, Rounds
 from qttdm.learner.schedule import TrainingConfig
-from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, StoredEpisode
+from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, EpisodesLostError, StoredEpisode
 from qttdm.replay.limiter import Pace
 from qttdm.replay.source import ReplaySource
 
@@ -70,7 +70,7 @@ class LearningLoop:
 
         publish_every: updates. exploration: of the environment steps so far. timeout_seconds: how long to wait for
         anything before saying so in events.log. collect_here: puts one episode into replay; None where actors ask.
-        ConfigError if the replay holds less than the checkpoint counts on, unless accept_losses.
+        ConfigError if the replay or metrics.jsonl holds less than the checkpoint counts on, unless accept_losses.
         """
         self.training, self.learner, self.replay, self.pace, self.run_dir = training, learner, replay, pace, run_dir
         self.publish_every, self._publish_weights, self._collect_here = publish_every, publish, collect_here
@@ -89,7 +89,7 @@ class LearningLoop:
         self._failures: dict[int, list[str]] = {}  # of each actor's environments, since its last episode
         self._stop, self._stored = threading.Event(), threading.Event()
         metrics_bytes = self._load(checkpoint, accept_losses) if checkpoint is not None else 0
-        self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry)
+        self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry, accept_losses)
         self._opened = self._moved_at = self._complained_at = time.monotonic()
         self._read_at, self._has_read = 0.0, False
         self._started = self._opened - self.counters.wall_seconds
@@ -401,19 +401,26 @@ class LearningLoop:
             raise ConfigError(f"{self.run_dir.path}: {error}") from None
         self.pace.load(meta["pace"])
         self.finished = meta["finished"] and self.collected  # more steps may be wanted since
-        self.replay.load(checkpoint.blobs)
-        self._check_replay(accept_losses)
+        lost = ""
+        try:
+            self.replay.load(checkpoint.blobs)
+        except EpisodesLostError as error:
+            lost = str(error)
+        self._check_replay(accept_losses, lost)
         self.evaluations.load(meta, checkpoint.blobs)
         for message in [*checkpoint.skipped, f"goes on from the checkpoint at {self.learner.updates} updates"]:
             self.events.write(message)
         return int(meta["metrics_bytes"])
 
-    def _check_replay(self, accept_losses: bool) -> None:
-        """Raise ConfigError unless the shards have what the checkpoint counts on: else the return may collapse."""
+    def _check_replay(self, accept_losses: bool, lost: str) -> None:
+        """Raise ConfigError unless the shards have what the checkpoint counts on: else the return may collapse.
+
+        lost: what they said when they were to go back to it.
+        """
         while not (pages := self._next_pages()):  # a large shard takes its time to read itself back from disk
             pass
         held = sum(page.totals.decisions for page in pages)
-        missing = self.cursors.new_losses(pages)
+        missing = self.cursors.new_losses(pages) or ([lost] if lost else [])
         if held >= self.pace.decisions and not missing:
             return
         named = f" ({', '.join(missing[:3])}{', ..' if len(missing) > 3 else ''})" if missing else ""
@@ -421,11 +428,14 @@ class LearningLoop:
             f"its checkpoint counts on {self.pace.decisions} decisions in replay, its shards have had {held}{named}"
         )
         if not accept_losses:
+            here = f"qttdm train --resume {self.run_dir.path}" if self._collect_here else "qttdm cluster resume NAME"
             raise ConfigError(
                 f"{self.run_dir.path}: {losses}; bring back the replay/ folder that belongs to it, or go on with what "
-                f"is left: qttdm cluster resume NAME --accept-losses"
+                f"is left: {here} --accept-losses"
             )
         self.events.write(f"{losses}; goes on with those, as was asked for")
+        if self._collect_here:
+            print(f"{self.run_dir.path}: {losses}; goes on with those")
         self.pace.lost(max(0, self.pace.decisions - held))
         self.cursors.go_back(pages)
 

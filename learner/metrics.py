@@ -167,9 +167,11 @@ class Rates:
         }
 
 
-def open_metrics(path: Path, keep_bytes: int | None, telemetry: Telemetry) -> MetricsWriter:
+def open_metrics(
+    path: Path, keep_bytes: int | None, telemetry: Telemetry, accept_losses: bool = False
+) -> MetricsWriter:
     """Open a MetricsWriter whose lines are reported to Prometheus too, first those already in the file."""
-    writer = MetricsWriter(path, keep_bytes, sinks=[partial(report_line, telemetry)])
+    writer = MetricsWriter(path, keep_bytes, [partial(report_line, telemetry)], accept_losses)
     for line in read_metrics(path):
         report_line(telemetry, line)
     return writer

@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 from qttdm.common.episode import Episode
 from qttdm.replay.codec import checksum_of
 
+
+class EpisodesLostError(ValueError):
+    """Episodes that a saved state needs are no more as they were; one line says which."""
+
+
 PAGE_EPISODES = 1000
 """most episodes of a page"""
 

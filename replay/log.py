@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from qttdm.common.disk import lock_file, sync_file
+from qttdm.common.disk import DiskError, lock_file, open_lock, sync_file, write_all, writing
 
 Fsync = Literal["always", "interval"]
 """when records are flushed to the disk itself: before each is acknowledged, or all of them once a second. A killed
@@ -46,16 +46,20 @@ class Log:
     """Records with running numbers. One process writes, from one thread at a time; any thread may `flush`."""
 
     def __init__(self, directory: Path, fsync: Fsync) -> None:
-        """Open or create the log. RuntimeError if another process keeps it open."""
+        """Open or create the log. RuntimeError if it cannot be locked, DiskError."""
         self.directory, self.fsync = directory, fsync
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lock = (directory / "lock").open("w")
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not lock_file(self._lock):
-            if time.monotonic() >= deadline:
-                self._lock.close()
-                raise RuntimeError(f"{directory}: in use by another process, want to be its only writer")
-            time.sleep(0.05)
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = open_lock(directory / "lock")
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not lock_file(self._lock):
+                if time.monotonic() >= deadline:
+                    self._lock.close()
+                    raise RuntimeError(f"{directory}: in use by another process, want to be its only writer")
+                time.sleep(0.05)
+        except OSError as error:
+            raise RuntimeError(f"{directory / 'lock'}: cannot lock the log ({error.strerror})") from None
         self.sizes = {int(path.stem): path.stat().st_size for path in sorted(directory.glob("*.log"))}
         """bytes of each file, by its first record's number, in order"""
         self._file: FileIO
@@ -67,16 +71,15 @@ class Log:
         self.begin(self.next)
 
     def append(self, record: bytes) -> None:
-        """Write a record with the number `next`; `flush` makes it durable. OSError, and no change, on failure."""
+        """Write a record with the number `next`; `flush` makes it durable. DiskError, and no change, on failure."""
         checksum = zlib.crc32(record, zlib.crc32(_CHECKED.pack(self.next, len(record))))
         frame = _HEAD.pack(_MAGIC, self.next, len(record), checksum) + record
         if self.sizes[self._last] and self.sizes[self._last] + len(frame) > FILE_BYTES:
             self.begin(self.next)
         try:
-            rest = memoryview(frame)
-            while rest:  # an unbuffered file may take less than it is given
-                rest = rest[self._file.write(rest) :]
-        except OSError:
+            with writing(self._path(self._last), len(frame)):
+                write_all(self._file, frame)
+        except DiskError:
             self._file.truncate(self.sizes[self._last])  # it was not acknowledged and may come again
             raise
         self.sizes[self._last] += len(frame)
@@ -87,9 +90,11 @@ class Log:
         with self._flushing:
             if self.sizes:
                 sync_file(self._path(self._last))
-            self._file = self._path(sequence).open("ab", buffering=0)
-            self._file.truncate(0)  # it may be there, without a whole record
+            with writing(self._path(sequence)):
+                file = self._path(sequence).open("ab", buffering=0)
+                file.truncate(0)  # it may be there, without a whole record
             sync_file(self.directory)
+            self._file = file
             self.sizes[sequence], self._last, self.next, self._flushed = 0, sequence, sequence, sequence
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
@@ -111,7 +116,8 @@ class Log:
         with self._flushing:
             if self._flushed < wanted:
                 appended = self.next
-                os.fsync(self._file.fileno())
+                with writing(self._path(self._last)):
+                    os.fsync(self._file.fileno())
                 self._flushed, self._flushed_at = appended, time.monotonic()
 
     def files_before(self, sequence: int) -> list[int]:

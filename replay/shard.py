@@ -35,7 +35,7 @@ from qttdm.common.contracts import DataSpec
 from qttdm.common.disk import replace_file
 from qttdm.replay.buffer import Replay, ReplayConfig
 from qttdm.replay.codec import decode, seal, unseal
-from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, StoredEpisode, Totals
+from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, EpisodesLostError, StoredEpisode, Totals
 from qttdm.replay.log import Fsync, Log
 
 VERSION = 4
@@ -81,7 +81,7 @@ class ReplayShard:
         Either way it is safe to forget it; after an exception, to send it again. What (actor, number) names is
         compared, not the content; below an actor's highest deleted number all count as inserted. O(length), and the
         fsync that the configuration asks for, which concurrent inserts share.
-        ValueError, and no change, if it cannot be stored; OSError if the disk refuses.
+        ValueError, and no change, if it cannot be stored; DiskError.
         """
         episode = decode(record)
         self._replay.check(episode)  # what is on disk must fit into memory, or no process could start again
@@ -145,18 +145,19 @@ class ReplayShard:
 
         Later episodes are forgotten, on disk too, and count as new when they come again. A kill in the middle leaves a
         directory that this can be called on again. ValueError, and no change, if the state is not one of the newest
-        `keep_states`, has other settings, or an episode it needs was damaged, which is named.
+        `keep_states` or has other settings; EpisodesLostError if an episode it needs was damaged, which is named.
         """
         state = unseal(sealed)
         _check_version(state)
         first, stop = state["sequences"]
         with self._writing, self._sampling:
             self._replay.check_settings(state["replay"])
-            if lost := [name for sequence, name in self._lost.items() if first <= sequence < stop]:
-                raise ValueError(f"replay state: got no whole {', '.join(lost)}, want episodes {first} to {stop}")
             if not self._first <= first <= stop <= self._log.next or self._digest(first, stop) != state["digest"]:
+                if lost := [name for sequence, name in self._lost.items() if first <= sequence < stop]:
+                    want = f"episodes {first} to {stop}"
+                    raise EpisodesLostError(f"replay state: got no whole {', '.join(lost)}, want {want}")
                 want = f"{self._first} to {self._log.next} as they are on disk"
-                raise ValueError(f"replay state: got episodes {first} to {stop} of another history, want {want}")
+                raise EpisodesLostError(f"replay state: got episodes {first} to {stop} of another history, want {want}")
             self._write_index(state)
             self._log.rewind(stop)
             self._recover()

@@ -35,7 +35,10 @@ class ReplaySource(Protocol):
         """Save into blobs for a checkpoint. When this returns, all episodes of earlier pages are on the disk itself."""
 
     def load(self, blobs: Mapping[str, bytes]) -> None:
-        """Go back to a `save` on one machine; on a cluster keep the later episodes, whose actors go on."""
+        """Go back to a `save` on one machine; on a cluster keep the later episodes, whose actors go on.
+
+        EpisodesLostError if episodes are gone that it needs; shards then may keep all that they have.
+        """
 
 
 class LocalShards:
@@ -77,11 +80,11 @@ class LocalShards:
 
     def load(self, blobs: Mapping[str, bytes]) -> None:
         """Go back to a `save`. A shard that did not answer at that checkpoint, on a cluster, keeps all episodes."""
+        if "replay-draw" in blobs:
+            self._rng.bit_generator.state = json.loads(blobs["replay-draw"])
         for i, shard in enumerate(self.shards):
             if f"replay-{i}" in blobs:
                 shard.load_state(blobs[f"replay-{i}"])
-        if "replay-draw" in blobs:
-            self._rng.bit_generator.state = json.loads(blobs["replay-draw"])
 
     def close(self) -> None:
         """Flush, and let another process open the directories."""

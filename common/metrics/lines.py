@@ -13,12 +13,14 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qttdm.common.config import ConfigError
+from qttdm.common.disk import write_all, writing
 
 KINDS = ("train", "update", "eval")
 
@@ -54,7 +56,7 @@ COUNTERS = declare(
     ("wall_seconds", "s", "time spent so far, earlier parts of a resumed run included"),
 )
 """on every line"""
-declare(
+OF_EPISODES = declare(
     ("episode_return", "reward", "undiscounted sum of rewards of the episode; eval: mean over the episodes"),
     (
         "success",
@@ -68,6 +70,7 @@ declare(
     ("episodes_evaluated", "episodes", "episodes in this evaluation"),
     ("eval_seconds", "s", "time this evaluation took"),
 )
+"""on lines of episodes, `train` and `eval`; there are no others"""
 
 
 Sink = Callable[[dict[str, Any]], object]
@@ -81,22 +84,34 @@ class MetricsWriter:
     resumed run's file equals an uninterrupted one's (times and speeds apart). None keeps every complete line.
     """
 
-    def __init__(self, path: Path, keep_bytes: int | None = None, sinks: Sequence[Sink] = ()) -> None:
-        """ConfigError if the file cannot be opened or does not hold `keep_bytes` bytes of whole lines."""
+    def __init__(
+        self, path: Path, keep_bytes: int | None = None, sinks: Sequence[Sink] = (), accept_losses: bool = False
+    ) -> None:
+        """accept_losses: keep the whole lines there are, where the file has fewer than `keep_bytes` bytes of them.
+
+        ConfigError if it has fewer otherwise, or cannot be opened.
+        """
         written = path.read_bytes() if path.exists() else b""
-        keep = written.rfind(b"\n") + 1 if keep_bytes is None else keep_bytes
-        if keep > len(written) or (keep > 0 and written[keep - 1 : keep] != b"\n"):
-            raise ConfigError(f"{path}: has {len(written)} bytes and no line ends at {keep}, where the checkpoint was")
+        keep = written.rfind(b"\n", 0, keep_bytes) + 1
+        if keep_bytes not in (None, keep) and not accept_losses:
+            raise ConfigError(
+                f"{path}: has {len(written)} bytes and no line ends at {keep_bytes}, where the checkpoint was; bring "
+                f"back the file that belongs to it, or go on with the lines that are left: --accept-losses"
+            )
         try:
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise ConfigError(f"{path}: cannot write metrics ({error.strerror})") from None
+        self.path = path
         self._file.truncate(keep)
         self.sinks: list[Sink] = [*sinks]
         """may grow: common/metrics/sinks.py"""
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append one line; non-finite floats become null. ValueError for an undeclared name or a missing counter."""
+        """Append one line; non-finite floats become null. ValueError for an undeclared name or a missing counter.
+
+        DiskError if the disk refuses; a part of the line may be there then.
+        """
         if kind not in KINDS:
             raise ValueError(f"metrics kind: got {kind!r}, want one of {', '.join(KINDS)}")
         if unknown := sorted(values.keys() - NUMBERS.keys()):
@@ -105,14 +120,16 @@ class MetricsWriter:
             raise ValueError(f"{kind} line: {', '.join(missing)} missing")
         line = {"kind": kind, **{name: values[name] for name in COUNTERS}, **values}
         plain = {name: _plain(value) for name, value in line.items()}
-        self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        text = json.dumps(plain, allow_nan=False).encode() + b"\n"
+        with writing(self.path, len(text)):
+            write_all(self._file, text)
         for sink in self.sinks:
             sink(plain)
 
     def sync(self) -> int:
         """Flush to disk and return the file's length in bytes, which a checkpoint stores as `keep_bytes`."""
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
@@ -131,19 +148,32 @@ def _plain(value: Any) -> Any:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read every line of metrics.jsonl, oldest first. A last line without a newline is still being written: left out.
 
-    Raises ConfigError when the file cannot be read or a line before the last is not a JSON object.
+    So is a line that is not one of `write`'s, and stderr says how many those are. ConfigError if the file cannot be
+    read. A digit that is another than was written is not noticed.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise ConfigError(f"{path}: cannot read metrics ({error.strerror})") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise ConfigError(f"{path}, line {number}: not a JSON object; the file is damaged")
-        records.append(record)
+    records = [record for line in lines if (record := _parsed(line))]
+    if damaged := len(lines) - len(records):
+        print(f"{path}: left out {damaged} damaged of {len(lines)} lines", file=sys.stderr, flush=True)
     return records
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Parse a line; None unless `write` may have written it: a known kind, all counters, and nothing but numbers."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or (kind := record.pop("kind", None)) not in KINDS:
+        return None
+    if kind != "update" and not ("episode_return" in record and record.keys() <= {*COUNTERS, *OF_EPISODES}):
+        return None
+    if not all(type(record.get(name)) in (int, float) for name in COUNTERS):
+        return None
+    numbers = [element for value in record.values() for element in (value if isinstance(value, list) else [value])]
+    if not all(isinstance(number, int | float | None) and _plain(number) == number for number in numbers):
+        return None  # also NaN and Infinity, which Python reads
+    return {"kind": kind, **record}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Write TensorBoard event files; steps are environment steps."""
+    """Write TensorBoard event files; steps are environment steps.
+
+    Not with its own writer: that has a thread, which ends with a traceback when the disk is full.
+    """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
         self.directory = directory / "tensorboard"
@@ -79,14 +83,28 @@ class TensorBoard:
 
     def __call__(self, line: dict[str, Any]) -> None:
         """Write a line. At the first line TensorBoard purges later steps, which an interrupted run wrote."""
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        step = line["env_steps"]
+        now, step = {"wall_time": time.time()}, line["env_steps"]
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.directory), purge_step=step)
-        for name, value in scalars(line).items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            self._writer = self._open()
+            self._write(Event(**now, file_version="brain.Event:2"))
+            self._write(Event(**now, step=step, session_log=SessionLog(status=SessionLog.START)))
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars(line).items()]
+        self._write(Event(**now, step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+
+    def _open(self) -> Any:
+        """Open a new file, after those that are there: they are read by name, and a clock may have been set back."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.directory.mkdir(exist_ok=True)
+        there = [int(path.name.split(".")[3]) for path in self.directory.glob("events.out.tfevents.*")]
+        second = max([int(time.time()), *(1 + other for other in there)])
+        return RecordWriter((self.directory / f"events.out.tfevents.{second:010d}.qttdm").open("xb", buffering=0))
 
 
 class WeightsAndBiases:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from qttdm.common.disk import writing
 from qttdm.common.events import EventLog
 from qttdm.common.metrics.process import FAILURES
 from qttdm.common.metrics.telemetry import Telemetry
@@ -28,12 +29,13 @@ class Watchdog:
         folder = run_dir / "hung"
         self.found: Path | None = None
         """stacks that the last process left when it hung"""
-        folder.mkdir(exist_ok=True)
         path = stacks_path(run_dir, who)
-        if path.exists() and path.stat().st_size > 0:
-            number = sum(1 for _ in folder.glob(f"{who}.*.txt")) + 1
-            self.found = path.rename(folder / f"{who}.{number}.txt")
-        self._file = path.open("w")
+        with writing(path):
+            folder.mkdir(exist_ok=True)
+            if path.exists() and path.stat().st_size > 0:
+                number = sum(1 for _ in folder.glob(f"{who}.*.txt")) + 1
+                self.found = path.rename(folder / f"{who}.{number}.txt")
+            self._file = path.open("w")
 
     def report_hang(self, telemetry: Telemetry) -> None:
         """Count it, and say so in events.log, if the process before this one hung."""

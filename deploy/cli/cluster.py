@@ -111,7 +111,7 @@ def resume(
 
     Args:
         env_steps: train each seed until so many, also those that are finished
-        accept_losses: also if the replay lost episodes that the checkpoints count on
+        accept_losses: also if the replay or metrics.jsonl lost what the checkpoints count on
     """
     choose_mode()
     directory = (runs_dir / name).absolute()

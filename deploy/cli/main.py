@@ -65,6 +65,7 @@ def train(
     seed: Seed | None = None,
     run_dir: Path | None = None,
     resume: Path | None = None,
+    accept_losses: bool = False,
     max_minutes: Positive | None = None,
     metrics: Metrics = Metrics(),
 ) -> None:
@@ -74,6 +75,7 @@ def train(
         seed: every random stream derives from it
         run_dir: default: runs/<task>-<time>; must not exist
         resume: go on with this run from its newest checkpoint; with --env-steps, until so many
+        accept_losses: of --resume: also if the replay or metrics.jsonl lost what the checkpoint counts on
         max_minutes: end cleanly after so long
     """
     from qttdm.deploy.runs.local import new_run, resume_run, silent
@@ -96,8 +98,10 @@ def train(
                 f"--{option}"
             )
         directory = RunDir.open(resume)
-        start = partial(resume_run, directory, telemetry_of, settings.env_steps)
+        start = partial(resume_run, directory, telemetry_of, settings.env_steps, accept_losses)
     else:
+        if accept_losses:
+            raise ConfigError("--accept-losses goes with --resume: a new run has nothing to lose")
         config = settings.load(seed)
         directory = make_directory(config, run_dir)
         start = partial(new_run, config, directory, telemetry_of)

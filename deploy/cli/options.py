@@ -147,12 +147,13 @@ def _end(status: int, words: object) -> int:
     return status
 
 
-def _failures() -> tuple[type[RuntimeError], ...]:
+def _failures() -> tuple[type[Exception], ...]:
     """What may end a run; imported late, so that `--help` and a mistyped option answer at once."""
     from qttdm.common.checkpoint import CheckpointError
+    from qttdm.common.disk import DiskError
     from qttdm.common.environments.rendering import RenderError
     from qttdm.common.episode import EnvironmentFailure
     from qttdm.deploy.screens.video import VideoError
     from qttdm.learner.learner import NonFiniteLossError
 
-    return NonFiniteLossError, EnvironmentFailure, CheckpointError, RenderError, VideoError, RunFailed
+    return NonFiniteLossError, EnvironmentFailure, CheckpointError, DiskError, RenderError, VideoError, RunFailed

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from qttdm.common.config import ConfigError, dump_config
+from qttdm.common.disk import write_file
 from qttdm.common.metrics.watchdog import stacks
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
@@ -125,8 +126,8 @@ def new_seeds(directory: Path, configs: Sequence[RunConfig]) -> list[SeedRun]:
     seeds = []
     for config in configs:
         run_dir = RunDir.create(directory / f"seed-{config.seed}")
-        run_dir.config_path.write_text(dump_config(config))
-        run_dir.machine_path.write_text(json.dumps(machine()))
+        write_file(run_dir.config_path, dump_config(config).encode())
+        write_file(run_dir.machine_path, json.dumps(machine()).encode())
         spec = task_spec(config)
         save_task(run_dir, config, spec)
         seeds.append(SeedRun(directory.name, config, run_dir, spec))

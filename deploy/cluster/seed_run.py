@@ -31,6 +31,7 @@ from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
 from qttdm.deploy.cluster import ray_private
+from qttdm.deploy.cluster.failure import FailureFile
 from qttdm.deploy.cluster.preflight import describe_capacity
 from qttdm.deploy.cluster.reporting import report_end, start_reporting
 from qttdm.deploy.configs.cluster_config import NAMESPACE, SEED_STATE, SeedState
@@ -64,6 +65,7 @@ class SeedRun:
         self.accept_losses = False
         """go on also if the shards have less than the checkpoint counts on"""
         self.events = EventLog(run_dir.events_path, "driver")
+        self.failure = FailureFile(run_dir.path)
         self.run_name = name
         self.telemetry = Telemetry.silent("driver")
         self._group: Any = None
@@ -95,7 +97,7 @@ class SeedRun:
         c, s = self.config.cluster, self.config
         self.state = "starting"
         self.events.write("starts")
-        (self.run_dir.path / "failure.txt").unlink(missing_ok=True)  # of the last time
+        self.failure.keep_room()
         shards = start_shards(
             self.name,
             self.run_dir.path / "replay",
@@ -157,7 +159,7 @@ class SeedRun:
         self.telemetry.inc(FAILURES, kind=kind)
         self.error = in_one_line(error)
         text = "".join(traceback.format_exception(error))
-        (self.run_dir.path / "failure.txt").write_text(text)
+        self.failure.write(text)
         self.events.write(f"failed: {self.error}; all of it is in failure.txt")
         self._leave("failed")
 
@@ -232,6 +234,7 @@ class SeedRun:
         self._actors, self._answers, self._pings, self._group = {}, {}, {}, None
         self.state = state
         self.events.write(state)
+        self.failure.give_back()
         if self.telemetry.reporter is not None:
             self.telemetry.reporter.close()
             report_end(self.run_name, self.config.seed)

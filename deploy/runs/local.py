@@ -26,7 +26,7 @@ from qttdm.actors.evaluator import Evaluator
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError, dump_config
-from qttdm.common.disk import replace_file
+from qttdm.common.disk import DiskError, replace_file, sync_file, write_file
 from qttdm.common.environments.rendering import RenderError
 from qttdm.common.episode import EnvironmentFailure
 from qttdm.common.metrics.sinks import make_sinks
@@ -73,8 +73,12 @@ class LocalRun:
         run_dir: RunDir,
         checkpoint: Checkpoint | None = None,
         telemetry: MakeTelemetry = Telemetry.silent,
+        accept_losses: bool = False,
     ) -> None:
-        """A fresh run, or the continuation of one. ConfigError if the settings do not fit together or to the task."""
+        """A fresh run, or the continuation of one; accept_losses as LearningLoop.
+
+        ConfigError if the settings do not fit together or to the task.
+        """
         self.config, self.run_dir, self.telemetry = config, run_dir, telemetry
         self.agent = ActingAgent(config)
         save_task(run_dir, config, self.agent.spec)
@@ -103,7 +107,7 @@ class LocalRun:
         self._progress: Progress | None = None
         self.replay = self._open_replay(checkpoint)
         try:
-            self.loop = self._make_loop(checkpoint)
+            self.loop = self._make_loop(checkpoint, accept_losses)
         except BaseException:
             self.replay.close()
             raise
@@ -246,7 +250,7 @@ class LocalRun:
             raise ConfigError(str(error)) from None
         return LocalShards(shards, telemetry, self.agent.agent.batch_size, derive_seed(c.seed, "draw"))
 
-    def _make_loop(self, checkpoint: Checkpoint | None) -> LearningLoop:
+    def _make_loop(self, checkpoint: Checkpoint | None, accept_losses: bool) -> LearningLoop:
         c = self.config
         try:
             loop = LearningLoop(
@@ -263,6 +267,7 @@ class LocalRun:
                 timeout_seconds=c.cluster.timeout_seconds,
                 checkpoint=checkpoint,
                 collect_here=self._collect,
+                accept_losses=accept_losses,
             )
         except ConfigError:
             raise
@@ -290,8 +295,10 @@ def open_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent) -> LocalRun:
     return LocalRun(config, run_dir, newest_checkpoint(run_dir), telemetry_of(config))
 
 
-def resume_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent, env_steps: int | None = None) -> LocalRun:
-    """As `open_run`; a run that was killed before its first checkpoint begins again.
+def resume_run(
+    run_dir: RunDir, telemetry_of: TelemetryOf = silent, env_steps: int | None = None, accept_losses: bool = False
+) -> LocalRun:
+    """As `open_run`; a run that was killed before its first checkpoint begins again. accept_losses: as LearningLoop.
 
     env_steps: train until so many, as if the run had been started with it: linear schedules now end there. It is
     written to config.yaml. ConfigError if the run has had so many already.
@@ -304,7 +311,7 @@ def resume_run(run_dir: RunDir, telemetry_of: TelemetryOf = silent, env_steps: i
     done = checkpoint.meta["counters"]["env_steps"] if checkpoint else 0
     if env_steps is not None:
         config = with_env_steps(config, env_steps, done, run_dir)
-    run = LocalRun(config, run_dir, checkpoint, telemetry_of(config))
+    run = LocalRun(config, run_dir, checkpoint, telemetry_of(config), accept_losses)
     if env_steps is not None:  # not before the run has shown that it can go on
         replace_file(run_dir.config_path, dump_config(config).encode())
     elif run.loop.finished:
@@ -318,10 +325,11 @@ def new_run(config: RunConfig, run_dir: RunDir, telemetry_of: TelemetryOf = sile
     If the run cannot be built the directory goes again, so that the corrected command finds its name free.
     """
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"shards": 1})})
-    run_dir.config_path.write_text(dump_config(config))
-    run_dir.machine_path.write_text(json.dumps(machine()))
     try:
+        write_file(run_dir.config_path, dump_config(config).encode())
+        write_file(run_dir.machine_path, json.dumps(machine()).encode())
+        sync_file(run_dir.path.absolute().parent)
         return LocalRun(config, run_dir, telemetry=telemetry_of(config))
-    except ConfigError:
+    except (ConfigError, DiskError):
         shutil.rmtree(run_dir.path)
         raise

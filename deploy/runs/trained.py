@@ -19,6 +19,7 @@ from qttdm.deploy.configs.run_config import load_saved_config
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.pretrained import find_run
 from qttdm.deploy.runs.saved_task import saved_task
+from qttdm.learner.saved import check_meta
 
 
 class TrainedAgent(ActingAgent):
@@ -37,7 +38,7 @@ class TrainedAgent(ActingAgent):
         self.store = CheckpointStore(self.run_dir.checkpoints_dir)
         self._seen = self.store.newest()
         try:
-            checkpoint = load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, blobs=False)
+            checkpoint = load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, to_act=True)
             self.loaded = checkpoint.folder
             self.policy.load(weights_in(checkpoint, self.policy.networks))
         except (CheckpointError, ValueError) as error:
@@ -59,18 +60,18 @@ class TrainedAgent(ActingAgent):
         return weights_in(checkpoint, self.policy.networks)
 
 
-def newest_checkpoint(run_dir: RunDir, blobs: bool = True) -> Checkpoint:
-    """Load a run's newest good checkpoint, printing what is damaged; blobs as in CheckpointStore. ConfigError."""
+def newest_checkpoint(run_dir: RunDir, blobs: bool = True, to_act: bool = False) -> Checkpoint:
+    """Load a run's newest good checkpoint, printing what is damaged; blobs as in CheckpointStore. ConfigError.
+
+    to_act: its weights are all that is wanted; else a run can go on from it.
+    """
+    store = CheckpointStore(run_dir.checkpoints_dir)
     try:
-        checkpoint = CheckpointStore(run_dir.checkpoints_dir).load_latest(blobs)
+        checkpoint = store.load_latest(blobs=False) if to_act else store.load_latest(blobs, check_meta)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     if checkpoint is None:
         raise ConfigError(f"{run_dir.path}: there is no checkpoint in it yet")
-    if blobs and not checkpoint.meta:
-        raise ConfigError(
-            f"{run_dir.path}: has what acting needs, without optimiser and replay; resume the run it was exported from"
-        )
     for message in checkpoint.skipped:
         print(message)
     return checkpoint

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from qttdm.common.checkpoint import CheckpointError
+from qttdm.common.disk import DiskError
 from qttdm.common.environments.make import make_env
 from qttdm.common.metrics.sinks import check_sinks
 from qttdm.common.metrics.watchdog import announced, stacks_path
@@ -47,9 +49,12 @@ def train_in(directory: RunDir, start: Callable[[], LocalRun], max_minutes: floa
         c = local.config
         print(f"{c.agent} on {c.task}, seed {c.seed}, {local.device}: {directory.path}")
         with Progress(c.training.env_steps, max_minutes, seed=c.seed) as progress:
-            local.train(progress, stopped, lambda: time.monotonic() - began > 60 * (max_minutes or float("inf")))
-            if not stopped():
-                local.finish(progress, stopped)
+            try:
+                local.train(progress, stopped, lambda: time.monotonic() - began > 60 * (max_minutes or float("inf")))
+                if not stopped():
+                    local.finish(progress, stopped)
+            except (CheckpointError, DiskError) as error:
+                raise type(error)(f"{error}; when that is mended, {go_on}") from error
         if stopped():
             print(f"saved; {go_on}")
         else:

@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -142,6 +144,75 @@ def test_all_damaged_is_one_line_and_an_error(store: CheckpointStore) -> None:
     assert "\n" not in str(caught.value)
 
 
+def forge(folder: Path) -> None:
+    """Make the checksums hold for what is in the folder now."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "SHA256SUMS"]
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+HEAD = {"format": FORMAT_VERSION, "step": 2, "meta": {}, "blobs": ["replay"]}
+HEADS = [
+    *({}, [], 3, None, "x", HEAD | {"format": None}, HEAD | {"meta": []}, HEAD | {"blobs": None}),
+    *(HEAD | {"blobs": ["../checkpoint.json"]}, HEAD | {"blobs": [1]}, HEAD | {"step": "2"}),
+    *({key: value for key, value in HEAD.items() if key != left_out} for left_out in HEAD),
+]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_a_head_of_another_kind_is_skipped_though_its_checksum_holds(store: CheckpointStore, head: Any) -> None:
+    save(store, 1)
+    save(store, 2)
+    (newest(store) / "checkpoint.json").write_text(json.dumps(head))
+    forge(newest(store))
+    loaded = store.load_latest()
+    check(loaded, 1)
+    assert re.fullmatch(
+        r"skipped checkpoint 00000002-step-2: checkpoint\.json: got .*, want format, .*", *loaded.skipped
+    )
+    (store.directory / "00000001-step-1" / "SHA256SUMS").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be loaded; skipped .* skipped") as caught:
+        store.load_latest()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100])
+def test_half_the_tensors_are_skipped_though_their_checksum_holds(store: CheckpointStore, length: int) -> None:
+    save(store, 1)
+    save(store, 2)
+    tensors = newest(store) / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:length])
+    forge(newest(store))
+    loaded = store.load_latest()
+    check(loaded, 1)
+    assert "step-2: tensors.safetensors: " in loaded.skipped[0]
+
+
+def test_a_meta_that_is_of_no_use_is_skipped(store: CheckpointStore) -> None:
+    save(store, 1)
+    store.save(2, {}, {}, {})
+
+    def want_rate(meta: Any) -> None:
+        if "lr" not in meta:
+            raise ValueError("no rate")
+
+    loaded = store.load_latest(check=want_rate)
+    check(loaded, 1)
+    assert loaded.skipped == ["skipped checkpoint 00000002-step-2: no rate"]
+
+
+def test_of_two_that_save_in_one_place_one_ends(store: CheckpointStore) -> None:
+    """Locks of a network file system may let two in; what the first has saved is not touched by the second."""
+    save(store, 1)
+    other = CheckpointStore(store.directory, keep=1)
+    other.load_latest()
+    save(store, 2)
+    with pytest.raises(CheckpointError, match=r"00000002-step-2: saved by another process; two train in one run"):
+        save(other, 3)
+    save(store, 4)
+    check(store.load_latest(), 4)
+
+
 def test_saves_after_a_fallback_outrank_the_damaged_later_step(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     save(store, 200)
@@ -255,6 +326,7 @@ def test_a_full_disk_is_one_clear_error(store: CheckpointStore, monkeypatch: pyt
         with pytest.raises(CheckpointError, match=r"cannot save the checkpoint of step 2 .*No space left"):
             save(store, 2)
     check(store.load_latest(), 1)
+    assert len(os.listdir(store.directory)) == 1  # what was half written takes no room
 
 
 def test_the_files_are_what_the_docstring_says(store: CheckpointStore) -> None:

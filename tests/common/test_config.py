@@ -113,6 +113,25 @@ def test_a_mistake_in_the_file_names_the_file(preset) -> None:
     assert "(and 2 more)" in refusal(preset, "task: a\nseed: x\nsteps: x\nrate: x\n")
 
 
+LISTS = "a0: &a0 [x, x]\n", "a{i}: &a{i} [*a{j}, *a{j}, *a{j}, *a{j}]\n"
+MERGES = "a0: &a0 {x: 1}\n", "a{i}: &a{i} {{<<: [*a{j}, *a{j}, *a{j}, *a{j}]}}\n"
+
+
+@pytest.mark.parametrize(("first", "then"), [LISTS, MERGES])
+@pytest.mark.parametrize("depth", [10, 400])
+def test_aliases_of_aliases_are_bounded(preset, first: str, then: str, depth: int) -> None:
+    """Written out, ten lines are a million values; without the bound this takes gigabytes and minutes."""
+    text = refusal(preset, first + "".join(then.format(i=i, j=i - 1) for i in range(1, depth)))
+    assert "preset.yaml, line 1: not valid YAML (its aliases stand for more than 100,000 values)" in text
+
+
+def test_aliases_are_what_they_stand_for(preset) -> None:
+    text = "task: a\nplanner: &p {horizon: 4}\nextra: *p\nstages: [*p, {<<: *p, temperature: 0.1}]\n"
+    with pytest.raises(ConfigError, match=r"unknown key stages\.1\.<<"):  # merging is YAML 1.1's
+        preset(text)
+    assert preset(text.replace("<<: *p, ", "")).extra == Inner(horizon=4)
+
+
 def test_a_long_value_is_cut(preset) -> None:
     assert len(refusal(preset, "task: a\n", "seed=" + "x" * 5000)) < 250
 

@@ -98,6 +98,14 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("precious")
+    (tmp_path / "lock").symlink_to(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"lock: cannot lock the run directory .it is no lock of ours; remove it"):
+        RunDir(tmp_path).lock().__enter__()
+    assert (tmp_path / "other").read_text() == "precious"
+
+
 def test_no_lock_without_the_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot lock"), RunDir(tmp_path / "none").lock():
         pass

@@ -150,7 +150,7 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch, capsys):
                 text = block.text
                 for pattern, smaller in SMALLER:
                     text = re.sub(pattern, smaller, text)
-                exec(compile(text, page, "exec"), {"__name__": "__page__"})
+                exec(compile(text, page, "exec"), {"__name__": "__page__"})  # noqa: S102 - the page's own block
     finally:
         shell.close()
         for name in {*sys.modules} - modules:  # a page's own modules: another page has others of the same name

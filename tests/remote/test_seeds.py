@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,9 @@ pytestmark = pytest.mark.ray
 
 SEEDS, PLACES = 10, 8
 POISONED, BROKEN = 1, 9  # its rewards overflow in the loss; its environment cannot be made where it is collected
+FULL = 8  # the disk refuses its replay
 TASKS = {POISONED: "gym/tests.fakes:FakePointPoisoned-v0", BROKEN: "gym/tests.remote.faulty:BrokenForActors-v0"}
+FAILING = {*TASKS, FULL}
 
 
 @dataclass
@@ -45,6 +49,11 @@ def place(actor) -> tuple[str, ...]:
     """Runs in an actor: its node and GPUs."""
     context = ray.get_runtime_context()
     return context.get_node_id(), *context.get_accelerator_ids()["GPU"]
+
+
+def fill(actor) -> None:
+    """Runs in an actor: its files cannot grow any more."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def visible(actor) -> str:
@@ -78,7 +87,8 @@ def record(cluster, tmp_path_factory):
                 if seed.state == "running" and number not in seen.started:
                     seen.started.append(number)
                     seen.ended_before[number] = sum(other.state in ENDED for other in run.seeds)
-                    for name, question in (("learner", place), ("evaluator", place), ("replay-0", visible)):
+                    of_shard = fill if number == FULL else visible
+                    for name, question in (("learner", place), ("evaluator", place), ("replay-0", of_shard)):
                         actor = ray.get_actor(f"{seed.name}/{name}", namespace=NAMESPACE)
                         call = actor.__ray_call__.options(concurrency_group="control")
                         asked[number, name] = call.remote(question)
@@ -90,7 +100,7 @@ def record(cluster, tmp_path_factory):
         until(look, "all have ended", seconds=4 * PATIENCE)
         run.end()
     for (number, name), answer in asked.items():
-        if number != BROKEN:  # which may be gone before it answers
+        if number not in (BROKEN, FULL):  # which may be gone before they answer
             where = {"learner": seen.gpus, "evaluator": seen.evaluators, "replay-0": seen.others_see}[name]
             where[number] = ray.get(answer)
     yield seen
@@ -116,13 +126,17 @@ def test_those_that_do_not_fit_wait_for_a_place(record):
 
 def test_those_that_fail_take_no_other_with_them(record):
     states = {seed.config.seed: seed.state for seed in record.seeds}
-    assert states == {n: "failed" if n in TASKS else "finished" for n in range(SEEDS)}
-    why = {n: (record.directory / f"seed-{n}" / "failure.txt").read_text() for n in TASKS}
+    assert states == {n: "failed" if n in FAILING else "finished" for n in range(SEEDS)}
+    why = {n: (record.directory / f"seed-{n}" / "failure.txt").read_text() for n in FAILING}
     assert all("Traceback" in text for text in why.values())
     assert "NonFiniteLossError" in why[POISONED]
     assert "faulty.py" in why[BROKEN]
     assert "no licence on this machine" in why[BROKEN]
     assert "no licence on this machine" in record.seeds[BROKEN].error
+    refused = r"seed-8/replay/shard-0/0+\.log: cannot write [\d,]+ bytes \(File too large\)"
+    assert re.search(refused, why[FULL])
+    assert re.search(refused, record.seeds[FULL].error)
     for seed in record.seeds:
-        if seed.config.seed not in TASKS:
+        assert not (seed.run_dir.path / ".failure-room").exists()
+        if seed.config.seed not in FAILING:
             assert check_books(seed).meta["finished"]

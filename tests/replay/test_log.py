@@ -236,6 +236,14 @@ def test_a_payload_may_look_like_a_record(tmp_path):
     assert contents(open_log(tmp_path)) == [inner, inner * 3, b"end"]
 
 
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "other").write_text("precious")
+    (tmp_path / "lock").symlink_to(tmp_path / "other")
+    with pytest.raises(RuntimeError, match=r"lock: cannot lock the log .it is no lock of ours"):
+        open_log(tmp_path)
+    assert (tmp_path / "other").read_text() == "precious"
+
+
 def test_one_writer(tmp_path, monkeypatch):
     log = open_log(tmp_path)
     with monkeypatch.context() as patch:

@@ -9,11 +9,15 @@ import torch
 
 import qttdm.learner.parts.qt  # noqa: F401 - declares its losses
 from qttdm.common.config import ConfigError
+from qttdm.common.disk import DiskError
 from qttdm.common.metrics.lines import COUNTERS, NUMBERS, MetricsWriter, read_metrics
 
 
 def counters(step: int) -> dict[str, float]:
     return dict.fromkeys(COUNTERS, step)
+
+
+GOOD = json.dumps({"kind": "train", **counters(7), "episode_return": 0.5}).encode()
 
 
 def write(path: Path, steps: range, keep_bytes: int | None = None) -> list[int]:
@@ -34,11 +38,12 @@ def test_every_metric_says_its_unit_and_meaning() -> None:
 def test_a_line_is_readable_at_once_and_starts_with_kind_and_counters(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     writer = MetricsWriter(path)  # deliberately not closed before reading
-    writer.write("eval", episode_returns=[1.0, 2.0], success=True, **counters(5))
+    writer.write("eval", episode_return=1.5, episode_returns=[1.0, 2.0], success=True, **counters(5))
     line = json.loads(path.read_text())
-    assert list(line) == ["kind", *COUNTERS, "episode_returns", "success"]
+    assert list(line) == ["kind", *COUNTERS, "episode_return", "episode_returns", "success"]
     assert read_metrics(path) == [line]
-    assert line == {"kind": "eval", **counters(5), "episode_returns": [1.0, 2.0], "success": True}
+    values = {"episode_return": 1.5, "episode_returns": [1.0, 2.0], "success": True}
+    assert line == {"kind": "eval", **counters(5), **values}
     writer.close()
 
 
@@ -101,19 +106,51 @@ def test_an_offset_that_the_file_does_not_have_is_refused_and_the_file_left_alon
     assert path.read_bytes() == before
 
 
-def test_reading_tolerates_a_torn_line_only_at_the_end(tmp_path: Path) -> None:
+BAD = [
+    *(b"{torn", b"3", b"\xff", b"", b"[" * 100_000, b'{"kind": "train", "env_steps": 1}'),
+    *(GOOD.replace(b'"train"', kind) for kind in (b'"trbin"', b"[]")),
+    *(GOOD.replace(b"episode_return", name) for name in (b"episode_seturn", b"loss_q")),
+    *(GOOD.replace(b"0.5", value) for value in (b'"0.5"', b"NaN", b"1e999", b"[[1]]", b"{}")),
+    *(GOOD.replace(b'"env_steps": 7', b'"env_steps": ' + value) for value in (b"null", b"true", b"[7]")),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda line: str(line[:60]))
+def test_a_line_that_is_none_is_left_out_and_counted(tmp_path: Path, bad: bytes, capsys) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(GOOD + b"\n" + bad + b"\n" + GOOD + b"\n")
+    assert read_metrics(path) == [json.loads(GOOD)] * 2
+    assert capsys.readouterr().err == f"{path}: left out 1 damaged of 3 lines\n"
+
+
+def test_reading_tolerates_a_torn_line_at_the_end(tmp_path: Path, capsys) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, range(3))
     whole = path.read_bytes()
     for end in range(len(whole)):  # wherever the kill fell
         path.write_bytes(whole[:end])
         assert len(read_metrics(path)) == whole[:end].count(b"\n")
-    for bad in (b"{torn\n", b"3\n", b"\xff\n", b"\n"):
-        path.write_bytes(whole + bad + whole)
-        with pytest.raises(ConfigError, match="line 4: not a JSON object"):
-            read_metrics(path)
+    assert capsys.readouterr().err == ""
     with pytest.raises(ConfigError, match="No such file"):
         read_metrics(tmp_path / "none")
+
+
+def test_lines_that_are_gone_are_gone_on_without_if_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    offsets = write(path, range(3))
+    with path.open("r+b") as file:
+        file.seek(offsets[2] - 1)
+        file.write(b" later lines\n")  # the end of the line at which the checkpoint was
+    with closing(MetricsWriter(path, offsets[2], accept_losses=True)):
+        assert [line["env_steps"] for line in read_metrics(path)] == [0, 1]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with closing(MetricsWriter(tmp_path / "metrics.jsonl")) as writer, open("/dev/full", "ab", buffering=0) as full:
+        writer._file.close()
+        writer._file = full
+        with pytest.raises(DiskError, match=r"metrics.jsonl: cannot write \d+ bytes .No space left on device"):
+            writer.write("train", **counters(1), episode_return=0.5)
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,10 +57,14 @@ def test_tensorboard_reads_every_number_back_at_its_environment_step(tmp_path):
     assert "eval/episode_returns" not in read_back
 
 
-def test_tensorboard_of_a_resumed_run_forgets_what_the_checkpoint_did_not_have(tmp_path):
+@pytest.mark.parametrize("seconds_later", [1, -3600])
+def test_tensorboard_of_a_resumed_run_forgets_what_the_checkpoint_did_not_have(tmp_path, monkeypatch, seconds_later):
+    """Also where the clock has been set back in between."""
     (before,) = make_sinks(SinksConfig(tensorboard=True), tmp_path, {})
     for step in (40, 80, 120, 160):
         before({**TRAIN, "env_steps": step, "episode_return": float(step)})
+    now = time.time() + seconds_later
+    monkeypatch.setattr(time, "time", lambda: now)
     (after,) = make_sinks(SinksConfig(tensorboard=True), tmp_path, {})
     for step in (120, 160):
         after({**TRAIN, "env_steps": step, "episode_return": -float(step)})
@@ -125,6 +131,20 @@ def test_a_sink_that_fails_says_so_once_and_is_left_out(capsys):
     tell(EVAL)
     assert told == [TRAIN]
     assert capsys.readouterr().err == "sinks.tensorboard: left out from now on (no space left)\n"
+
+
+def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, capsys):
+    (sink,) = make_sinks(SinksConfig(tensorboard=True), tmp_path, {})
+    sink(TRAIN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        sink(EVAL)
+        sink(TRAIN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err == "sinks.tensorboard: left out from now on ([Errno 27] File too large)\n"
+    assert read(tmp_path / "tensorboard")["train/episode_return"] == [(40, 1.5)]
 
 
 def test_scalars_leave_out_what_is_not_a_number():

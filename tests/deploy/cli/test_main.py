@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -115,6 +116,7 @@ class TestMistakes:
             (["--seed", "-1"], ["--seed", '"-1"', ">= 0"]),
             (["--max-minutes", "soon"], ["--max-minutes", '"soon"']),
             (["--taks", "dmc/walker-walk"], ["--taks"]),
+            (["--accept-losses"], ["--accept-losses goes with --resume"]),
         ],
     )
     def test_training(self, here, capsys, arguments, words):
@@ -296,6 +298,17 @@ class TestTraining:
         assert (resumed.returncode, err) == (0, f"run/config.yaml: imports the code that it names: {task}\n")
         assert "actor 0 replaced its environments: hung, see" in (here / "run" / "events.log").read_text()
 
+    def test_a_full_disk_is_one_line_and_leaves_no_directory(self, here, capsys):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+        try:
+            status, _, err = run_main(capsys, *TOY, "--run-dir", "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert status == 1
+        assert re.fullmatch(r"qttdm: run/config\.yaml: cannot write [\d,]+ bytes \(File too large\)\n", err)
+        assert not (here / "run").exists()
+
     def test_interrupted_from_the_keyboard_and_resumed(self, here):
         """The real thing: Ctrl-C in the middle of training, and then --resume, each in a process of its own."""
         child = process(here, *CARTPOLE, "--env-steps", "640", "--run-dir", "run")
@@ -306,6 +319,7 @@ class TestTraining:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)  # one request: GNU timeout sends two
         out, err = child.communicate(timeout=60)
         assert child.returncode == 0, err
         assert "stopping: saving a checkpoint" in err

@@ -1,14 +1,23 @@
 """The paper's alternation, and runs that stop anywhere and go on as if they had not."""
 
 import io
+import itertools
+import os
+import resource
+import shutil
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from qttdm.common.checkpoint import CheckpointError
 from qttdm.common.config import ConfigError, dump_config, load_config
+from qttdm.common.disk import DiskError
 from qttdm.common.episode import EnvironmentFailure
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.run_dir import RunDir
@@ -430,6 +439,28 @@ class TestResume:
         assert_same_state(reopen(run), reopen(whole["qt-tdm"]))
 
 
+@contextmanager
+def no_longer(folder, most):
+    """Let no file hold more than so many bytes; None: let nothing be made in the folders."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folders, is_root = [path for path in folder.rglob("*") if path.is_dir()], os.geteuid() == 0
+    if most is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    else:
+        for path in folders:
+            path.chmod(0o555)
+        if is_root:  # whom a mode does not stop
+            os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for path in folders:
+            path.chmod(0o755)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 class TestDamage:
     def test_a_damaged_newest_checkpoint_falls_back_and_says_so(self, tmp_path, capsys):
         run = start(tmp_path, "training.checkpoint_every=160")
@@ -455,6 +486,79 @@ class TestDamage:
             (folder / "SHA256SUMS").write_text("")
         with pytest.raises(ConfigError, match="no checkpoint can be loaded"):
             reopen(run)
+
+    def test_a_replay_that_is_not_whole_is_named_and_gone_on_without_if_asked_for(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("qttdm.replay.log.FILE_BYTES", 1000)  # an episode in each file
+        run = start(tmp_path, "training.env_steps=640")
+        train(run, StopAt(lambda c: c.updates == 30 and c.backlog < 1).of(run))
+        assert run.loop.counters.decisions == 40
+        (tmp_path / "run/replay/shard-0" / f"{2:020d}.log").unlink()
+        with pytest.raises(ConfigError) as error:
+            reopen(run)
+        assert str(error.value) == (
+            f"{tmp_path}/run: its checkpoint counts on 40 decisions in replay, its shards have had 30 (shard 0: number "
+            f"2); bring back the replay/ folder that belongs to it, or go on with what is left: qttdm train --resume "
+            f"{tmp_path}/run --accept-losses"
+        )
+        OPEN[run.run_dir.path] = run
+        resumed = reopen(run, partial(resume_run, accept_losses=True))
+        assert "its shards have had 30 (shard 0: number 2); goes on with those" in capsys.readouterr().out
+        train(resumed)
+        counters = resumed.loop.counters
+        assert (counters.episodes, counters.decisions, counters.env_steps) == (8, 80, 640)
+        assert len(stored(resumed)) == 8
+        assert resumed.learner.updates == 30 + 50  # one for each decision collected since
+        assert_same_state(reopen(resumed), resumed)  # accepted once and for all
+
+    def test_an_index_that_is_gone_costs_nothing(self, tmp_path):
+        run = start(tmp_path, name="whole")
+        train(run)
+        run.close()
+        shutil.copytree(run.run_dir.path, tmp_path / "copy")
+        (tmp_path / "copy/replay/shard-0/index").unlink()
+        assert_same_state(open_run(RunDir.open(tmp_path / "copy")), reopen(run))
+
+    @pytest.mark.parametrize(
+        ("most", "refused"),
+        [
+            (1, r"replay/shard-0/\d+\.log: cannot write [\d,]+ bytes .File too large"),
+            (9000, r"cannot save the checkpoint of step 240 .*safetensors: cannot write [\d,]+ bytes .File too large"),
+            (None, r"cannot write [\d,]+ bytes .Permission denied"),
+        ],
+        ids=["no room for an episode", "nor for a checkpoint", "read-only"],
+    )
+    def test_a_disk_that_refuses_ends_the_run_in_one_line_and_it_goes_on_when_that_is_mended(
+        self, tmp_path, whole, most, refused
+    ):
+        """A limit on what a file may hold is what a disk without room is to a program, and needs no privilege."""
+        run = start(tmp_path, "training.eval_every=240", "training.checkpoint_every=80")
+        train(run, StopAt(lambda c: c.episodes == 2 and c.backlog < 1).of(run))
+        run = reopen(run)
+        with no_longer(run.run_dir.path, most), pytest.raises((DiskError, CheckpointError), match=refused) as error:
+            train(run)
+        assert "\n" not in str(error.value)
+        assert not list(tmp_path.glob("run/**/*tmp*"))  # nothing half written takes room
+        resumed = reopen(run)
+        train(resumed)
+        assert lines(resumed, "train", "eval") == lines(whole, "train", "eval")
+        assert resumed.learner.weights().checksum == whole.learner.weights().checksum
+
+    @pytest.fixture(scope="class")
+    def whole(self, tmp_path_factory):
+        """An uninterrupted run."""
+        run = start(tmp_path_factory.mktemp("whole"), "training.eval_every=240", "training.checkpoint_every=80")
+        train(run)
+        return run
+
+    def test_a_clock_that_is_set_back_changes_nothing(self, tmp_path, whole, monkeypatch):
+        now = itertools.count(2_000_000_000, -3600)
+        monkeypatch.setattr(time, "time", lambda: float(next(now)))
+        run = start(tmp_path, "training.eval_every=240", "training.checkpoint_every=80")
+        train(run, StopAt(lambda c: c.episodes == 2).of(run))
+        resumed = reopen(run)
+        train(resumed)
+        assert lines(resumed, "train", "eval") == lines(whole, "train", "eval")
+        assert resumed.learner.weights().checksum == whole.learner.weights().checksum
 
     @pytest.mark.parametrize("change", ["qt-tdm.tdm.embed_dim=32", "qt-tdm.discount=0.5", "replay.capacity=999"])
     def test_a_checkpoint_that_does_not_fit_is_one_line(self, tmp_path, change):

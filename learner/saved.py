@@ -1,0 +1,41 @@
+"""What a run's checkpoint says besides tensors and blobs, checked before anything goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from qttdm.learner.counters import Counters
+
+
+@dataclass(frozen=True)
+class Meta:
+    """As LearningLoop.save writes it; more may be there."""
+
+    counters: Counters
+    pace: dict[str, int]
+    cursors: list[int]
+    accepted_losses: list[list[int]]
+    evaluated_updates: int
+    due: list[dict[str, Any]]
+    handed_in: list[tuple[dict[str, Any], int, int]]
+    metrics_bytes: int
+    finished: bool
+
+
+def check_meta(meta: Mapping[str, Any]) -> None:
+    """Raise ValueError, one line, unless a run can go on from it."""
+    if not meta:
+        raise ValueError("it has what acting needs, no optimiser and no replay; resume the run it was exported from")
+    try:
+        TypeAdapter(Meta).validate_python(meta)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"checkpoint.json: meta: {where}: {first['msg']}") from None
+    names, wanted = meta["counters"].keys(), vars(Counters()).keys()
+    if not {"env_steps"} <= names <= wanted:
+        raise ValueError(f"checkpoint.json: meta: counters: got {', '.join(names)}, want {', '.join(wanted)}")

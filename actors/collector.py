@@ -42,7 +42,8 @@ class Collector:
             try:
                 self.envs = make_environments(self.settings, self.watchdog)
             except Exception as error:  # it is anyone's code
-                raise EnvironmentFailure(" ".join(str(error).split())) from error
+                what = " ".join(f"{type(error).__name__}: {error}".split())
+                raise EnvironmentFailure(f"the environment cannot be made again: {what}") from error
 
         def before_decision() -> bool:
             self.watchdog.rearm()

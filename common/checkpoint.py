@@ -72,10 +72,6 @@ class CheckpointStore:
         """
         bad_names = [name for name in blobs if not _is_plain(name)]
         assert not bad_names, bad_names
-        if self._newest_number() > self._seen:
-            raise CheckpointError(
-                f"{self.newest()}: saved by another process; two train in one run directory, and this one ends"
-            )
         head = {"format": FORMAT_VERSION, "step": step, "meta": dict(meta), "blobs": sorted(blobs)}
         files = {
             "tensors.safetensors": safetensors.torch.save(_separate(tensors)),
@@ -84,6 +80,10 @@ class CheckpointStore:
         }
         sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
         try:
+            if self._newest_number() > self._seen:
+                raise CheckpointError(
+                    f"{self.newest()}: saved by another process; two train in one run directory, and this one ends"
+                )
             self._clean()
             number = self._newest_number() + 1
             name = f"{number:08d}-step-{step}"

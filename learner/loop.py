@@ -184,7 +184,8 @@ class LearningLoop:
         if all(len(reasons) < MOST_FAILURES for reasons in [*self._failures.values()]):  # actors report meanwhile
             return
         self._read_at = 0.0  # an episode that was stored in between counts
-        self._read_new_episodes()
+        if not self._read_new_episodes():
+            return
         for actor, reasons in [*self._failures.items()]:
             if len(reasons) >= MOST_FAILURES:
                 self.save()
@@ -211,17 +212,20 @@ class LearningLoop:
             "finished": self.finished,
         }
 
-    def _read_new_episodes(self) -> None:
-        """Count what the shards have stored since the last look: counters, pace, `train` lines, evaluations due."""
+    def _read_new_episodes(self) -> bool:
+        """Count what the shards have stored since the last look: counters, pace, `train` lines, evaluations due.
+
+        False if it was not time to look yet, or they did not answer.
+        """
         now = time.monotonic()
         if self.pace.can_sample and now - self._read_at < READ_EVERY:
-            return
+            return False
         self._read_at = now
         c = self.counters
         more = True
         while more:
             if not (pages := self._next_pages()):
-                return
+                return False
             for shard, page in enumerate(pages):
                 for episode in page.episodes:
                     self._count(episode)
@@ -237,6 +241,7 @@ class LearningLoop:
             self.pace.inserted(c.decisions - self.pace.decisions)
         self.rounds.counted(now)
         self._has_read = True
+        return True
 
     def _next_pages(self) -> list[EpisodePage]:
         """Read each shard's page from its cursor on; [] if they did not answer in time, which events.log then says."""

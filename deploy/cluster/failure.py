@@ -23,7 +23,7 @@ class FailureFile:
         """Forget the last failure, and take room for the next; a disk that has none is told of when it fails."""
         self.path.unlink(missing_ok=True)
         with suppress(DiskError):
-            write_file(self._room, bytes(ROOM_BYTES))
+            write_file(self._room, os.urandom(ROOM_BYTES))  # zeros may take no room, compressed
 
     def write(self, text: str) -> None:
         """Write why; to stderr if the disk refuses even so."""

@@ -23,7 +23,7 @@ PREFIX = "pretrained"
 
 def pretrained_names() -> list[str]:
     """List what comes with the package."""
-    return sorted(entry.name for entry in _folder().iterdir() if (entry / "config.yaml").is_file())
+    return sorted(config.parent.name for config in _folder().glob("*/config.yaml"))
 
 
 def find_run(path: Path) -> Path:

@@ -6,7 +6,7 @@
 /** Connect and begin an episode; returns `act(observations)`: the action, in the task's own units. One call at a time. */
 export async function connect(url, seed, token, plainText = false) {
   const { protocol, hostname } = new URL(url);
-  if (token && !plainText && protocol !== "wss:" && !/^(localhost|127\..*|\[::1\])$/.test(hostname))
+  if (token && !plainText && protocol !== "wss:" && !/^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname))
     throw new Error(`the token would go to ${hostname} unencrypted; want wss://, or to be told that this is meant`);
   const Socket = globalThis.WebSocket ?? (await import("ws")).default;
   const socket = new Socket(url, ["qttdm.3", ...(token ? [`token.${token}`] : [])]);

@@ -20,7 +20,8 @@ def listening(pid: int) -> set[tuple[str, int]]:
             continue
     found = set()
     for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+        path = Path(f"/proc/{pid}/net/{table}")
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():  # a machine may have no IPv6
             _, local, _, state, *rest = line.split()
             if state == LISTENS and rest[5] in inodes:
                 address, port = local.split(":")

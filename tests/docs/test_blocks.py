@@ -111,14 +111,15 @@ class Shell:
 
     def listen(self, words):
         """Start what listens, and wait until it does."""
-        self.lock = self.lock or (Path(tempfile.gettempdir()) / "qttdm-ports.lock").open("w")
+        self.lock = self.lock or (Path(tempfile.gettempdir()) / f"qttdm-ports-{os.getuid()}.lock").open("w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)  # pages are run side by side, and a page's port is one
         module = [sys.executable, "-m", "qttdm.deploy.cli.main"]
         self.servers.append(subprocess.Popen([*module, *words[1:]], cwd=self.folder, env=self.env))
         deadline = time.monotonic() + 600
         while True:
             try:
-                return socket.create_connection(("127.0.0.1", LISTENING[words[1]])).close()
+                socket.create_connection(("127.0.0.1", LISTENING[words[1]])).close()
+                return
             except OSError:
                 assert self.servers[-1].poll() is None, f"{shlex.join(words)} ended"
                 assert time.monotonic() < deadline, f"{shlex.join(words)} does not listen"

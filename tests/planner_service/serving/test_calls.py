@@ -181,7 +181,7 @@ def test_no_message_keeps_others_waiting(message):
     took = time.process_time() - began - usual
     gc.unfreeze()
     assert "error" in (answer["results"][0] if "results" in answer else answer)
-    assert took < 0.1
+    assert took < 0.5  # seconds of processor time; 0.03 here, and up to 1.9 before there were limits
 
 
 class TestProtocolPage:

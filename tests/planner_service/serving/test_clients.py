@@ -58,9 +58,10 @@ class TestNode:
         assert np.allclose(got, local_actions(5, observations), atol=1e-5)
 
     def test_sends_no_token_unencrypted_to_another_machine(self):
-        ran = self.run("client.mjs", "ws://robot.invalid:7747", QTTDM_TOKEN="sesame")
-        assert ran.returncode == 1
-        assert ran.stderr.startswith("the token would go to robot.invalid unencrypted; want wss://")
+        for host in ("robot.invalid", "127.robot.invalid"):
+            ran = self.run("client.mjs", f"ws://{host}:7747", QTTDM_TOKEN="sesame")
+            assert ran.returncode == 1
+            assert ran.stderr.startswith(f"the token would go to {host} unencrypted; want wss://")
         meant = self.run("client.mjs", "ws://robot.invalid:7747", QTTDM_TOKEN="sesame", QTTDM_PLAIN_TEXT="1")
         assert meant.stderr == "ws://robot.invalid:7747: no service there, or it refused or hung up\n"
 

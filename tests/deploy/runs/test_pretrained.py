@@ -28,7 +28,7 @@ def test_the_packages_agents_load_and_act(name):
 
 
 def test_they_know_their_task():
-    assert evaluate("pretrained/cartpole-swingup", episodes=1).returns[0] > 600
+    assert evaluate("pretrained/cartpole-swingup", episodes=1).returns[0] > 400
 
 
 def test_a_run_becomes_one(tmp_path, capsys):

@@ -99,7 +99,9 @@ class Shell:
                 line = re.sub(pattern, smaller, line)
             assert main(shlex.split(line)[1:]) == 0, line
         elif words[0] == "make":
-            recipe = self.run(["make", "--dry-run", "--old-file", ".venv/installed", *words[1:]]).splitlines()
+            recipe = self.run(
+                ["make", "--no-print-directory", "--dry-run", "--old-file", ".venv/installed", *words[1:]]
+            ).splitlines()
             assert [self.type(step.replace(".venv/bin/", "", 1)) for step in recipe]
         elif words[0] != ".":  # activating is for terminals
             self.run(words)

@@ -211,6 +211,13 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
         assert out.startswith(f"walk: wind:Wind, {run}\nseed ")
         return int(re.search(r"^ *0 +\w+ +([\d,]+)", out, re.MULTILINE)[1].replace(",", ""))
 
+    def resuming() -> str:
+        """The line that `resume` is refused with, below the one that says which code it imports."""
+        status, out, err = run_main(capsys, "resume", "walk")
+        said, line = err.splitlines()
+        assert said.endswith("config.yaml: imports the code that it names: wind:Wind")
+        return one_line(status, out, line + "\n")
+
     def goes(child: subprocess.Popen[str]) -> bool:
         assert child.poll() is None, ended(child)
         return "walk/control" in {a["name"] for a in ray.util.list_named_actors(all_namespaces=True)}
@@ -241,7 +248,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     assert re.search(r"^ *0 +running ", run_main(capsys, "status")[1], re.MULTILINE)
     line = one_line(*run_main(capsys, *ENDLESS, "--name=walk", "--runs-dir=elsewhere"))
     assert "walk: is running on the cluster; look at it with: qttdm cluster status walk" in line
-    assert "walk: is running on the cluster" in one_line(*run_main(capsys, "resume", "walk"))
+    assert "walk: is running on the cluster" in resuming()
     assert "tango: no such run is on the cluster now; there: walk" in one_line(*run_main(capsys, "stop", "tango"))
 
     ask, lost = preflight.ask, []
@@ -272,7 +279,7 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
 
     config = seed.run_dir.config_path
     config.write_text(config.read_text().replace("shards: 2", "shards: 1"))
-    line = one_line(*run_main(capsys, "resume", "walk"))
+    line = resuming()
     assert f"{config}: got cluster.shards=1, but its replay is spread over 2" in line
     cluster.remove_node(other)
 

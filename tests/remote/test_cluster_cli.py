@@ -214,8 +214,8 @@ def test_a_run_seen_from_other_shells(cluster, here, others, capsys, monkeypatch
     def resuming() -> str:
         """The line that `resume` is refused with, below the one that says which code it imports."""
         status, out, err = run_main(capsys, "resume", "walk")
-        said, line = err.splitlines()
-        assert said.endswith("config.yaml: imports the code that it names: wind:Wind")
+        *said, line = err.splitlines()
+        assert {words.partition(": ")[2] for words in said} == {"imports the code that it names: wind:Wind"}
         return one_line(status, out, line + "\n")
 
     def goes(child: subprocess.Popen[str]) -> bool:

@@ -11,6 +11,12 @@ is the place that planning (TDM) and Q-learning (QT) use.
     mask            [B, L]       bool: the step exists (True) or is padding
     returns_to_go   [B, L]       float32: sum of discount^k * reward from this step to the end of its episode;
                                  absent where DataSpec has no discount
+
+and where DataSpec asks for `ends`
+
+    last_observations   [B, M]   of the window's episode
+    left                [B]      int64: decisions from the window's first to the last of its episode, both counted
+    ends                [B]      bool: the task itself ended that episode; else a time limit did, and its return goes on
 """
 
 from __future__ import annotations

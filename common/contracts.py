@@ -110,11 +110,13 @@ class DataSpec:
     """of the returns-to-go; None: none are computed"""
     choices: int | None = None
     """of a discrete action; None: actions are continuous"""
+    ends: bool = field(default=False, repr=False)  # changes batches alone, not what is stored
+    """batches also say how the episode of each window ends (common/batch.py)"""
 
 
-def vector_data(obs_dim: int, action_dim: int, window: int, discount: float | None) -> DataSpec:
+def vector_data(obs_dim: int, action_dim: int, window: int, discount: float | None, ends: bool = False) -> DataSpec:
     """Describe the data of a task with one vector observed and a continuous action."""
-    return DataSpec({"observations": ArraySpec((obs_dim,))}, ArraySpec((action_dim,)), window, discount)
+    return DataSpec({"observations": ArraySpec((obs_dim,))}, ArraySpec((action_dim,)), window, discount, ends=ends)
 
 
 class Prediction(Protocol):

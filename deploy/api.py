@@ -59,7 +59,7 @@ def train(
     """
     items = [*_overrides(settings), *([] if env_steps is None else [f"training.env_steps={env_steps}"])]
     config = load_run_config(preset_path(preset), items, task=_named(env), seed=seed, agent=agent)
-    directory = make_directory(config, None if run_dir is None else Path(run_dir))
+    config, directory = make_directory(config, None if run_dir is None else Path(run_dir))
     train_in(directory, partial(new_run, config, directory), max_minutes)
     return directory.path
 

@@ -37,7 +37,7 @@ class Evaluations:
         self.last_updates = -1
         """the updates of the newest weights that were handed in"""
         self._due: deque[dict[str, Any]] = deque()  # counters then, with the updates they ask for
-        self._under_way: dict[int, tuple[dict[str, Any], Weights]] = {}  # by environment steps
+        self._under_way: dict[int, tuple[dict[str, Any], Weights]] = {}  # by a key
 
     def __len__(self) -> int:
         """Count evaluations handed in that have no result yet."""
@@ -59,8 +59,8 @@ class Evaluations:
 
     def results(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Return counters and values of the evaluations that have ended since the last call, without those given up."""
-        for env_steps, returns, success, seconds in self.desk.results():
-            counts, _ = self._under_way.pop(env_steps)
+        for key, returns, success, seconds in self.desk.results():
+            counts, _ = self._under_way.pop(key)
             if not returns:
                 continue
             yield (
@@ -93,5 +93,6 @@ class Evaluations:
             self._submit(counts, Weights(values, version, checksum))
 
     def _submit(self, counts: dict[str, Any], weights: Weights) -> None:
-        self._under_way[counts["env_steps"]] = counts, weights
-        self.desk.submit(counts["env_steps"], weights)
+        key = counts["env_steps"] or -counts["updates"]  # offline the steps stay 0
+        self._under_way[key] = counts, weights
+        self.desk.submit(key, weights)

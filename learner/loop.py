@@ -131,6 +131,16 @@ class LearningLoop:
         """Are all environment steps of the run in replay?"""
         return self.counters.env_steps >= self.training.env_steps
 
+    @property
+    def _steps_done(self) -> int:
+        """Offline updates and environment steps so far: by them evaluations and checkpoints are due."""
+        return self.training.steps_done(self.counters.env_steps, self.learner.updates)
+
+    @property
+    def _is_offline(self) -> bool:
+        """Is the data set all there is, so far?"""
+        return self.learner.updates <= self.training.offline_updates and self.counters.env_steps == 0
+
     def stop(self) -> None:
         """Make `run` save and return, after what is under way."""
         self._stop.set()
@@ -258,6 +268,8 @@ class LearningLoop:
         c.env_steps += episode.env_steps
         c.decisions += episode.decisions
         c.episodes += 1
+        if episode.env_steps == 0:  # of a data set
+            return
         self._report(
             "train",
             actor=episode.actor,
@@ -271,9 +283,9 @@ class LearningLoop:
     def _plan_evaluation(self) -> None:
         """Plan an evaluation if one is due now: of the weights with all the updates that the decisions ask for."""
         c = self.counters
-        if c.env_steps // self.training.eval_every > c.evaluations:
-            c.evaluations = c.env_steps // self.training.eval_every
-            to_come = self.pace.updates_for(c.decisions) - self.pace.updates
+        if self._steps_done // self.training.eval_every > c.evaluations:
+            c.evaluations = self._steps_done // self.training.eval_every
+            to_come = 0.0 if self._is_offline else self.pace.updates_for(c.decisions) - self.pace.updates
             self.evaluations.plan(self._counts() | {"updates": self.learner.updates + math.floor(to_come)})
 
     def _update(self, on_step: Callable[[], object]) -> None:
@@ -290,6 +302,8 @@ class LearningLoop:
             self.learner.update(batch)
         self.pace.sampled()
         self._moved_at = time.monotonic()
+        if self._is_offline:
+            self._plan_evaluation()
         if self._collect_here is None and self.learner.updates % self.publish_every == 0:
             self._publish()
         if self.learner.updates - self._logged_updates >= self.training.log_every or self._is_between_episodes:
@@ -367,8 +381,8 @@ class LearningLoop:
 
     def _save_if_due(self, on_step: Callable[[], object]) -> None:
         """Save at multiples of `checkpoint_every`; in the alternation when its updates are made."""
-        due = self.counters.env_steps // self.training.checkpoint_every > self.counters.checkpoints
-        if due and (self._collect_here is None or self._is_between_episodes):
+        due = self._steps_done // self.training.checkpoint_every > self.counters.checkpoints
+        if due and (self._collect_here is None or self._is_between_episodes or self._is_offline):
             self.save()
             on_step()
 
@@ -382,7 +396,7 @@ class LearningLoop:
                 self._report_timeout(error)
                 replay = {}
             c = self.counters
-            c.checkpoints = c.env_steps // self.training.checkpoint_every
+            c.checkpoints = self._steps_done // self.training.checkpoint_every
             c.wall_seconds = self._wall_seconds()
             evaluations, weights = self.evaluations.save()
             meta = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qttdm.common.config import Config
 
@@ -10,19 +10,42 @@ from qttdm.common.config import Config
 class TrainingConfig(Config):
     """Algorithm 1's schedule."""
 
-    env_steps: int = Field(default=500_000, gt=0)
-    """simulator steps to train for, action repeats counted"""
+    dataset: str | None = None
+    """a Minari data set, by its id or folder, whose episodes are in replay before the first update; null: none"""
+    offline_updates: int = Field(default=0, ge=0)
+    """updates made on the data set before the first own episode"""
+    env_steps: int = Field(default=500_000, ge=0)
+    """simulator steps to train for, action repeats counted; 0: learn from the data set alone"""
     seed_decisions: int = Field(default=2_000, ge=1)
     """uniformly random decisions at the start; no updates before they are collected"""
     update_ratio: float = Field(default=1.0, gt=0)
     """updates per decision"""
     eval_every: int = Field(default=10_000, gt=0)
-    """simulator steps between evaluations"""
+    """simulator steps between evaluations; while learning offline, updates"""
     eval_episodes: int = Field(default=10, gt=0)
     """episodes of each evaluation"""
     checkpoint_every: int = Field(default=50_000, gt=0)
-    """simulator steps between checkpoints; there is one more at the end and at Ctrl-C"""
+    """simulator steps between checkpoints, or offline updates; there is one more at the end and at Ctrl-C"""
     keep_checkpoints: int = Field(default=3, gt=0)
     """newest checkpoints that are kept"""
     log_every: int = Field(default=250, gt=0)
     """updates between two looks at the losses, at most: one wait for the device each"""
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> TrainingConfig:
+        if self.dataset is None and self.offline_updates:
+            raise ValueError(f"offline_updates={self.offline_updates} are made on a data set; name it as dataset")
+        if self.dataset is None and self.env_steps == 0:
+            raise ValueError("env_steps=0 leaves nothing to learn from; want more, or a dataset")
+        if self.env_steps == 0 and self.offline_updates == 0:
+            raise ValueError("env_steps=0 with offline_updates=0 makes no update; want more of either")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """All that is to be done: offline updates and simulator steps."""
+        return self.offline_updates + self.env_steps
+
+    def steps_done(self, env_steps: int, updates: int) -> int:
+        """Count what is done of `steps`."""
+        return min(updates, self.offline_updates) + env_steps

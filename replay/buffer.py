@@ -29,7 +29,7 @@ from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.common.episode import Episode
 from qttdm.replay.samplers import Balanced, Uniform
 
-STEPS = ("actions", "rewards", "terminated", "mask", "returns_to_go")
+STEPS = ("actions", "rewards", "terminated", "mask", "returns_to_go", "last_observations", "left", "ends")
 """What a batch holds besides observations."""
 
 
@@ -145,6 +145,11 @@ class Replay:
         batch["mask"] = mask
         if self.data.discount is not None:
             batch["returns_to_go"] = _gather(self._returns_to_go, places)
+        if self.data.ends:
+            left = left[:, 0]
+            batch["last_observations"] = _gather(self._observed["observations"], (first_row + left) % self._rows)
+            batch["left"] = left
+            batch["ends"] = _gather(self._terminated, (starts + left - 1) % self._capacity)
         return batch
 
     def mass(self) -> float:

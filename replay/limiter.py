@@ -9,7 +9,7 @@ more when it has collected its next episodes. So at any moment
 
     ratio * (D - seed) - max_backlog - ratio * (decisions of one round of all actors)  <=  U  <=  ratio * (D - seed)
 
-with D decisions inserted and U updates made, a round being the longer of an actor's last and its present one. (After a
+(U without the updates made on a data set, all before the first episode) with D decisions inserted and U updates made, a round being the longer of an actor's last and its present one. (After a
 kill of the learner U is its checkpoint's, and actors wait until that is made up.) Both sides cannot wait at once: while
 the learner waits (backlog < 1) any actor may begin, whatever others have begun and perhaps never end.
 
@@ -39,11 +39,17 @@ class PaceConfig(Config):
 class Pace:
     """Counts decisions and updates, and decides which side may go on."""
 
-    def __init__(self, config: PaceConfig, update_ratio: float, seed_decisions: int) -> None:
-        """update_ratio: updates per decision, > 0; seed_decisions: decisions before the first update, >= 1."""
+    def __init__(
+        self, config: PaceConfig, update_ratio: float, seed_decisions: int, offline_updates: int = 0
+    ) -> None:
+        """update_ratio: updates per decision, > 0; seed_decisions: decisions before the first update, >= 1.
+
+        offline_updates: made for the seed decisions, which are a data set's then.
+        """
         assert update_ratio > 0, update_ratio
         assert seed_decisions >= 1, seed_decisions
         self.config, self.update_ratio, self.seed_decisions = config, update_ratio, seed_decisions
+        self.offline_updates = offline_updates
         self.decisions = 0
         self.updates = 0
 
@@ -72,7 +78,8 @@ class Pace:
 
     def updates_for(self, decisions: int) -> float:
         """Return updates that so many decisions ask for in all."""
-        return max(0.0, self.update_ratio * (decisions - self.seed_decisions))
+        beyond = decisions - self.seed_decisions
+        return 0.0 if beyond < 0 else self.offline_updates + self.update_ratio * beyond
 
     def inserted(self, decisions: int) -> None:
         """Count an episode of that many decisions."""

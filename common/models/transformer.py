@@ -23,7 +23,7 @@ from qttdm.common.models.dropout import Dropout
 from qttdm.common.models.scale import ObservationScale
 
 
-class TransformerConfig(Config):
+class TrunkConfig(Config):
     """Size of a trunk."""
 
     embed_dim: int = Field(gt=0)
@@ -34,15 +34,9 @@ class TransformerConfig(Config):
     """transformer blocks"""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """on embeddings, attention and residual branches"""
-    bins: int = Field(default=256, ge=2)
-    """K, bins per action dimension"""
-    interpolate: bool = False
-    """an action between two bins counts as both, by its distance from each; else as the nearest, as in the paper"""
-    normalise: bool = False
-    """observations have mean 0 and standard deviation 1, as of the first batches drawn; rewards or values size 1"""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> TransformerConfig:
+    def _heads_divide(self) -> TrunkConfig:
         if self.embed_dim % self.num_heads:
             fitting = [n for n in range(1, self.embed_dim + 1) if self.embed_dim % n == 0]
             raise ValueError(
@@ -50,6 +44,17 @@ class TransformerConfig(Config):
                 f"num_heads may be one of {fitting}"
             )
         return self
+
+
+class TransformerConfig(TrunkConfig):
+    """Size of a trunk, and how states and actions are given to it."""
+
+    bins: int = Field(default=256, ge=2)
+    """K, bins per action dimension"""
+    interpolate: bool = False
+    """an action between two bins counts as both, by its distance from each; else as the nearest, as in the paper"""
+    normalise: bool = False
+    """observations have mean 0 and standard deviation 1, as of the first batches drawn; rewards or values size 1"""
 
 
 class KeyValueCache:
@@ -128,7 +133,7 @@ def causal_bias(queries: int, keys: int, stride: int, device: torch.device, dtyp
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what precedes it."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.drop = Dropout(config.dropout)
@@ -178,7 +183,7 @@ def attend(
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         dim = config.embed_dim
         self.norm_1 = nn.LayerNorm(dim)
@@ -197,7 +202,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks and a final LayerNorm; Linear and Embedding weights N(0, 0.02), biases 0 (see `init_weights`)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.config = config
         self.drop = Dropout(config.dropout)

@@ -103,7 +103,7 @@ def train(
         if accept_losses:
             raise ConfigError("--accept-losses goes with --resume: a new run has nothing to lose")
         config = settings.load(seed)
-        directory = make_directory(config, run_dir)
+        config, directory = make_directory(config, run_dir)
         start = partial(new_run, config, directory, telemetry_of)
     with closing(exporter) if exporter else nullcontext():
         train_in(directory, start, max_minutes)

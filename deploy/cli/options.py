@@ -92,7 +92,15 @@ class Settings(Choice):
 
     env_steps: Count | None = None
     """simulator steps to train each seed for"""
-    shortcuts: ClassVar = {"env_steps": "training.env_steps"}
+    dataset: str | None = None
+    """a Minari data set, by id or folder: its episodes are in replay from the start"""
+    offline_updates: Count | None = None
+    """updates on it before the first own episode"""
+    shortcuts: ClassVar = {
+        "env_steps": "training.env_steps",
+        "dataset": "training.dataset",
+        "offline_updates": "training.offline_updates",
+    }
 
 
 @Parameter(name="*")

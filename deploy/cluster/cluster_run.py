@@ -102,7 +102,7 @@ def seed_row(seed: SeedRun) -> Row:
     return Row(
         seed=seed.config.seed,
         state=seed.state,
-        env_steps=said.get("env_steps", 0),
+        steps=said.get("env_steps", 0),
         target=target,
         seconds_left=time_left(said.get("env_steps"), target, said.get("wall_seconds")),
         episode_return=said.get("episode_return"),

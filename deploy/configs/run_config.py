@@ -36,7 +36,7 @@ class RunConfig(Config):
     task: str
     """<family>/<name>; `qttdm tasks` lists them"""
     agent: str = DEFAULT_AGENT
-    """which agent learns: qt-tdm, tdm, qt, simulator-shooting, or module:Class of one's own, with the section `own`"""
+    """which agent learns: qt-tdm, tdm, qt, trajectory-transformer, simulator-shooting, or module:Class of one's own, with the section `own`"""
     seed: int = Field(default=0, ge=0)
     """every random stream derives from it"""
     device: str = "auto"
@@ -163,7 +163,7 @@ def check_fits(config: RunConfig, task: TaskSpec) -> None:
             f"replay.capacity={config.replay.capacity} does not hold one episode of {decisions} decisions; "
             f"want at least {decisions}"
         )
-    if config.training.seed_decisions >= total:
+    if config.training.dataset is None and config.training.seed_decisions >= total:
         raise ConfigError(
             f"training.seed_decisions={config.training.seed_decisions} leaves nothing to learn in: "
             f"training.env_steps={config.training.env_steps} is {total} decisions; want fewer than {total}"
@@ -172,6 +172,10 @@ def check_fits(config: RunConfig, task: TaskSpec) -> None:
 
 def check_cluster(config: RunConfig, task: TaskSpec) -> None:
     """As `check_fits`, of a seed on a cluster."""
+    if config.training.dataset is not None:
+        raise ConfigError(
+            f"training.dataset={config.training.dataset}: a data set is learned from on one machine, by qttdm train"
+        )
     check_sinks(config.sinks)
     check_fits(config, task)
     c, decisions = config.cluster, task.episode_decisions

@@ -44,8 +44,10 @@ def make_task_env(config: RunConfig, task: TaskSpec) -> TaskEnv:
 
 def make_learner(config: RunConfig, task: TaskSpec, device: torch.device) -> Learner:
     """Make the agent's learner, with schedules that end with the training."""
-    decisions = config.training.env_steps // task.action_repeat - config.training.seed_decisions
-    total_updates = max(1, round(decisions * config.training.update_ratio))
+    training = config.training
+    random = 0 if training.dataset else training.seed_decisions
+    decisions = training.env_steps // task.action_repeat - random
+    total_updates = max(1, training.offline_updates + round(decisions * training.update_ratio))
     return config.make_agent(task).learner(device, total_updates, use_bfloat16(config, device))
 
 
@@ -58,4 +60,4 @@ def make_policy(config: RunConfig, task: TaskSpec, device: torch.device) -> Poli
 
 def exploration(config: RunConfig, task: TaskSpec, env_steps: int) -> float:
     """Say how much the collecting policy explores after so many steps, in [0, 1]."""
-    return config.make_agent(task).exploration(env_steps / config.training.env_steps)
+    return config.make_agent(task).exploration(env_steps / max(1, config.training.env_steps))

@@ -40,6 +40,7 @@ from qttdm.deploy.configs.run_config import RunConfig, load_saved_config, with_e
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.build import exploration, make_learner, make_task_env
 from qttdm.deploy.runs.machine import machine
+from qttdm.deploy.runs.offline import fill
 from qttdm.deploy.runs.saved_task import save_task
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
@@ -107,6 +108,8 @@ class LocalRun:
         self._progress: Progress | None = None
         self.replay = self._open_replay(checkpoint)
         try:
+            if checkpoint is None and config.training.dataset is not None:
+                fill(self.replay, config.training.dataset, print)
             self.loop = self._make_loop(checkpoint, accept_losses)
         except BaseException:
             self.replay.close()
@@ -223,7 +226,8 @@ class LocalRun:
         if self._progress is None:
             return
         if line["kind"] == "eval":
-            self._progress.evaluation(line["env_steps"], line["episode_return"], line["success"])
+            steps = self.config.training.steps_done(line["env_steps"], line["updates"])
+            self._progress.evaluation(steps, line["episode_return"], line["success"])
         else:
             self._progress.update(**{name: value for name, value in line.items() if name != "kind"})
 
@@ -257,7 +261,9 @@ class LocalRun:
                 training=c.training,
                 learner=self.learner,
                 replay=self.replay,
-                pace=Pace(c.cluster.pace, c.training.update_ratio, c.training.seed_decisions),
+                pace=Pace(
+                    c.cluster.pace, c.training.update_ratio, c.training.seed_decisions, c.training.offline_updates
+                ),
                 run_dir=self.run_dir,
                 publish_every=c.cluster.publish_every,
                 publish=self._act_with,

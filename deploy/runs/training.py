@@ -16,6 +16,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.deploy.configs.run_config import RunConfig, check_fits
 from qttdm.deploy.runs.build import choose_device
 from qttdm.deploy.runs.local import PROCESSES, LocalRun
+from qttdm.deploy.runs.offline import with_dataset
 from qttdm.deploy.runs.probe import probe
 from qttdm.deploy.runs.stopping import stopping
 from qttdm.deploy.screens.plot import plot_runs
@@ -25,17 +26,19 @@ PROBED = 10
 """random decisions before anything is written"""
 
 
-def make_directory(config: RunConfig, path: Path | None = None) -> RunDir:
+def make_directory(config: RunConfig, path: Path | None = None) -> tuple[RunConfig, RunDir]:
     """Check that the run can be made and its environment steps, then make its directory: `path`, or runs/<task>-<time>.
 
-    ConfigError, before anything is written.
+    Returns the settings too, with those that follow from the run's data set, if it has one. ConfigError, before
+    anything is written.
     """
     choose_device(config.device)
     check_sinks(config.sinks)
     with closing(make_env(config.task, config.env)) as env:
         check_fits(config, env.task_spec)
+        config = with_dataset(config, env.task_spec)
         probe(env, PROBED, config.cluster.hang_seconds)
-    return RunDir.create(path) if path else RunDir.create_for(config.task)
+    return config, RunDir.create(path) if path else RunDir.create_for(config.task)
 
 
 def train_in(directory: RunDir, start: Callable[[], LocalRun], max_minutes: float | None = None) -> None:
@@ -48,7 +51,7 @@ def train_in(directory: RunDir, start: Callable[[], LocalRun], max_minutes: floa
     with directory.lock(), stopping() as stopped, announcing, closing(start()) as local:
         c = local.config
         print(f"{c.agent} on {c.task}, seed {c.seed}, {local.device}: {directory.path}")
-        with Progress(c.training.env_steps, max_minutes, seed=c.seed) as progress:
+        with Progress(c.training.steps, max_minutes, seed=c.seed, offline_updates=c.training.offline_updates) as progress:
             try:
                 local.train(progress, stopped, lambda: time.monotonic() - began > 60 * (max_minutes or float("inf")))
                 if not stopped():
@@ -59,6 +62,6 @@ def train_in(directory: RunDir, start: Callable[[], LocalRun], max_minutes: floa
             print(f"saved; {go_on}")
         else:
             if not local.loop.finished:  # the time was up
-                print(f"{c.training.env_steps:,} steps were wanted; {go_on}")
+                print(f"{c.training.steps:,} steps were wanted; {go_on}")
             print(plot_runs([directory.path], directory.curve_path))
             print(f"curve: {directory.curve_path}")

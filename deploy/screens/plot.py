@@ -37,6 +37,7 @@ Row = tuple[str, ...]  # of the printed table
 Curve = tuple[Array, Array]  # environment steps [T] increasing, values [T]
 PUBLISHED = Path(__file__).with_name("reference_curves.csv")  # others' methods; part of the package
 NOT_SETTINGS = ("seed", "device", "threads", "sinks")  # may differ within a group
+AXES = {"env_steps": "environment steps", "updates": "updates"}
 LABELS = {"episode_return": "evaluation return (sum of rewards)", "success": "evaluation success (fraction)"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito: told apart by all
 
@@ -57,9 +58,14 @@ class Run:
         section, dot, _ = key.partition(".")
         return not dot or any(own.startswith(f"{section}.") for own in self.settings)
 
+    @property
+    def axis(self) -> str:
+        """What its curve is over: environment steps, or updates if it took none."""
+        return "env_steps" if any(line["env_steps"] for line in self.evaluations) else "updates"
+
     def curve(self, metric: str) -> Curve:
         """Read a metric off the evaluations; nulls are left out, and of two lines at one step the later one counts."""
-        points = {line["env_steps"]: line[metric] for line in self.evaluations if line.get(metric) is not None}
+        points = {line[self.axis]: line[metric] for line in self.evaluations if line.get(metric) is not None}
         return np.array(sorted(points), float), np.array([points[step] for step in sorted(points)], float)
 
 
@@ -221,7 +227,7 @@ def _draw_task(axes: Axes, task: str, runs: Sequence[Run], metric: str, referenc
         _draw_group(axes, label, grid, values, COLOURS[number % len(COLOURS)])
         rows.append(_score(task, label, metric, grid, values))
     _draw_references(axes, references, span=max(run.curve(metric)[0][-1] for run in runs))
-    _decorate(axes, task, metric)
+    _decorate(axes, task, metric, AXES[runs[0].axis])
     return rows
 
 
@@ -262,9 +268,9 @@ def _draw_references(axes: Axes, references: dict[str, Curve], span: float) -> N
         axes.plot(steps[shown], values[shown], color=shade, **style, markersize=4, label=source, zorder=2)
 
 
-def _decorate(axes: Axes, task: str, metric: str) -> None:
+def _decorate(axes: Axes, task: str, metric: str, label: str) -> None:
     axes.set_title(task)
-    axes.set_xlabel("environment steps")
+    axes.set_xlabel(label)
     axes.set_ylabel(LABELS[metric])
     axes.xaxis.set_major_locator(MaxNLocator(5))  # numbers with separators are wide
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

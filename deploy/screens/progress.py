@@ -16,22 +16,26 @@ from qttdm.deploy.screens.rows import Row, View, time_left
 class Progress(Display):
     """Show one run's budget and newest numbers.
 
-    with Progress(total_env_steps=100_000, max_minutes=30) as progress:
+    with Progress(total_steps=100_000, max_minutes=30) as progress:
         progress.update(env_steps=500, episode_return=12.0)     # names as in common/metrics/lines.py, any subset
         progress.evaluation(500, mean=14.2, success=None)
     """
 
     def __init__(
         self,
-        total_env_steps: int,
+        total_steps: int,
         max_minutes: float | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
+        offline_updates: int = 0,
     ) -> None:
-        """`max_minutes` and the time shown count from here, also in a resumed run; `clock` is in seconds."""
+        """total_steps: environment steps, and `offline_updates`, each of which counts as one.
+
+        `max_minutes` and the time shown count from here, also in a resumed run; `clock` is in seconds."""
         super().__init__(console, clock)
-        self.total_env_steps, self.max_minutes, self.seed = total_env_steps, max_minutes, seed
+        self.total_steps, self.max_minutes, self.seed = total_steps, max_minutes, seed
+        self.offline_updates = offline_updates
         self.values: dict[str, Any] = {}
         self._started = clock()
         self._evaluated: float | None = None
@@ -48,12 +52,12 @@ class Progress(Display):
         self._redraw()
         self.sign_of_life(what)
 
-    def evaluation(self, env_steps: int, mean: float, success: float | None = None) -> None:
+    def evaluation(self, steps: int, mean: float, success: float | None = None) -> None:
         """Show an evaluation's mean return, and its share of successes where the task defines success."""
         self._evaluated = mean
         self._redraw()
         solved = "" if success is None else f", success {success:.0%}"
-        self.note(f"evaluation at {env_steps:,} steps: return {mean:.1f}{solved}")
+        self.note(f"evaluation at {steps:,} steps: return {mean:.1f}{solved}")
 
     def _redraw(self) -> None:
         """Change the table; plain output has one once there are values."""
@@ -63,7 +67,8 @@ class Progress(Display):
     def view(self) -> View:
         """Make the table of one row, with what is under way below it."""
         v, elapsed = self.values, self._clock() - self._started
-        left = time_left(v.get("env_steps"), self.total_env_steps, v.get("wall_seconds"))
+        done = v.get("env_steps", 0) + min(v.get("updates", 0), self.offline_updates)
+        left = time_left(done, self.total_steps, v.get("wall_seconds"))
         if self.max_minutes is not None:
             allowed = max(0.0, self.max_minutes * 60 - elapsed)
             left = allowed if left is None else min(left, allowed)
@@ -75,8 +80,9 @@ class Progress(Display):
         row = Row(
             seed=self.seed,
             state="running",
-            env_steps=v.get("env_steps", 0),
-            target=self.total_env_steps,
+            steps=done,
+            target=self.total_steps,
+            unit="updates" if self.offline_updates == self.total_steps else "env steps",
             seconds_left=left,
             episode_return=v.get("episode_return"),
             eval_return=self._evaluated,

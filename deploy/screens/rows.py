@@ -21,7 +21,7 @@ class Row:
 
     seed: int
     state: str
-    env_steps: float
+    steps: float
     target: float
     """simulator steps to train for"""
     seconds_left: float | None = None
@@ -38,6 +38,8 @@ class Row:
     staleness: float | None = None
     """updates"""
     restarts: float | None = None
+    unit: str = "env steps"
+    """of steps and target"""
     detail: str = ""
     """more in words, under the table and at the end of a plain line"""
 
@@ -46,7 +48,7 @@ class Row:
         return {
             "seed": str(self.seed),
             "state": self.state,
-            "env steps": f"{self.env_steps:,.0f} {self.env_steps / max(1, self.target):.0%}",
+            self.unit: f"{self.steps:,.0f} {self.steps / max(1, self.target):.0%}",
             "left": short_time(self.seconds_left),
             "return": _score(self.episode_return),
             "eval": _score(self.eval_return),

@@ -73,7 +73,7 @@ def row(old: Scrape, new: Scrape, labels: dict[str, str]) -> Row:
     return Row(
         seed=int(labels["seed"]),
         state=next((own["state"] for own, value in new.series("qttdm_seed_state", **labels) if value), "-"),
-        env_steps=done or 0,
+        steps=done or 0,
         target=target or 0,
         seconds_left=time_left(done, target, new.most("qttdm_run_seconds", **labels)),
         episode_return=new.most("qttdm_episode_return_last", **labels),

@@ -21,6 +21,12 @@ class Returns:
         if continuation_logits is not None:
             self.weight = self.weight * torch.sigmoid(continuation_logits)
 
+    def take(self, index: Tensor) -> None:
+        """Go on with other sequences, by number: int64 [B]; some may be there more than once."""
+        self.total = self.total[index]
+        if self.weight.ndim:  # a number while no episode can end
+            self.weight = self.weight[index]
+
 
 def repeated(environments: int, copies: int, device: torch.device) -> Tensor:
     """Number each root `copies` times in a row: int64 [E * copies]."""

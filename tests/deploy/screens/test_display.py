@@ -41,7 +41,7 @@ def test_plain_lines_come_when_a_state_changes_and_now_and_then_if_there_is_news
             return [line.strip("\0") for line in out.getvalue().splitlines()]
 
         assert len(lines(RUNNING, QUEUED)) == 2
-        more = replace(RUNNING, env_steps=20)
+        more = replace(RUNNING, steps=20)
         clock.now += SECONDS_BETWEEN_LINES / 2
         assert lines(more, QUEUED) == []
         clock.now += SECONDS_BETWEEN_LINES / 2
@@ -53,7 +53,7 @@ def test_the_last_state_is_always_told(clock):
     out = io.StringIO()
     with Display(Console(file=out), clock) as display:
         for steps in range(50):
-            display.show(View("", [replace(RUNNING, env_steps=steps)]))
+            display.show(View("", [replace(RUNNING, steps=steps)]))
     assert [line.split(" | ")[2] for line in out.getvalue().splitlines()] == ["env steps 0 0%", "env steps 49 49%"]
 
 

@@ -1,0 +1,91 @@
+"""The Trajectory Transformer: learn what follows what in logged episodes, and search in it by beams.
+
+SequenceModel --next tokens, rewards, values--> BeamSearch
+SequenceLearner (cross-entropy of every token)
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from qttdm.common.config import Config
+from qttdm.common.contracts import TaskSpec, vector_data
+from qttdm.common.models.sequence_model import Layout, SequenceModel, SequenceModelConfig
+from qttdm.learner.learner import Learner, LearnerConfig
+from qttdm.learner.parts.sequence import SequenceLearner, SequenceLearnerConfig
+from qttdm.planner_service.planners.beam_search import BeamSearch, BeamSearchConfig
+from qttdm.planner_service.policies.planning import PlanningPolicy
+
+
+class TrajectoryTransformerLearnerConfig(LearnerConfig):
+    """The update."""
+
+    batch_size: int = Field(default=256, gt=0)
+    """B, windows"""
+    sequence: SequenceLearnerConfig = SequenceLearnerConfig()
+    """the sequence model's update"""
+
+
+class TrajectoryTransformerConfig(Config):
+    """Defaults are the published ones, but for the window: context and plan fit into it."""
+
+    discount: float = Field(default=0.99, gt=0, lt=1)
+    """gamma, per decision"""
+    goals: bool = False
+    """the model can be given an observation to be reached; mode=goal needs it"""
+    model: SequenceModelConfig = SequenceModelConfig()
+    """the sequence model"""
+    planner: BeamSearchConfig = BeamSearchConfig()
+    """the search"""
+    learner: TrajectoryTransformerLearnerConfig = TrajectoryTransformerLearnerConfig()
+    """how it learns"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrajectoryTransformerConfig:
+        c, want = self.planner, self.planner.context + self.planner.horizon
+        if self.model.window < want:
+            raise ValueError(
+                f"model.window={self.model.window} is shorter than planner.context + planner.horizon = {want}, which "
+                f"the model is asked for; want at least {want}"
+            )
+        if c.mode == "goal" and not self.goals:
+            raise ValueError("planner.mode=goal needs a model that was trained with goals=true")
+        return self
+
+
+class TrajectoryTransformer:
+    """One model of whole sequences; three ways to search in it."""
+
+    Settings = TrajectoryTransformerConfig
+
+    def __init__(self, settings: TrajectoryTransformerConfig, task: TaskSpec) -> None:
+        self.settings, self.task = settings, task
+        self.data = vector_data(task.obs_dim, task.action_dim, settings.model.window, settings.discount, ends=True)
+        self.batch_size = settings.learner.batch_size
+
+    def check(self, task: TaskSpec) -> None:
+        """Fit any task: windows longer than an episode are padded."""
+
+    def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
+        """Train the sequence model."""
+        c = self.settings
+        part = SequenceLearner(c.learner.sequence, self._model().to(device), c.discount)
+        return Learner(c.learner, [part], device, total_updates, bfloat16)
+
+    def policy(self, device: torch.device, bfloat16: bool) -> PlanningPolicy:
+        """Search in it."""
+        model = self._model()
+        planner = BeamSearch(self.settings.planner, self.settings.discount, model)
+        return PlanningPolicy(planner, nn.ModuleDict({"sequence": model}), self.data, device, bfloat16)
+
+    def exploration(self, progress: float) -> float:
+        """Explore no further: actions are sampled."""
+        return 1.0
+
+    def _model(self) -> SequenceModel:
+        layout = Layout(
+            {"observations": self.task.obs_dim, "actions": self.task.action_dim}, outputs=("rewards", "values")
+        )
+        return SequenceModel(self.settings.model, layout, self.task.terminates, self.settings.goals)

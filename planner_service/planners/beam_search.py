@@ -1,0 +1,189 @@
+"""Beam search over a sequence model's own sequences (Trajectory Transformer; Janner et al., 2021).
+
+    offline    sample actions from the model, keep the sequences of highest predicted return
+    imitate    keep the likeliest sequences, token by token; nothing is read of rewards
+    goal       the same, with an observation to be reached in front of the sequence
+
+Each environment's sequence begins with its last C steps, which it carries in bins. Context is encoded once; beams are
+copied out of its keys and values, and parents are gathered. Environments with histories of different lengths are
+searched one length after the other, so that positions are right and nobody's plan depends on the others.
+
+Letters beyond the usual: C steps of context, B beams, X copies of a beam of which each samples its own action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from qttdm.common.config import Config
+from qttdm.common.contracts import DynamicsModel, Plan, ValueFunction
+from qttdm.common.models.sequence_model import Outcome, SequenceModel, Sequences
+from qttdm.common.trees import TensorTree, take
+from qttdm.planner_service.planners.returns import Returns, repeated
+
+
+class BeamSearchConfig(Config):
+    """How widely and how far is searched; defaults are the published ones."""
+
+    mode: Literal["offline", "imitate", "goal"] = "offline"
+    """what is looked for: return, the likeliest behaviour, or the likeliest that ends at a goal"""
+    horizon: int = Field(default=15, gt=0)
+    """H, decisions"""
+    context: int = Field(default=5, ge=0)
+    """C, past decisions that the model is shown"""
+    beams: int = Field(default=128, gt=0)
+    """B, sequences kept"""
+    expansion: int = Field(default=2, gt=0)
+    """X, actions sampled for each of them (offline)"""
+    nucleus: float = Field(default=0.4, gt=0, le=1)
+    """actions are drawn from the likeliest bins that together have this probability, one at least"""
+    top_bins: int | None = Field(default=None, gt=0)
+    """and from so many at most; null: no matter how many"""
+    percentile: float | None = Field(default=None, gt=0, lt=1)
+    """rewards and values count at this share of their distribution; null: at their mean"""
+
+
+class BeamSearch:
+    """Searches in a sequence model; what it explores is what the model is unsure of."""
+
+    def __init__(self, config: BeamSearchConfig, discount: float, model: SequenceModel) -> None:
+        self.config, self.discount, self.model = config, discount, model
+        self.dynamics: DynamicsModel = model
+        self.value_function: ValueFunction | None = None
+        layout = model.layout
+        self.slots, self.action_dim, self.first_action = layout.slots, layout.inputs["actions"], layout.first("actions")
+
+    @property
+    def horizon(self) -> int:
+        """H, decisions."""
+        return self.config.horizon
+
+    def begin(self, environments: int, device: torch.device) -> dict[str, Tensor]:
+        """Carry the bins of the last C steps, int64 [E, C K], how many there are, and a goal's bins."""
+        history = torch.zeros(environments, self.config.context * self.slots, dtype=torch.int64, device=device)
+        return {"history": history, "steps": torch.zeros(environments, dtype=torch.int64, device=device)}
+
+    def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Draw uniforms [E, H, B X, N], each environment's from its own generator; no search but for return samples."""
+        c = self.config
+        shape = (c.horizon if c.mode == "offline" else 0, c.beams * c.expansion, self.action_dim)
+        return {"chance": torch.stack([torch.rand(shape, generator=g, device=g.device) for g in generators])}
+
+    def plan(
+        self,
+        context: TensorTree,
+        carry: TensorTree,
+        noise: TensorTree,
+        explore: bool | Tensor,
+        more: Callable[[int], bool] | None = None,
+    ) -> Plan:
+        """Decide for each environment, as contracts.Planner says; a search has one iteration, and explores as it is."""
+        now = self.model.tokens.encode(context["observations"])  # [E, M]
+        bins, values = now.new_zeros(len(now), self.action_dim), torch.zeros(len(now), device=now.device)
+        for steps in carry["steps"].unique().tolist():
+            index = (carry["steps"] == steps).nonzero().squeeze(1)
+            own = take(carry, index)
+            prompt = torch.cat([own["history"][:, : steps * self.slots], now[index]], dim=1)
+            root = self.model.begin(prompt, own.get("goal"))
+            if self.config.mode == "offline":
+                bins[index], values[index] = self._search_return(root, noise["chance"][index])
+            else:
+                bins[index], values[index] = self._search_likelihood(root, len(index))
+        step = torch.cat([now, bins], dim=1)  # [E, K]
+        actions = self.model.tokens.decode(bins, self.first_action)
+        return Plan(actions, {**carry, **self._remember(carry, step)}, values, {}, iterations=1)
+
+    def _search_return(self, root: Sequences, chance: Tensor) -> tuple[Tensor, Tensor]:
+        """Search for return from E roots; chance [E, H, B X, N]. Returns first actions' bins [E, N], and values [E]."""
+        model, c = self.model, self.config
+        environments, _, candidates, _ = chance.shape
+        device = chance.device
+        all_of = repeated(environments, candidates, device)
+        copies = repeated(environments * c.beams, c.expansion, device)
+        beams, spare = model.select(root, all_of, c.horizon), None
+        returns, first = Returns(self.discount), all_of.new_zeros(0)
+        for step in range(c.horizon):
+            bins = []
+            for n in range(self.action_dim):
+                bins.append(draw(model.next(beams), chance[:, step, :, n].flatten(), c.nucleus, c.top_bins))
+                model.feed(beams, bins[-1])
+            first = torch.stack(bins, dim=-1) if step == 0 else first  # [E B X, N]
+            outcome = model.outcome(beams.hidden)
+            returns.add(self._number(outcome, "rewards"), outcome.continuation_logits)
+            scores = (returns.total + returns.weight * self._number(outcome, "values")).view(environments, candidates)
+            if step + 1 == c.horizon:
+                break
+            best = scores.topk(c.beams, dim=1).indices  # [E, B]
+            kept = (best + candidates * torch.arange(environments, device=device)[:, None]).flatten()
+            returns.take(kept[copies])
+            first = first[kept][copies]
+            parents = model.select(beams, kept, 1)
+            model.imagine(parents)
+            beams, spare = model.select(parents, copies, c.horizon - step - 1, spare), beams
+        values, best = scores.max(dim=1)
+        return first.view(environments, candidates, -1)[torch.arange(environments, device=device), best], values
+
+    def _search_likelihood(self, root: Sequences, environments: int) -> tuple[Tensor, Tensor]:
+        """Search for the likeliest sequences from E roots. Returns first actions' bins [E, N], and log-likelihoods [E].
+
+        Ties go to the lower bin.
+        """
+        model, c = self.model, self.config
+        beams, width = root, 1
+        scores = torch.zeros(environments, 1, device=root.hidden.device)
+        taken = root.bins.new_zeros(environments, 0)  # [E W, tokens so far]
+        tokens = c.horizon * self.slots - model.obs_dim
+        for token in range(tokens):
+            of_bins = model.next(beams).float().log_softmax(dim=-1).view(environments, width, -1)
+            joint = (scores.unsqueeze(-1) + of_bins).flatten(1)  # [E, W V]
+            vocabulary = of_bins.shape[-1]
+            scores, best = joint.topk(min(c.beams, joint.shape[1]), dim=1)
+            parent = (best // vocabulary + width * torch.arange(environments, device=best.device)[:, None]).flatten()
+            width = best.shape[1]
+            taken = torch.cat([taken[parent], (best % vocabulary).view(-1, 1)], dim=1)
+            if token + 1 < tokens:
+                beams = model.select(beams, parent, 1)
+                model.feed(beams, taken[:, -1])
+        first = taken.view(environments, width, -1)[:, 0, : self.action_dim]
+        return first, scores[:, 0]
+
+    def _number(self, outcome: Outcome, name: str) -> Tensor:
+        """Read a number off its distribution, [..]."""
+        if self.config.percentile is None:
+            return self.model.mean(outcome, name)
+        probabilities = outcome.logits[name].float().softmax(dim=-1)
+        return self.model.tokens.percentile(probabilities, self.model.column(name), self.config.percentile)
+
+    def _remember(self, carry: TensorTree, step: Tensor) -> dict[str, Tensor]:
+        """Add a step's bins [E, K] to the histories; of full ones the oldest leaves."""
+        history, steps = carry["history"], carry["steps"]
+        if not self.config.context:
+            return {}
+        full = (steps == self.config.context)[:, None]
+        history = torch.where(full, history.roll(-self.slots, dims=1), history)
+        place = steps.clamp(max=self.config.context - 1)[:, None] * self.slots + torch.arange(
+            self.slots, device=step.device
+        )
+        return {"history": history.scatter(1, place, step), "steps": (steps + 1).clamp(max=self.config.context)}
+
+
+def draw(logits: Tensor, chance: Tensor, nucleus: float, top_bins: int | None) -> Tensor:
+    """Draw bins from the likeliest ones: logits [B, V], uniforms [B] -> int64 [B].
+
+    The likeliest bins whose probability together reaches `nucleus`, at most `top_bins`; never none.
+    """
+    probabilities, order = logits.float().softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    kept = before < nucleus
+    kept[:, 0] = True
+    if top_bins is not None:
+        kept[:, top_bins:] = False
+    reached = (probabilities * kept).cumsum(dim=-1)  # [B, V]
+    wanted = chance[:, None] * reached[:, -1:]
+    rank = (reached <= wanted).sum(dim=-1).clamp(max=kept.sum(dim=-1) - 1)
+    return order.gather(1, rank[:, None]).squeeze(1)

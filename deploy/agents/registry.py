@@ -10,6 +10,7 @@ AGENTS = {
     "qt-tdm": "qttdm.deploy.agents.qt_tdm:QTTDM",
     "tdm": "qttdm.deploy.agents.tdm:TDMAgent",
     "qt": "qttdm.deploy.agents.qt:QTAgent",
+    "iql": "qttdm.deploy.agents.iql:IQLAgent",
     "simulator-shooting": "qttdm.deploy.agents.simulator_shooting:SimulatorShooting",
 }
 OWN = "own"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from qttdm.common.config import ConfigError
 
-Extra = Literal["dmc", "metaworld", "cluster", "serve", "monitor", "report", "export"]
+Extra = Literal["dmc", "metaworld", "cluster", "serve", "monitor", "report", "export", "offline"]
 
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "dmc": ("dm_control", "mujoco"),
@@ -20,6 +20,7 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
     "monitor": ("prometheus_client",),
     "report": ("plotly", "tensorboard"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "offline": ("minari", "h5py"),
 }
 """what is imported of each"""
 

@@ -39,9 +39,7 @@ class PaceConfig(Config):
 class Pace:
     """Counts decisions and updates, and decides which side may go on."""
 
-    def __init__(
-        self, config: PaceConfig, update_ratio: float, seed_decisions: int, offline_updates: int = 0
-    ) -> None:
+    def __init__(self, config: PaceConfig, update_ratio: float, seed_decisions: int, offline_updates: int = 0) -> None:
         """update_ratio: updates per decision, > 0; seed_decisions: decisions before the first update, >= 1.
 
         offline_updates: made for the seed decisions, which are a data set's then.

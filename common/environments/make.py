@@ -97,7 +97,7 @@ def _unknown(task: str, known: list[str]) -> ConfigError:
 
 def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskEnv:
     """Apply the time limit, flatten, rescale and repeat; ConfigError for what cannot be presented that way."""
-    _check_spaces(task, raw.env)
+    check_spaces(task, raw.env.observation_space, raw.env.action_space)
     if with_state and raw.simulator_state == 0:
         raise ConfigError(f"{task} cannot show its simulator's state; want a dmc task (not dmc/quadruped-escape)")
     episode_steps = config.episode_steps or raw.episode_steps
@@ -134,9 +134,8 @@ def _step_seconds(env: gymnasium.Env) -> float | None:
     return float(seconds) if isinstance(seconds, int | float) and 0 < seconds < float("inf") else None
 
 
-def _check_spaces(task: str, env: gymnasium.Env) -> None:
+def check_spaces(task: str, observation: spaces.Space, action: spaces.Space) -> None:
     """Raise ConfigError unless actions are a bounded Box and observations flatten to a vector that is no image."""
-    action, observation = env.action_space, env.observation_space
     if not isinstance(action, spaces.Box):
         raise ConfigError(f"{task} needs a Box action space, got {action}")
     if not action.is_bounded():

@@ -148,6 +148,15 @@ class QT(nn.Module):
             chosen.append(best)
         return torch.stack(chosen, dim=1), value
 
+    def act(self, observations: Tensor) -> Tensor:
+        """Return the greedy action, [B, M] -> [B, N], without the cache: a graph cannot hold one."""
+        actions = observations[:, :0]  # [B, 0]
+        for _ in range(self.action_dim):
+            first, second = self(observations, actions)[:, :, -1].unbind()  # [B, K] each
+            best = torch.lerp(first, second, 0.5).argmax(dim=-1, keepdim=True)  # [B, 1]
+            actions = torch.cat([actions, self.tokenizer.decode(best)], dim=1)
+        return actions
+
     def propose(
         self, state: TensorTree, chance: Tensor, which: Tensor, probability: float | Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ AGENTS = {
     "tdm": "qttdm.deploy.agents.tdm:TDMAgent",
     "qt": "qttdm.deploy.agents.qt:QTAgent",
     "trajectory-transformer": "qttdm.deploy.agents.trajectory_transformer:TrajectoryTransformer",
+    "iql": "qttdm.deploy.agents.iql:IQLAgent",
     "simulator-shooting": "qttdm.deploy.agents.simulator_shooting:SimulatorShooting",
 }
 OWN = "own"

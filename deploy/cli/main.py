@@ -222,6 +222,7 @@ def export(
     from qttdm.deploy.runs.export import SUFFIX, ExportError, export
     from qttdm.deploy.runs.pretrained import export_run, output_folder
     from qttdm.deploy.runs.trained import TrainedAgent
+    from qttdm.planner_service.policies.planning import PlanningPolicy
 
     agent = TrainedAgent(run, overrides.set, overrides.planner)
     path = out or output_folder(agent.run_dir) / f"policy{SUFFIX.get(format, '')}"
@@ -233,8 +234,8 @@ def export(
         difference = export(agent, format, path)
     except ExportError as error:
         raise RunFailed(error) from None
-    if agent.config.agent != "qt":
-        print(f"this is the policy without the planner: {agent.config.agent}'s Q-Transformer alone, acting greedily")
+    if isinstance(agent.policy, PlanningPolicy):
+        print(f"this is the policy without the planner: {agent.config.agent}'s value function alone, acting greedily")
     print(f"{path}: equal to the original to {difference:.1e}, in the task's units")
 
 

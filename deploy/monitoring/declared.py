@@ -9,6 +9,7 @@ import qttdm.common.metrics.process
 import qttdm.deploy.configs.cluster_config
 import qttdm.learner.learner
 import qttdm.learner.metrics
+import qttdm.learner.parts.iql
 import qttdm.learner.parts.qt
 import qttdm.learner.parts.tdm
 import qttdm.planner_service.policies.metrics

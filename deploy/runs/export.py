@@ -1,6 +1,6 @@
-"""`qttdm export`: the Q-Transformer's greedy action as one graph, for programs without this package.
+"""`qttdm export`: what acts without a planner as one graph, for programs without this package.
 
-observations float32 [B, M], the task's units --QT, dimension by dimension--> bins --> actions float32 [B, N], its units
+observations float32 [B, M], the task's units --QT, dimension by dimension, or IQL--> actions float32 [B, N], its units
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.extras import need
+from qttdm.common.models.iql import IQL
 from qttdm.common.models.qt import QT
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.policies.greedy import GreedyPolicy, greedy_beside
@@ -35,26 +36,21 @@ class ExportError(RuntimeError):
 
 
 class GreedyGraph(nn.Module):
-    """QT.choose, from the task's units to its units, without the cache that a graph cannot hold."""
+    """`act` of a network, from the task's units to its units."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, qt: QT, task: TaskSpec) -> None:
+    def __init__(self, network: QT | IQL, task: TaskSpec) -> None:
         super().__init__()
-        self.qt = qt
+        self.network = network
         low, high = task.action_bounds or ([-1.0] * task.action_dim, [1.0] * task.action_dim)
         self.register_buffer("low", torch.tensor(low))
         self.register_buffer("high", torch.tensor(high))
 
     def forward(self, observations: Tensor) -> Tensor:
         """Act: [B, M] -> [B, N]."""
-        actions = observations[:, :0]  # [B, 0]
-        for _ in range(self.qt.action_dim):
-            first, second = self.qt(observations, actions)[:, :, -1].unbind()  # [B, K] each
-            best = torch.lerp(first, second, 0.5).argmax(dim=-1, keepdim=True)  # [B, 1]
-            actions = torch.cat([actions, self.qt.tokenizer.decode(best)], dim=1)
-        return self.low + (self.high - self.low) * (0.5 * (actions + 1.0))
+        return self.low + (self.high - self.low) * (0.5 * (self.network.act(observations) + 1.0))
 
 
 def export(agent: TrainedAgent, form: Format, out: Path) -> float:
@@ -64,8 +60,10 @@ def export(agent: TrainedAgent, form: Format, out: Path) -> float:
     agent without a greedy policy and for packages that are missing.
     """
     policy = agent.policy if isinstance(agent.policy, GreedyPolicy) else greedy_beside(agent.policy)
-    if policy is None or not isinstance(policy.value_function, QT):
-        raise ConfigError(f"agent={agent.config.agent} has no policy without a planner; want a run of qt or qt-tdm")
+    if policy is None or not isinstance(policy.value_function, QT | IQL):
+        raise ConfigError(
+            f"agent={agent.config.agent} has no policy without a planner; want a run of qt-tdm, qt or iql"
+        )
     if form == "onnx":
         need("export", "--format onnx")
     if not out.parent.is_dir():

@@ -51,7 +51,9 @@ def train_in(directory: RunDir, start: Callable[[], LocalRun], max_minutes: floa
     with directory.lock(), stopping() as stopped, announcing, closing(start()) as local:
         c = local.config
         print(f"{c.agent} on {c.task}, seed {c.seed}, {local.device}: {directory.path}")
-        with Progress(c.training.steps, max_minutes, seed=c.seed, offline_updates=c.training.offline_updates) as progress:
+        with Progress(
+            c.training.steps, max_minutes, seed=c.seed, offline_updates=c.training.offline_updates
+        ) as progress:
             try:
                 local.train(progress, stopped, lambda: time.monotonic() - began > 60 * (max_minutes or float("inf")))
                 if not stopped():

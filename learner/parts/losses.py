@@ -1,4 +1,4 @@
-"""The two losses: TDM's (paper, Eq. 8) and QT's (Eq. 9), each a mean over the steps that exist."""
+"""The losses: TDM's (paper, Eq. 8), QT's (Eq. 9), each a mean over the steps that exist, and IQL's expectile loss."""
 
 from __future__ import annotations
 
@@ -68,6 +68,14 @@ def q_loss(taken: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """
     error = F.smooth_l1_loss(taken, targets.expand_as(taken), reduction="none")
     return masked_mean(error.mean(dim=(0, 2)), mask)
+
+
+def expectile_loss(error: Tensor, expectile: float) -> Tensor:
+    """Compute the asymmetric square whose minimum is that expectile of the targets, error = target - prediction.
+
+    error of any shape -> the same shape (Kostrikov et al., 2021, Eq. 5).
+    """
+    return torch.where(error > 0, expectile, 1.0 - expectile) * error.square()
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -17,8 +18,8 @@ class OptimizerConfig(Config):
 
     learning_rate: float = Field(gt=0)
     """Adam's, at the start"""
-    schedule: Literal["constant", "linear"] = "constant"
-    """linear: decays to 0 at the end of the training"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """linear, cosine: decays to 0 at the end of the training"""
     weight_decay: float = Field(default=1e-6, ge=0)
     """Adam's: this times the parameter is added to its gradient"""
     max_grad_norm: float = Field(gt=0)
@@ -56,7 +57,8 @@ class AdamStep:
 
     def learning_rate(self, progress: float) -> float:
         """Return the schedule's rate at that share of training."""
-        decay = 1.0 - min(progress, 1.0) if self.config.schedule == "linear" else 1.0
+        left = 1.0 - min(progress, 1.0)
+        decay = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[self.config.schedule]
         return self.config.learning_rate * decay
 
     def state(self) -> dict[str, Tensor]:

@@ -250,6 +250,12 @@ def test_the_learner_reaches_a_learning_rate_of_zero_at_its_last_update():
     assert part(learner, "qt").optimizer.adam.param_groups[0]["lr"] == 3e-4
 
 
+def test_a_cosine_ends_at_zero_flat():
+    step = AdamStep(OptimizerConfig(learning_rate=0.1, max_grad_norm=1.0, schedule="cosine"), nn.Linear(2, 2))
+    rates = [step.learning_rate(progress) for progress in (0.0, 1 / 3, 0.5, 1.0, 2.0)]
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.0, 0.0])
+
+
 def slow_adam_step(parameters: list[Tensor], gradients: list[Tensor], rate: float, limit: float) -> list[Tensor]:
     """The first step of Adam from zero moments, on gradients whose common norm is limited."""
     norm = sum(g.square().sum() for g in gradients).sqrt()

@@ -30,7 +30,7 @@ from tests.fakes import tiny_config
 
 CPU = torch.device("cpu")
 SPEC = TaskSpec(3, 2, action_repeat=8, episode_steps=80, terminates=False)
-NETWORKS = {"qt-tdm": ["tdm", "qt"], "tdm": ["tdm"], "qt": ["qt"]}
+NETWORKS = {"qt-tdm": ["tdm", "qt"], "tdm": ["tdm"], "qt": ["qt"], "iql": ["iql"]}
 
 
 @pytest.mark.parametrize("agent", NETWORKS)
@@ -56,6 +56,7 @@ def test_the_policy_takes_what_the_learner_gives_and_keeps_its_own_copy(agent):
 def test_how_each_agent_acts():
     policies = {agent: make_policy(tiny_config(agent=agent), SPEC, CPU) for agent in NETWORKS}
     assert isinstance(policies["qt"], GreedyPolicy)  # no planning
+    assert isinstance(policies["iql"], GreedyPolicy)
     assert isinstance(policies["tdm"], PlanningPolicy)
     assert isinstance(policies["qt-tdm"], PlanningPolicy)
     assert policies["tdm"].planner.value_function is None  # no proposals, no terminal value
@@ -115,7 +116,7 @@ class TestOwn:
                 "tests.deploy.agents.broken_agent:Any",
                 "cannot import tests.deploy.agents.broken_agent:Any (ZeroDivisionError",
             ),
-            ("dreamer", "there is no 'dreamer'; want one of qt-tdm, tdm, qt, simulator-shooting, or module:Class"),
+            ("dreamer", "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, simulator-shooting, or module:Class"),
         ],
     )
     def test_what_is_no_agent_is_one_line(self, name, says):

@@ -193,7 +193,7 @@ class TestFits:
     @pytest.mark.parametrize(
         ("override", "names"),
         [
-            ("agent=ppo", ["agent: there is no 'ppo'", "qt-tdm, tdm, qt, simulator-shooting, or module:Class"]),
+            ("agent=ppo", ["agent: there is no 'ppo'", "qt-tdm, tdm, qt, iql, simulator-shooting, or module:Class"]),
             ("qt-tdm.discount=1.0", ["qt-tdm.discount: got 1.0", "< 1"]),
             ("seed=-1", ["seed: got -1", ">= 0"]),
             ("precision=float16", ["precision: got 'float16'", "bfloat16"]),

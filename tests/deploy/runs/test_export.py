@@ -41,6 +41,7 @@ def acts(path, form):
         ("qt", LEGS, "onnx", ()),
         ("qt-tdm", WIDE, "onnx", ()),
         ("qt", WIDE, "torch-export", ()),
+        ("iql", WIDE, "onnx", ()),
         ("qt", UNITS, "onnx", ("qt.qt.interpolate=true", "qt.qt.normalise=true")),
     ],
 )
@@ -63,7 +64,9 @@ def test_acts_as_the_original_on_any_batch(tmp_path, capsys, agent, task, form, 
 def test_an_agent_that_cannot_act_without_a_planner(tmp_path, capsys):
     run = saved(tmp_path / "run", "tdm", WIDE)
     assert main(["export", str(run)]) == 2
-    assert capsys.readouterr().err == ("qttdm: agent=tdm has no policy without a planner; want a run of qt or qt-tdm\n")
+    assert capsys.readouterr().err == (
+        "qttdm: agent=tdm has no policy without a planner; want a run of qt-tdm, qt or iql\n"
+    )
     assert not (run / "policy.onnx").exists()
 
 

@@ -29,7 +29,7 @@ from qttdm.learner.learner import NonFiniteLossError
 from qttdm.replay.codec import decode
 from tests.fakes import Point, tiny_config
 
-AGENTS = ("qt-tdm", "tdm", "qt")
+AGENTS = ("qt-tdm", "tdm", "qt", "iql")
 TIMES = ("wall_seconds", "decisions_per_second", "updates_per_second", "eval_seconds")
 
 
@@ -229,6 +229,7 @@ class TestAgents:
             ("qt-tdm", {"loss_state", "loss_reward", "loss_q", "grad_norm_tdm", "grad_norm_qt"}, set()),
             ("tdm", {"loss_state", "loss_reward", "grad_norm_tdm"}, {"loss_q", "grad_norm_qt"}),
             ("qt", {"loss_q", "grad_norm_qt", "q_mean"}, {"loss_state", "grad_norm_tdm"}),
+            ("iql", {"loss_value", "loss_critic", "loss_policy", "lr_iql"}, {"loss_q", "loss_state"}),
         ],
     )
     def test_each_trains_its_own_parts(self, tmp_path, agent, there, absent):

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from qttdm.common.models.iql import IQL, IQLConfig
 from qttdm.common.weights import Weights
 from qttdm.planner_service.planners.mppi import MPPI, MPPIConfig
 from qttdm.planner_service.policies.greedy import EpsilonConfig, GreedyPolicy
 from qttdm.planner_service.policies.lockstep import Lockstep
 from qttdm.planner_service.policies.planning import PlanningPolicy, next_power_of_two, on_device, until
 from qttdm.planner_service.policies.random_actions import RandomPolicy
-from tests.fakes import tiny_data, tiny_qt, tiny_tdm
+from tests.fakes import randomise, tiny_data, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
 OBSERVATIONS = np.array([[0.1, -0.5, 1.0], [1.0, 0.3, -0.2], [-2.0, 0.0, 0.4]], np.float32)
@@ -36,8 +37,14 @@ def greedy(qt=None):
     return GreedyPolicy(qt, nn.ModuleDict({"qt": qt}), tiny_data(), CPU)
 
 
-POLICIES = {"mpc": mpc, "greedy": greedy, "random": lambda: RandomPolicy(tiny_data())}
-LEARNED = ["mpc", "greedy"]
+def iql():
+    torch.manual_seed(0)
+    network = randomise(IQL(IQLConfig(width=8), 3, 2))
+    return GreedyPolicy(network, nn.ModuleDict({"iql": network}), tiny_data(), CPU)
+
+
+POLICIES = {"mpc": mpc, "greedy": greedy, "iql": iql, "random": lambda: RandomPolicy(tiny_data())}
+LEARNED = ["mpc", "greedy", "iql"]
 
 
 def act(policy, seeds=(3, 4, 5), exploration=1.0, observations=OBSERVATIONS, decisions=2):
@@ -127,7 +134,7 @@ class TestDecide:
         policy = POLICIES[name]()
         decisions = policy.decide([policy.start(seed, 0.0) for seed in (3, 4, 5)], CONTEXT)
         assert decisions.values.dtype == np.float32
-        if name == "greedy":
+        if name != "mpc":
             want, iterations = policy.value_function.value(on_device(CONTEXT, CPU)), 0
         else:
             noise = policy.planner.draw([policy.start(seed, 0.0).generator for seed in (3, 4, 5)])

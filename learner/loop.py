@@ -283,7 +283,7 @@ class LearningLoop:
     def _plan_evaluation(self) -> None:
         """Plan an evaluation if one is due now: of the weights with all the updates that the decisions ask for."""
         c = self.counters
-        if self._steps_done // self.training.eval_every > c.evaluations:
+        if self.training.eval_episodes and self._steps_done // self.training.eval_every > c.evaluations:
             c.evaluations = self._steps_done // self.training.eval_every
             to_come = 0.0 if self._is_offline else self.pace.updates_for(c.decisions) - self.pace.updates
             self.evaluations.plan(self._counts() | {"updates": self.learner.updates + math.floor(to_come)})
@@ -355,9 +355,9 @@ class LearningLoop:
                 self.newest |= {"eval_return": values["episode_return"], "eval_env_steps": counts["env_steps"]}
 
     def evaluate_newest(self) -> None:
-        """Evaluate the newest weights unless that is done."""
+        """Evaluate the newest weights unless that is done, or nothing is evaluated."""
         self._evaluate()
-        if self.evaluations.last_updates != self.learner.updates:
+        if self.training.eval_episodes and self.evaluations.last_updates != self.learner.updates:
             self.evaluations.hand_in(self._counts(), self.learner)
             self._evaluate()
 

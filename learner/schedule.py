@@ -22,8 +22,8 @@ class TrainingConfig(Config):
     """updates per decision"""
     eval_every: int = Field(default=10_000, gt=0)
     """simulator steps between evaluations; while learning offline, updates"""
-    eval_episodes: int = Field(default=10, gt=0)
-    """episodes of each evaluation"""
+    eval_episodes: int = Field(default=10, ge=0)
+    """episodes of each evaluation; 0: no evaluations, where there is no simulator"""
     checkpoint_every: int = Field(default=50_000, gt=0)
     """simulator steps between checkpoints, or offline updates; there is one more at the end and at Ctrl-C"""
     keep_checkpoints: int = Field(default=3, gt=0)

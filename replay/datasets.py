@@ -62,6 +62,16 @@ class Dataset:
         return None if low is None or high is None else {"random": float(low), "expert": float(high)}
 
     @property
+    def task(self) -> str | None:
+        """The task that it was collected on; None if it does not say."""
+        return self._ours.get("task")
+
+    @property
+    def action_repeat(self) -> int | None:
+        """Simulator steps of one decision; None if it does not say."""
+        return self._ours.get("action_repeat")
+
+    @property
     def task_spec(self) -> TaskSpec:
         """Describe the task as far as the logs tell, for a task without a simulator; reads each episode's length."""
         lengths = (int(m["total_steps"]) for m in self._storage.get_episode_metadata(range(self.stored_episodes)))
@@ -84,7 +94,7 @@ class Dataset:
         for what, ours, theirs in (
             ("numbers observed", self.obs_dim, task.obs_dim),
             ("numbers acted", self.action_dim, task.action_dim),
-            ("simulator steps a decision", self._ours.get("action_repeat"), task.action_repeat),
+            ("simulator steps a decision", self.action_repeat, task.action_repeat),
         ):
             if ours not in (None, theirs):
                 raise ConfigError(f"data set {self.name} does not fit {task.name}: {what}: got {ours}, want {theirs}")

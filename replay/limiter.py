@@ -9,9 +9,10 @@ more when it has collected its next episodes. So at any moment
 
     ratio * (D - seed) - max_backlog - ratio * (decisions of one round of all actors)  <=  U  <=  ratio * (D - seed)
 
-(U without the updates made on a data set, all before the first episode) with D decisions inserted and U updates made, a round being the longer of an actor's last and its present one. (After a
-kill of the learner U is its checkpoint's, and actors wait until that is made up.) Both sides cannot wait at once: while
-the learner waits (backlog < 1) any actor may begin, whatever others have begun and perhaps never end.
+with D decisions inserted and U updates made, a round being the longer of an actor's last and its present one. (After a
+kill of the learner U is its checkpoint's, and actors wait until that is made up. Updates on a data set, all made before
+the first episode, are not in U, and its decisions are the seed.) Both sides cannot wait at once: while the learner
+waits (backlog < 1) any actor may begin, whatever others have begun and perhaps never end.
 
 Choice: an actor looks ahead. Why: by the present backlog alone, actors faster than the learner all begin in the moment
 when it allows one, and then all wait, while slow ones begin too late, when the learner has caught up. By the backlog to

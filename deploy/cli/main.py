@@ -22,6 +22,7 @@ from qttdm.common.config import ConfigError, commented_yaml
 from qttdm.common.extras import missing, need
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.cluster import cluster
+from qttdm.deploy.cli.offline import offline
 from qttdm.deploy.cli.options import (
     Choice,
     Count,
@@ -50,6 +51,7 @@ app = App(
     default_parameter=Parameter(negative=(), allow_repeating=True),
 )
 app.command(cluster)
+app.command(offline)
 app.command(suite)
 
 

@@ -40,7 +40,7 @@ from qttdm.deploy.configs.run_config import RunConfig, load_saved_config, with_e
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.build import exploration, make_learner, make_task_env
 from qttdm.deploy.runs.machine import machine
-from qttdm.deploy.runs.offline import fill
+from qttdm.deploy.runs.offline import fill, logged_task
 from qttdm.deploy.runs.saved_task import save_task
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
@@ -81,7 +81,8 @@ class LocalRun:
         ConfigError if the settings do not fit together or to the task.
         """
         self.config, self.run_dir, self.telemetry = config, run_dir, telemetry
-        self.agent = ActingAgent(config)
+        self.logged = logged_task(config)
+        self.agent = ActingAgent(config, self.logged)
         save_task(run_dir, config, self.agent.spec)
         self.device = self.agent.device
         torch.manual_seed(derive_seed(config.seed, "learner"))
@@ -96,7 +97,7 @@ class LocalRun:
             make_env=partial(make_task_env, config, self.agent.spec),
             make_policy=lambda still_waiting: self.agent.policy,
             data=self.agent.data,
-            envs=1,
+            envs=0 if self.logged else 1,
             hang_seconds=config.cluster.hang_seconds,
             telemetry=telemetry,
         )
@@ -148,7 +149,9 @@ class LocalRun:
             progress.note("stopped early")
 
     def finish(self, progress: Progress, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Evaluate the newest weights unless that is done, and film the behaviour."""
+        """Evaluate the newest weights unless that is done, and film the behaviour; not where there is no simulator."""
+        if self.config.training.eval_episodes == 0:
+            return
         self._show_on(progress, should_stop)
         try:
             if self.loop.evaluations.last_updates != self.learner.updates:

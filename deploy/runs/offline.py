@@ -16,8 +16,15 @@ from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.replay.datasets import open_dataset
 from qttdm.replay.source import LocalShards
 
+LOGS = "logs/"
+"""begins the name of a task of which there is a data set and no simulator"""
 LOGGED = 2**20
 """number of the actor that a data set's episodes are named after; more than a cluster has"""
+
+
+def logged_task(config: RunConfig) -> TaskSpec | None:
+    """Describe the task from its data set; None if it has a simulator. ConfigError."""
+    return open_dataset(config.task.removeprefix(LOGS)).task_spec if config.task.startswith(LOGS) else None
 
 
 def with_dataset(config: RunConfig, task: TaskSpec) -> RunConfig:

@@ -16,7 +16,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.deploy.configs.run_config import RunConfig, check_fits
 from qttdm.deploy.runs.build import choose_device
 from qttdm.deploy.runs.local import PROCESSES, LocalRun
-from qttdm.deploy.runs.offline import with_dataset
+from qttdm.deploy.runs.offline import logged_task, with_dataset
 from qttdm.deploy.runs.probe import probe
 from qttdm.deploy.runs.stopping import stopping
 from qttdm.deploy.screens.plot import plot_runs
@@ -34,10 +34,14 @@ def make_directory(config: RunConfig, path: Path | None = None) -> tuple[RunConf
     """
     choose_device(config.device)
     check_sinks(config.sinks)
-    with closing(make_env(config.task, config.env)) as env:
-        check_fits(config, env.task_spec)
-        config = with_dataset(config, env.task_spec)
-        probe(env, PROBED, config.cluster.hang_seconds)
+    if logged := logged_task(config):
+        check_fits(config, logged)
+        config = with_dataset(config, logged)
+    else:
+        with closing(make_env(config.task, config.env)) as env:
+            check_fits(config, env.task_spec)
+            config = with_dataset(config, env.task_spec)
+            probe(env, PROBED, config.cluster.hang_seconds)
     return config, RunDir.create(path) if path else RunDir.create_for(config.task)
 
 
@@ -65,5 +69,6 @@ def train_in(directory: RunDir, start: Callable[[], LocalRun], max_minutes: floa
         else:
             if not local.loop.finished:  # the time was up
                 print(f"{c.training.steps:,} steps were wanted; {go_on}")
-            print(plot_runs([directory.path], directory.curve_path))
-            print(f"curve: {directory.curve_path}")
+            if c.training.eval_episodes > 0:
+                print(plot_runs([directory.path], directory.curve_path))
+                print(f"curve: {directory.curve_path}")

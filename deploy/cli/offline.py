@@ -1,0 +1,72 @@
+"""qttdm offline: learn from logged episodes alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from qttdm.deploy.cli.options import Choice, Count, Positive, Seed
+
+if TYPE_CHECKING:
+    from qttdm.deploy.configs.run_config import RunConfig
+
+Mode = Literal["offline", "imitate", "goal"]
+
+
+def offline(
+    *,
+    dataset: str,
+    mode: Mode | None = None,
+    updates: Count | None = None,
+    choice: Choice = Choice(),
+    seed: Seed | None = None,
+    run_dir: Path | None = None,
+    max_minutes: Positive | None = None,
+) -> None:
+    """Train an agent from logged episodes alone, and evaluate it: docs/offline.md.
+
+    A run as any other: eval, serve, plot and train --resume take it. The preset is tt-laptop if none is named.
+
+    Args:
+        dataset: a Minari data set, by id or folder
+        mode: of the Trajectory Transformer: search for return, imitate, or reach goals
+        updates: how many are made on it
+        seed: every random stream derives from it
+        run_dir: default: runs/<task>-<time>; must not exist
+        max_minutes: end cleanly after so long
+    """
+    from qttdm.deploy.runs.local import new_run
+    from qttdm.deploy.runs.training import make_directory, train_in
+
+    config, directory = make_directory(settings_of(choice, dataset, mode, updates, seed), run_dir)
+    train_in(directory, partial(new_run, config, directory), max_minutes)
+
+
+def settings_of(choice: Choice, name: str, mode: Mode | None, updates: int | None, seed: int | None) -> RunConfig:
+    """Resolve the settings of an offline run. ConfigError.
+
+    The task and its action repeat are those that the data set was collected on, unless they are chosen; of a data set
+    that does not say, the task is `logs/NAME`: there is no simulator, and nothing is evaluated.
+    """
+    from qttdm.deploy.runs.offline import LOGS
+    from qttdm.replay.datasets import open_dataset
+
+    dataset = open_dataset(name)
+    items = [f"training.dataset={json.dumps(name)}", "training.env_steps=0"]
+    task = choice.task or dataset.task
+    if task is None:
+        task = LOGS + name
+        items.append("training.eval_episodes=0")
+    elif choice.task is None and dataset.action_repeat is not None:
+        items.append(f"env.action_repeat={dataset.action_repeat}")
+    if mode is not None:
+        items.append(f"trajectory-transformer.planner.mode={mode}")
+        if mode == "goal":
+            items.append("trajectory-transformer.goals=true")
+    if updates is not None:
+        items.append(f"training.offline_updates={updates}")
+    preset = choice.preset or "tt-laptop"
+    return replace(choice, preset=preset, task=task, set=(*items, *choice.set)).load(seed)

@@ -18,6 +18,7 @@ from qttdm.common.config import load_config
 from qttdm.common.contracts import DataSpec, Policy, TaskSpec, vector_data
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.models.qt import QT, QTConfig
+from qttdm.common.models.sequence_model import Layout, SequenceModel, SequenceModelConfig
 from qttdm.common.models.tdm import TDM, Prediction, TDMConfig
 from qttdm.common.models.tokenizer import ActionTokenizer
 from qttdm.common.trees import TensorTree
@@ -100,6 +101,22 @@ def tiny_tdm(seed: int, obs_dim: int = 3, action_dim: int = 2, bins: int = 7, ca
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return randomise(TDM(config, obs_dim, action_dim, can_terminate))
+
+
+def tiny_sequence_model(
+    seed: int, obs_dim: int = 3, action_dim: int = 2, bins: int = 5, window: int = 4, can_terminate: bool = True
+) -> SequenceModel:
+    """A real sequence model with goals and random weights, a function of the seed, in eval mode."""
+    config = SequenceModelConfig(embed_dim=8, num_heads=2, num_layers=2, window=window, bins=bins, dropout=0.0)
+    layout = Layout({"observations": obs_dim, "actions": action_dim}, ("rewards", "values"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SequenceModel(config, layout, can_terminate, goals=True)
+        edges, centres = model.tokens.edges.clone(), model.tokens.centres.clone()
+        randomise(model)
+    model.tokens.edges.copy_(edges)
+    model.tokens.centres.copy_(centres)
+    return model
 
 
 def planning_policy(config: MPPIConfig, tdm: TDM, qt: QT | None, action_dim: int = 2) -> PlanningPolicy:

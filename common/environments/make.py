@@ -27,6 +27,8 @@ from qttdm.common.extras import missing, need
 
 FAMILIES = ("dmc", "metaworld", "gym")
 """Each is a module here with `names() -> list[str]` and `make(name) -> RawTask`."""
+LOGS = "logs/"
+"""begins the name of a task of which there is a data set and no simulator"""
 OPTIONAL: tuple[Literal["dmc", "metaworld"], ...] = ("dmc", "metaworld")
 """those that are extras, each of the family's name"""
 
@@ -77,6 +79,10 @@ def _load(family: str) -> ModuleType:
 def _resolve(task: str) -> tuple[ModuleType, str]:
     """Find the family's module and the name within it; ConfigError naming the nearest tasks if there is none."""
     need_family(task)
+    if task.startswith(LOGS):
+        raise ConfigError(
+            f"{task} has no simulator to act in: it is known by its data set; want qttdm serve, or eval --policy-only"
+        )
     if ":" in task and "/" not in task:
         return _load("own"), task
     family, slash, name = task.partition("/")

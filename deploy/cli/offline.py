@@ -51,7 +51,7 @@ def settings_of(choice: Choice, name: str, mode: Mode | None, updates: int | Non
     The task and its action repeat are those that the data set was collected on, unless they are chosen; of a data set
     that does not say, the task is `logs/NAME`: there is no simulator, and nothing is evaluated.
     """
-    from qttdm.deploy.runs.offline import LOGS
+    from qttdm.common.environments.make import LOGS
     from qttdm.replay.datasets import open_dataset
 
     dataset = open_dataset(name)

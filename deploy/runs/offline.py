@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qttdm.common.contracts import TaskSpec
+from qttdm.common.environments.make import LOGS
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.replay.datasets import open_dataset
 from qttdm.replay.source import LocalShards
 
-LOGS = "logs/"
-"""begins the name of a task of which there is a data set and no simulator"""
 LOGGED = 2**20
 """number of the actor that a data set's episodes are named after; more than a cluster has"""
 

@@ -118,21 +118,20 @@ class BeamSearch:
             scores = (returns.total + returns.weight * self._number(outcome, "values")).view(environments, candidates)
             if step + 1 == c.horizon:
                 break
-            best = scores.topk(c.beams, dim=1).indices  # [E, B]
+            best = scores.sort(dim=1, descending=True, stable=True).indices[:, : c.beams]  # of ties the first
             kept = (best + candidates * torch.arange(environments, device=device)[:, None]).flatten()
             returns.take(kept[copies])
             first = first[kept][copies]
             parents = model.select(beams, kept, 1)
             model.imagine(parents)
             beams, spare = model.select(parents, copies, c.horizon - step - 1, spare), beams
-        values, best = scores.max(dim=1)
-        return first.view(environments, candidates, -1)[torch.arange(environments, device=device), best], values
+        values, order = scores.sort(dim=1, descending=True, stable=True)
+        return first.view(environments, candidates, -1)[torch.arange(environments, device=device), order[:, 0]], values[
+            :, 0
+        ]
 
     def _search_likelihood(self, root: Sequences, environments: int) -> tuple[Tensor, Tensor]:
-        """Search for the likeliest sequences from E roots. Returns first actions' bins [E, N], and log-likelihoods [E].
-
-        Ties go to the lower bin.
-        """
+        """Search for the likeliest sequences from E roots. First bins [E, N], log-likelihoods [E]."""
         model, c = self.model, self.config
         beams, width = root, 1
         scores = torch.zeros(environments, 1, device=root.hidden.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from qttdm.common.config import ConfigError
@@ -44,3 +45,21 @@ def collect(
         if choice.task not in (None, agent.config.task):
             raise ConfigError(f"--task {choice.task}: {run} is of {agent.config.task}; leave out one of the two")
     print(runs.collect(agent, kind, out, episodes, references, lambda line: print(line, flush=True)))
+
+
+def data(name: str, /, *, out: Path | None = None) -> None:
+    """Show what is in a data set: returns, lengths, ends, coverage of states and actions.
+
+    Args:
+        name: Minari's id, or a folder
+        out: draw returns and states too, as this png
+    """
+    from qttdm.deploy.screens.data import describe, draw, survey
+    from qttdm.replay.datasets import open_dataset
+
+    dataset = open_dataset(name)
+    found = survey(dataset)
+    print(*describe(dataset, found), sep="\n")
+    if out is not None:
+        draw(dataset, found, out)
+        print(f"picture: {out}")

@@ -1,7 +1,7 @@
 """The door: qttdm COMMAND.
 
 train | check | eval | serve | export | plot | report | board | top | monitor | tasks | config | suite | cluster |
-collect.
+collect | data.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -54,6 +54,7 @@ app = App(
 app.command(cluster)
 app.command(suite)
 app.command(data.collect)
+app.command(data.data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -115,7 +115,7 @@ class CheckpointStore:
         """
         skipped: list[str] = []
         self._seen = self._newest_number()
-        for folder in reversed(self._folders()):
+        for folder in reversed(self.folders()):
             try:
                 checkpoint = _read(folder, skipped, blobs)
                 check(checkpoint.meta)
@@ -128,7 +128,7 @@ class CheckpointStore:
 
     def newest(self) -> Path | None:
         """Find the newest checkpoint, unverified; None if there is none."""
-        folders = self._folders()
+        folders = self.folders()
         return folders[-1] if folders else None
 
     @staticmethod
@@ -136,7 +136,7 @@ class CheckpointStore:
         """Return the number of a save, counted from 1."""
         return int(folder.name.split("-")[0])
 
-    def _folders(self) -> list[Path]:
+    def folders(self) -> list[Path]:
         """List finished checkpoints, oldest first."""
         numbered = [path for path in self.directory.glob("*-step-*") if path.name.split("-")[0].isdigit()]
         return sorted(numbered, key=self.number)
@@ -148,7 +148,7 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Remove all but the newest; renamed first, so that a half-removed one never looks like a damaged one."""
-        for folder in self._folders()[: -self.keep]:
+        for folder in self.folders()[: -self.keep]:
             os.rename(folder, self.directory / (_TEMPORARY + folder.name))
         self._clean()
 

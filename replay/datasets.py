@@ -56,6 +56,12 @@ class Dataset:
             raise ConfigError(f"data set {name} has no episodes")
 
     @property
+    def observed(self) -> list[str]:
+        """Name each number of an observation: by its part of a Dict, of its task too, else by its place."""
+        parts = [(p.name, p.size) for p in self.parts] or self._ours.get("observed") or [("observation", self.obs_dim)]
+        return [name if size == 1 else f"{name}[{i}]" for name, size in parts for i in range(size)]
+
+    @property
     def references(self) -> dict[str, float] | None:
         """Mean returns of random actions and of an expert, in the task's own unit; None if it does not say."""
         low, high = (self.metadata.get(key) for key in ("ref_min_score", "ref_max_score"))
@@ -209,7 +215,10 @@ def write_dataset(
 
     shape = task.action_shape or (task.action_dim,)
     low, high = np.array(task.action_bounds or [[-1.0] * task.action_dim, [1.0] * task.action_dim], np.float32)
-    metadata: dict[str, Any] = {OURS: {"task": task.name, "action_repeat": task.action_repeat, **about}}
+    ours = {"task": task.name, "action_repeat": task.action_repeat, **about}
+    if task.observation_parts:
+        ours["observed"] = [(part.name, part.size) for part in task.observation_parts]
+    metadata: dict[str, Any] = {OURS: ours}
     if references is not None:
         metadata |= {"ref_min_score": references["random"], "ref_max_score": references["expert"]}
     folder = _root() / name

@@ -66,7 +66,7 @@ class Log:
         self._flushing = threading.Lock()
         self._flushed_at = time.monotonic()
         self._last = self.next = max(self.sizes, default=0)
-        for sequence, _, _ in self._whole_records(self._last):
+        for sequence, _, _ in _whole_records(self._path(self._last)):
             self.next = sequence + 1
         self.begin(self.next)
 
@@ -100,7 +100,7 @@ class Log:
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Yield (number, payload) of the whole records from number `start` on, one file in memory at a time."""
         for first, following in pairwise([*self.sizes, self.next]):
-            for sequence, record, _ in self._whole_records(first) if following > start else ():
+            for sequence, record, _ in _whole_records(self._path(first)) if following > start else ():
                 if sequence >= start:
                     yield sequence, record
                     start = sequence + 1  # a number comes once, in order
@@ -136,7 +136,7 @@ class Log:
         self.delete([first for first in reversed(self.sizes) if first >= sequence])  # a kill leaves a shorter row
         if self.sizes:
             self._last = max(self.sizes)
-            ends = (end for number, _, end in self._whole_records(self._last) if number < sequence)
+            ends = (end for number, _, end in _whole_records(self._path(self._last)) if number < sequence)
             self.sizes[self._last] = max(ends, default=0)
             os.truncate(self._path(self._last), self.sizes[self._last])
         self.begin(sequence)
@@ -149,17 +149,27 @@ class Log:
     def _path(self, first: int) -> Path:
         return self.directory / f"{first:020d}.log"
 
-    def _whole_records(self, first: int) -> Iterator[tuple[int, bytes, int]]:
-        """Yield (number, payload, offset of its end) of each undamaged record of a file, wherever it is."""
-        path = self._path(first)
-        data = path.read_bytes() if path.exists() else b""
-        begin = data.find(_MAGIC)
-        while begin >= 0 and begin + _HEAD.size <= len(data):
-            _, sequence, length, checksum = _HEAD.unpack_from(data, begin)
-            end = begin + _HEAD.size + length
-            payload = data[begin + _HEAD.size : end]
-            if end <= len(data) and zlib.crc32(payload, zlib.crc32(_CHECKED.pack(sequence, length))) == checksum:
-                yield sequence, payload, end
-            else:
-                end = begin + 1
-            begin = data.find(_MAGIC, end)
+
+def records_in(directory: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, payload) of the whole records, in order, also while another process writes; nothing is changed."""
+    start = 0
+    for path in sorted(directory.glob("*.log")):
+        for sequence, record, _ in _whole_records(path):
+            if sequence >= start:
+                yield sequence, record
+                start = sequence + 1
+
+
+def _whole_records(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """Yield (number, payload, offset of its end) of each undamaged record of a file, wherever it is."""
+    data = path.read_bytes() if path.exists() else b""
+    begin = data.find(_MAGIC)
+    while begin >= 0 and begin + _HEAD.size <= len(data):
+        _, sequence, length, checksum = _HEAD.unpack_from(data, begin)
+        end = begin + _HEAD.size + length
+        payload = data[begin + _HEAD.size : end]
+        if end <= len(data) and zlib.crc32(payload, zlib.crc32(_CHECKED.pack(sequence, length))) == checksum:
+            yield sequence, payload, end
+        else:
+            end = begin + 1
+        begin = data.find(_MAGIC, end)

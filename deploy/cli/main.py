@@ -1,6 +1,7 @@
 """The door: qttdm COMMAND.
 
-train | check | eval | serve | export | plot | report | board | top | monitor | tasks | config | suite | cluster.
+train | check | eval | serve | export | plot | report | board | top | monitor | tasks | config | suite | cluster |
+collect | data.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -21,6 +22,7 @@ from cyclopts import App, Parameter
 from qttdm.common.config import ConfigError, commented_yaml
 from qttdm.common.extras import missing, need
 from qttdm.common.run_dir import RunDir
+from qttdm.deploy.cli import data
 from qttdm.deploy.cli.cluster import cluster
 from qttdm.deploy.cli.offline import offline
 from qttdm.deploy.cli.options import (
@@ -53,6 +55,8 @@ app = App(
 app.command(cluster)
 app.command(offline)
 app.command(suite)
+app.command(data.collect)
+app.command(data.data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

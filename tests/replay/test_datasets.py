@@ -79,7 +79,11 @@ def test_a_task_without_a_simulator_is_described_by_its_logs():
     assert (spec.obs_dim, spec.action_dim, spec.episode_decisions) == (3, 2, 6)
     assert spec.action_bounds == ((-2.0, 1.0), (2.0, 5.0))
     assert spec.observation_parts == (ObservationPart("place", 2, (2,)), ObservationPart("speed", 1, (1,)))
-    open_dataset(str(GOLDEN)).check(spec)
+    dataset = open_dataset(str(GOLDEN))
+    dataset.check(spec)
+    assert dataset.observed == ["place[0]", "place[1]", "speed"]
+    write(make_episode(0), task=spec)
+    assert open_dataset("toy-v0").observed == dataset.observed
 
 
 @pytest.mark.parametrize("task", [TASK, UNITS, replace(UNITS, action_shape=(2, 1))], ids=["unit box", "units", "shape"])

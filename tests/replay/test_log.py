@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qttdm.replay.log import Log
+from qttdm.replay.log import Log, records_in
 
 HEAD = 20  # bytes in front of each payload
 
@@ -30,7 +30,9 @@ def write(directory: Path, records: list[bytes]) -> None:
 
 
 def pairs(log: Log, start: int = 0) -> list[tuple[int, bytes]]:
-    return list(log.read(start))
+    found = list(log.read(start))
+    assert [pair for pair in records_in(log.directory) if pair[0] >= start] == found
+    return found
 
 
 def contents(log: Log) -> list[bytes]:

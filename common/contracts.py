@@ -198,8 +198,8 @@ class Planner(Protocol):
     def horizon(self) -> int:
         """H, decisions that it looks ahead."""
 
-    def begin(self, environments: int, device: torch.device) -> TensorTree:
-        """Make the carry [E, ..] of episodes at their start."""
+    def begin(self, environments: int, device: torch.device, goal: Any = None) -> TensorTree:
+        """Make the carry [E, ..] of episodes at their start. ValueError if it can do nothing with such a goal."""
 
     def draw(self, generators: Sequence[torch.Generator]) -> TensorTree:
         """Draw all random numbers of one decision, [E, ..], each environment's from its own generator."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from qttdm.common.config import Config
 
@@ -30,16 +30,6 @@ class TrainingConfig(Config):
     """newest checkpoints that are kept"""
     log_every: int = Field(default=250, gt=0)
     """updates between two looks at the losses, at most: one wait for the device each"""
-
-    @model_validator(mode="after")
-    def _something_to_learn_from(self) -> TrainingConfig:
-        if self.dataset is None and self.offline_updates:
-            raise ValueError(f"offline_updates={self.offline_updates} are made on a data set; name it as dataset")
-        if self.dataset is None and self.env_steps == 0:
-            raise ValueError("env_steps=0 leaves nothing to learn from; want more, or a dataset")
-        if self.env_steps == 0 and self.offline_updates == 0:
-            raise ValueError("env_steps=0 with offline_updates=0 makes no update; want more of either")
-        return self
 
     @property
     def steps(self) -> int:

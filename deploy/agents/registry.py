@@ -10,8 +10,8 @@ AGENTS = {
     "qt-tdm": "qttdm.deploy.agents.qt_tdm:QTTDM",
     "tdm": "qttdm.deploy.agents.tdm:TDMAgent",
     "qt": "qttdm.deploy.agents.qt:QTAgent",
-    "trajectory-transformer": "qttdm.deploy.agents.trajectory_transformer:TrajectoryTransformer",
     "iql": "qttdm.deploy.agents.iql:IQLAgent",
+    "trajectory-transformer": "qttdm.deploy.agents.trajectory_transformer:TrajectoryTransformer",
     "simulator-shooting": "qttdm.deploy.agents.simulator_shooting:SimulatorShooting",
 }
 OWN = "own"

@@ -34,7 +34,7 @@ class TrajectoryTransformerConfig(Config):
     discount: float = Field(default=0.99, gt=0, lt=1)
     """gamma, per decision"""
     goals: bool = False
-    """the model can be given an observation to be reached; mode=goal needs it"""
+    """train the model to be given an observation to be reached, the episode's last, in front of half of the batches"""
     model: SequenceModelConfig = SequenceModelConfig()
     """the sequence model"""
     planner: BeamSearchConfig = BeamSearchConfig()
@@ -50,8 +50,8 @@ class TrajectoryTransformerConfig(Config):
                 f"model.window={self.model.window} is shorter than planner.context + planner.horizon = {want}, which "
                 f"the model is asked for; want at least {want}"
             )
-        if c.mode == "goal" and not self.goals:
-            raise ValueError("planner.mode=goal needs a model that was trained with goals=true")
+        if c.goal is not None and not self.goals:
+            raise ValueError("planner.goal needs a model that was trained with goals=true")
         return self
 
 

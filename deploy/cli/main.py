@@ -24,7 +24,7 @@ from qttdm.common.extras import missing, need
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli import data
 from qttdm.deploy.cli.cluster import cluster
-from qttdm.deploy.cli.offline import offline
+from qttdm.deploy.cli.offline import Mode, of_mode, offline
 from qttdm.deploy.cli.options import (
     Choice,
     Count,
@@ -136,6 +136,8 @@ def evaluate(
     episodes: Count = 10,
     video: bool = False,
     policy_only: bool = False,
+    mode: Mode | None = None,
+    goal: str | None = None,
     choice: Choice = Choice(),
 ) -> None:
     """Evaluate a run's newest checkpoint, or the one named; or, without a run, an agent that needs no training.
@@ -143,6 +145,8 @@ def evaluate(
     Args:
         episodes: how many
         video: film the first episode
+        mode: of the Trajectory Transformer: search for return, imitate, or imitate what leads to --goal
+        goal: observation that it is to reach, such as 0.5,-1
         policy_only: no simulator: act on 100 random observations, to see that it works here and how fast
     """
     from qttdm.deploy.runs.acting import agent_without_training
@@ -160,7 +164,7 @@ def evaluate(
         for option in ("preset", "task", "agent"):
             if getattr(choice, option) is not None:
                 raise ConfigError(f"--{option}: {run} has its own; leave out one of the two")
-        agent = trained = TrainedAgent(run, choice.set, choice.planner)
+        agent = trained = TrainedAgent(run, (*of_mode(mode, goal), *choice.set), choice.planner)
         video_path = output_folder(trained.run_dir) / trained.run_dir.video_path.name
     if policy_only:
         from qttdm.deploy.runs.dry_run import report

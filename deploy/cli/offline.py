@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from qttdm.common.config import ConfigError
 from qttdm.deploy.cli.options import Choice, Count, Positive, Seed
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def offline(
     *,
     dataset: str,
     mode: Mode | None = None,
+    goal: str | None = None,
     updates: Count | None = None,
     choice: Choice = Choice(),
     seed: Seed | None = None,
@@ -32,7 +34,8 @@ def offline(
 
     Args:
         dataset: a Minari data set, by id or folder
-        mode: of the Trajectory Transformer: search for return, imitate, or reach goals
+        mode: of the Trajectory Transformer: search for return, imitate, or imitate what leads to a goal
+        goal: observation that evaluations are to reach, such as 0.5,-1
         updates: how many are made on it
         seed: every random stream derives from it
         run_dir: default: runs/<task>-<time>; must not exist
@@ -41,11 +44,26 @@ def offline(
     from qttdm.deploy.runs.local import new_run
     from qttdm.deploy.runs.training import make_directory, train_in
 
-    config, directory = make_directory(settings_of(choice, dataset, mode, updates, seed), run_dir)
+    config, directory = make_directory(settings_of(choice, dataset, mode, goal, updates, seed), run_dir)
     train_in(directory, partial(new_run, config, directory), max_minutes)
 
 
-def settings_of(choice: Choice, name: str, mode: Mode | None, updates: int | None, seed: int | None) -> RunConfig:
+def of_mode(mode: Mode | None, goal: str | None) -> list[str]:
+    """Make the settings that --mode and --goal stand for. ConfigError if the goal is not made of numbers."""
+    section = "trajectory-transformer.planner"
+    items = [] if mode is None else [f"{section}.mode={'offline' if mode == 'offline' else 'imitate'}"]
+    if goal is not None:
+        try:
+            numbers = [float(number) for number in goal.split(",")]
+        except ValueError:
+            raise ConfigError(f"--goal: got {goal!r}, want numbers as they are observed, such as 0.5,-1") from None
+        items.append(f"{section}.goal={json.dumps(numbers)}")
+    return items
+
+
+def settings_of(
+    choice: Choice, name: str, mode: Mode | None, goal: str | None, updates: int | None, seed: int | None
+) -> RunConfig:
     """Resolve the settings of an offline run. ConfigError.
 
     The task and its action repeat are those that the data set was collected on, unless they are chosen; of a data set
@@ -62,10 +80,9 @@ def settings_of(choice: Choice, name: str, mode: Mode | None, updates: int | Non
         items.append("training.eval_episodes=0")
     elif choice.task is None and dataset.action_repeat is not None:
         items.append(f"env.action_repeat={dataset.action_repeat}")
-    if mode is not None:
-        items.append(f"trajectory-transformer.planner.mode={mode}")
-        if mode == "goal":
-            items.append("trajectory-transformer.goals=true")
+    items += of_mode(mode, goal)
+    if mode == "goal":
+        items.append("trajectory-transformer.goals=true")
     if updates is not None:
         items.append(f"training.offline_updates={updates}")
     preset = choice.preset or "tt-laptop"

@@ -65,7 +65,7 @@ class Choice(Overrides):
     task: str | None = None
     """such as dmc/walker-walk; `qttdm tasks` lists them"""
     agent: str | None = None
-    """qt-tdm (default), tdm, qt, trajectory-transformer, iql, simulator-shooting, or module:Class of your own"""
+    """qt-tdm (default), tdm, qt, iql, trajectory-transformer, simulator-shooting, or module:Class of your own"""
 
     shortcuts: ClassVar[dict[str, str]] = {}
     """key of the setting that an option stands for"""

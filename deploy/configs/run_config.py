@@ -36,7 +36,7 @@ class RunConfig(Config):
     task: str
     """<family>/<name>; `qttdm tasks` lists them"""
     agent: str = DEFAULT_AGENT
-    """which agent learns: qt-tdm, tdm, qt, trajectory-transformer, iql, simulator-shooting, or module:Class of one's
+    """which agent learns: qt-tdm, tdm, qt, iql, trajectory-transformer, simulator-shooting, or module:Class of one's
     own, in section `own`"""
     seed: int = Field(default=0, ge=0)
     """every random stream derives from it"""
@@ -164,7 +164,17 @@ def check_fits(config: RunConfig, task: TaskSpec) -> None:
             f"replay.capacity={config.replay.capacity} does not hold one episode of {decisions} decisions; "
             f"want at least {decisions}"
         )
-    if config.training.dataset is None and config.training.seed_decisions >= total:
+    training = config.training
+    if training.dataset is None and (training.env_steps == 0 or training.offline_updates > 0):
+        raise ConfigError(
+            f"training.env_steps={training.env_steps} with training.offline_updates={training.offline_updates} learns "
+            f"from a data set; name it: --dataset ID"
+        )
+    if training.steps == 0:
+        raise ConfigError(
+            "training.env_steps=0 with training.offline_updates=0 makes no update; want more than 0 of either"
+        )
+    if training.dataset is None and training.seed_decisions >= total:
         raise ConfigError(
             f"training.seed_decisions={config.training.seed_decisions} leaves nothing to learn in: "
             f"training.env_steps={config.training.env_steps} is {total} decisions; want fewer than {total}"

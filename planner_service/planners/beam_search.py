@@ -2,7 +2,8 @@
 
     offline    sample actions from the model, keep the sequences of highest predicted return
     imitate    keep the likeliest sequences, token by token; nothing is read of rewards
-    goal       the same, with an observation to be reached in front of the sequence
+
+With a goal, an observation to be reached, in front of the sequence, what is likely leads there.
 
 Each environment's sequence begins with its last C steps, which it carries in bins. Context is encoded once; beams are
 copied out of its keys and values, and parents are gathered. Environments with histories of different lengths are
@@ -14,7 +15,7 @@ Letters beyond the usual: C steps of context, B beams, X copies of a beam of whi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -30,8 +31,8 @@ from qttdm.planner_service.planners.returns import Returns, repeated
 class BeamSearchConfig(Config):
     """How widely and how far is searched; defaults are the published ones."""
 
-    mode: Literal["offline", "imitate", "goal"] = "offline"
-    """what is looked for: return, the likeliest behaviour, or the likeliest that ends at a goal"""
+    mode: Literal["offline", "imitate"] = "offline"
+    """what is looked for: return, or the likeliest behaviour"""
     horizon: int = Field(default=15, gt=0)
     """H, decisions"""
     context: int = Field(default=5, ge=0)
@@ -46,6 +47,8 @@ class BeamSearchConfig(Config):
     """and from so many at most; null: no matter how many"""
     percentile: float | None = Field(default=None, gt=0, lt=1)
     """rewards and values count at this share of their distribution; null: at their mean"""
+    goal: list[float] | None = None
+    """observation to be reached by episodes that are given no other, in the task's units; needs goals=true"""
 
 
 class BeamSearch:
@@ -63,10 +66,22 @@ class BeamSearch:
         """H, decisions."""
         return self.config.horizon
 
-    def begin(self, environments: int, device: torch.device) -> dict[str, Tensor]:
-        """Carry the bins of the last C steps, int64 [E, C K], how many there are, and a goal's bins."""
+    def begin(self, environments: int, device: torch.device, goal: Any = None) -> dict[str, Tensor]:
+        """Carry the bins of the last C steps, int64 [E, C K], how many there are, and those of a goal [M].
+
+        ValueError if the model was made without goals, or it is none.
+        """
         history = torch.zeros(environments, self.config.context * self.slots, dtype=torch.int64, device=device)
-        return {"history": history, "steps": torch.zeros(environments, dtype=torch.int64, device=device)}
+        carry = {"history": history, "steps": torch.zeros(environments, dtype=torch.int64, device=device)}
+        goal = self.config.goal if goal is None else goal
+        if goal is not None:
+            if self.model.goal_embedding is None:
+                raise ValueError("goal: the model was trained without goals; want one that was trained with goals=true")
+            wanted = torch.as_tensor(goal, dtype=torch.float32, device=device)
+            if wanted.shape != (self.model.obs_dim,) or not wanted.isfinite().all():
+                raise ValueError(f"goal: got {goal}, want {self.model.obs_dim} finite numbers, as observed")
+            carry["goal"] = self.model.tokens.encode(wanted).expand(environments, -1)
+        return carry
 
     def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Draw uniforms [E, H, B X, N], each environment's from its own generator; no search but for return samples."""

@@ -21,7 +21,7 @@ from qttdm.common.config import Config
 from qttdm.common.contracts import DynamicsModel, Plan, ValueFunction
 from qttdm.common.shapes import check_shape
 from qttdm.common.trees import TensorTree
-from qttdm.planner_service.planners.returns import Returns, repeated
+from qttdm.planner_service.planners.returns import Returns, repeated, without_goal
 
 
 class MPPIConfig(Config):
@@ -132,8 +132,9 @@ class MPPI:
         """H, decisions."""
         return self.config.horizon
 
-    def begin(self, environments: int, device: torch.device) -> dict[str, Tensor]:
+    def begin(self, environments: int, device: torch.device, goal: Any = None) -> dict[str, Tensor]:
         """Start without a plan: mean [E, H, N] and elites [E, keep_elites, H, N] of 0, has_elites bool [E]."""
+        without_goal(goal)
         c, n = self.config, self.action_dim
         return {
             "mean": torch.zeros(environments, c.horizon, n, device=device),

@@ -7,7 +7,7 @@ the contracts. Letters beyond the usual: J sequences.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from torch import Tensor
 from qttdm.common.config import Config
 from qttdm.common.contracts import DynamicsModel, Plan, ValueFunction
 from qttdm.common.trees import TensorTree
-from qttdm.planner_service.planners.returns import Returns, repeated
+from qttdm.planner_service.planners.returns import Returns, repeated, without_goal
 
 
 class RandomShootingConfig(Config):
@@ -62,8 +62,9 @@ class RandomShooting:
         """H, decisions."""
         return self.config.horizon
 
-    def begin(self, environments: int, device: torch.device) -> dict[str, Tensor]:
+    def begin(self, environments: int, device: torch.device, goal: Any = None) -> dict[str, Tensor]:
         """Carry the number of decisions from one to the next, int64 [E]: nothing else is needed."""
+        without_goal(goal)
         return {"decisions": torch.zeros(environments, dtype=torch.int64, device=device)}
 
     def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,12 @@ class Returns:
         self.total = self.total[index]
         if self.weight.ndim:  # a number while no episode can end
             self.weight = self.weight[index]
+
+
+def without_goal(goal: Any) -> None:
+    """Raise ValueError if an episode is given a goal: this planner looks for return."""
+    if goal is not None:
+        raise ValueError("goal: this planner takes none, want a beam search in a model with goals")
 
 
 def repeated(environments: int, copies: int, device: torch.device) -> Tensor:

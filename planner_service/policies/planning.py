@@ -58,8 +58,9 @@ class PlanningPolicy:
         self.weights_version = weights.version
 
     def start(self, seed: int, exploration: float, goal: Any = None) -> PlannedEpisode:
-        """Make the carry of one episode."""
-        return PlannedEpisode(seeded_generator(seed, self.device), exploration, self.planner.begin(1, self.device))
+        """Make the carry of one episode. ValueError if the planner takes no such goal."""
+        carry = self.planner.begin(1, self.device, goal)
+        return PlannedEpisode(seeded_generator(seed, self.device), exploration, carry)
 
     def decide(
         self, episodes: Sequence[PlannedEpisode], observations: ArrayTree, deadline: float | None = None

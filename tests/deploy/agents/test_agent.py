@@ -30,7 +30,13 @@ from tests.fakes import tiny_config
 
 CPU = torch.device("cpu")
 SPEC = TaskSpec(3, 2, action_repeat=8, episode_steps=80, terminates=False)
-NETWORKS = {"qt-tdm": ["tdm", "qt"], "tdm": ["tdm"], "qt": ["qt"], "iql": ["iql"]}
+NETWORKS = {
+    "qt-tdm": ["tdm", "qt"],
+    "tdm": ["tdm"],
+    "qt": ["qt"],
+    "iql": ["iql"],
+    "trajectory-transformer": ["sequence"],
+}
 
 
 @pytest.mark.parametrize("agent", NETWORKS)
@@ -116,7 +122,10 @@ class TestOwn:
                 "tests.deploy.agents.broken_agent:Any",
                 "cannot import tests.deploy.agents.broken_agent:Any (ZeroDivisionError",
             ),
-            ("dreamer", "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, simulator-shooting, or module:Class"),
+            (
+                "dreamer",
+                "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, trajectory-transformer, simulator-shooting,",
+            ),
         ],
     )
     def test_what_is_no_agent_is_one_line(self, name, says):

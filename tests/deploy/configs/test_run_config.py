@@ -18,6 +18,8 @@ TASKS = {
     "laptop": "dmc/cartpole-swingup",
     "paper-dmc": "dmc/walker-walk",
     "paper-metaworld": "metaworld/hammer",
+    "tt-laptop": "dmc/cartpole-swingup",
+    "tt-paper": "gym/Hopper-v5",
 }
 
 
@@ -36,7 +38,10 @@ def test_every_preset_has_every_agent_and_comes_back_from_what_is_saved(preset, 
 
 
 def test_an_unknown_preset_is_told_which_there_are():
-    with pytest.raises(ConfigError, match=r"^--preset lapdog: .*debug, faithful, laptop, paper-dmc, paper-metaworld"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^--preset lapdog: .*debug, faithful, laptop, paper-dmc, paper-metaworld, tt-laptop, tt-paper",
+    ):
         preset_path("lapdog")
 
 
@@ -193,7 +198,13 @@ class TestFits:
     @pytest.mark.parametrize(
         ("override", "names"),
         [
-            ("agent=ppo", ["agent: there is no 'ppo'", "qt-tdm, tdm, qt, iql, simulator-shooting, or module:Class"]),
+            (
+                "agent=ppo",
+                [
+                    "agent: there is no 'ppo'",
+                    "qt-tdm, tdm, qt, iql, trajectory-transformer, simulator-shooting, or module:Class",
+                ],
+            ),
             ("qt-tdm.discount=1.0", ["qt-tdm.discount: got 1.0", "< 1"]),
             ("seed=-1", ["seed: got -1", ">= 0"]),
             ("precision=float16", ["precision: got 'float16'", "bfloat16"]),

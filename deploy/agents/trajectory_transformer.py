@@ -1,7 +1,7 @@
 """The Trajectory Transformer: learn what follows what in logged episodes, and search in it by beams.
 
-SequenceModel --next tokens, rewards, values--> BeamSearch
-SequenceLearner (cross-entropy of every token)
+SequenceModel --next tokens, rewards, values--> BeamSearch <--Q of the newest step, TT(+Q)-- IQL
+SequenceLearner (cross-entropy of every token)                                               IQLLearner
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from torch import nn
 
 from qttdm.common.config import Config
 from qttdm.common.contracts import TaskSpec, vector_data
+from qttdm.common.models.iql import IQL, IQLConfig
 from qttdm.common.models.sequence_model import Layout, SequenceModel, SequenceModelConfig
-from qttdm.learner.learner import Learner, LearnerConfig
+from qttdm.learner.learner import Learner, LearnerConfig, Part
+from qttdm.learner.parts.iql import IQLLearner, IQLLearnerConfig
 from qttdm.learner.parts.sequence import SequenceLearner, SequenceLearnerConfig
 from qttdm.planner_service.planners.beam_search import BeamSearch, BeamSearchConfig
 from qttdm.planner_service.policies.planning import PlanningPolicy
 
 
 class TrajectoryTransformerLearnerConfig(LearnerConfig):
-    """The update."""
+    """The updates."""
 
     batch_size: int = Field(default=256, gt=0)
     """B, windows"""
     sequence: SequenceLearnerConfig = SequenceLearnerConfig()
     """the sequence model's update"""
+    iql: IQLLearnerConfig = IQLLearnerConfig()
+    """the critic's, if there is one"""
 
 
 class TrajectoryTransformerConfig(Config):
@@ -37,6 +41,10 @@ class TrajectoryTransformerConfig(Config):
     """train the model to be given an observation to be reached, the episode's last, in front of half of the batches"""
     model: SequenceModelConfig = SequenceModelConfig()
     """the sequence model"""
+    critic: bool = False
+    """TT(+Q): the search's newest steps are valued by IQL's Q, learned on the same batches; where rewards are rare"""
+    iql: IQLConfig = IQLConfig()
+    """the critic's networks"""
     planner: BeamSearchConfig = BeamSearchConfig()
     """the search"""
     learner: TrajectoryTransformerLearnerConfig = TrajectoryTransformerLearnerConfig()
@@ -71,18 +79,27 @@ class TrajectoryTransformer:
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train the sequence model."""
         c = self.settings
-        part = SequenceLearner(c.learner.sequence, self._model().to(device), c.discount)
-        return Learner(c.learner, [part], device, total_updates, bfloat16)
+        parts: list[Part] = [SequenceLearner(c.learner.sequence, self._model().to(device), c.discount)]
+        if c.critic:
+            parts.append(IQLLearner(c.learner.iql, self._critic().to(device), c.discount))
+        return Learner(c.learner, parts, device, total_updates, bfloat16)
 
     def policy(self, device: torch.device, bfloat16: bool) -> PlanningPolicy:
         """Search in it."""
-        model = self._model()
-        planner = BeamSearch(self.settings.planner, self.settings.discount, model)
-        return PlanningPolicy(planner, nn.ModuleDict({"sequence": model}), self.data, device, bfloat16)
+        c, model = self.settings, self._model()
+        networks, critic = nn.ModuleDict({"sequence": model}), None
+        if c.critic:
+            networks["iql"] = iql = self._critic()
+            critic = iql.q
+        planner = BeamSearch(c.planner, c.discount, model, critic)
+        return PlanningPolicy(planner, networks, self.data, device, bfloat16)
 
     def exploration(self, progress: float) -> float:
         """Explore no further: actions are sampled."""
         return 1.0
+
+    def _critic(self) -> IQL:
+        return IQL(self.settings.iql, self.task.obs_dim, self.task.action_dim)
 
     def _model(self) -> SequenceModel:
         layout = Layout(

@@ -5,6 +5,10 @@
 
 With a goal, an observation to be reached, in front of the sequence, what is likely leads there.
 
+The score of a sequence of h+1 steps is the sum of discount^k r_k over its steps, and discount^(h+1) R_h, the return
+that the model predicts after them; or, of TT(+Q), whose authors published no formula, the sum over all steps but the
+newest, and discount^h Q(s_h, a_h). Each step weighs the probability that the episode lasts until it.
+
 Each environment's sequence begins with its last C steps, which it carries in bins. Context is encoded once; beams are
 copied out of its keys and values, and parents are gathered. Environments with histories of different lengths are
 searched one length after the other, so that positions are right and nobody's plan depends on the others.
@@ -26,6 +30,9 @@ from qttdm.common.contracts import DynamicsModel, Plan, ValueFunction
 from qttdm.common.models.sequence_model import Outcome, SequenceModel, Sequences
 from qttdm.common.trees import TensorTree, take
 from qttdm.planner_service.planners.returns import Returns, repeated
+
+Critic = Callable[[Tensor, Tensor], Tensor]
+"""observations [B, M], actions [B, N] -> the return of acting so, [B], in the rewards' unit"""
 
 
 class BeamSearchConfig(Config):
@@ -54,8 +61,11 @@ class BeamSearchConfig(Config):
 class BeamSearch:
     """Searches in a sequence model; what it explores is what the model is unsure of."""
 
-    def __init__(self, config: BeamSearchConfig, discount: float, model: SequenceModel) -> None:
-        self.config, self.discount, self.model = config, discount, model
+    def __init__(
+        self, config: BeamSearchConfig, discount: float, model: SequenceModel, critic: Critic | None = None
+    ) -> None:
+        """critic: values the newest step instead of the model's own reward and return: the paper's TT(+Q)."""
+        self.config, self.discount, self.model, self.critic = config, discount, model, critic
         self.dynamics: DynamicsModel = model
         self.value_function: ValueFunction | None = None
         layout = model.layout
@@ -129,8 +139,12 @@ class BeamSearch:
                 model.feed(beams, bins[-1])
             first = torch.stack(bins, dim=-1) if step == 0 else first  # [E B X, N]
             outcome = model.outcome(beams.hidden)
+            if self.critic is not None:  # its value holds the step's reward too
+                scores = returns.total + returns.weight * self._criticise(beams, torch.stack(bins, dim=-1))
             returns.add(self._number(outcome, "rewards"), outcome.continuation_logits)
-            scores = (returns.total + returns.weight * self._number(outcome, "values")).view(environments, candidates)
+            if self.critic is None:
+                scores = returns.total + returns.weight * self._number(outcome, "values")
+            scores = scores.view(environments, candidates)
             if step + 1 == c.horizon:
                 break
             best = scores.sort(dim=1, descending=True, stable=True).indices[:, : c.beams]  # of ties the first
@@ -165,6 +179,12 @@ class BeamSearch:
                 model.feed(beams, taken[:, -1])
         first = taken.view(environments, width, -1)[:, 0, : self.action_dim]
         return first, scores[:, 0]
+
+    def _criticise(self, beams: Sequences, actions: Tensor) -> Tensor:
+        """Value the newest observations and these actions' bins, int64 [B, N]: [B]."""
+        assert self.critic is not None
+        tokens = self.model.tokens
+        return self.critic(tokens.decode(beams.bins), tokens.decode(actions, self.first_action))
 
     def _number(self, outcome: Outcome, name: str) -> Tensor:
         """Read a number off its distribution, [..]."""

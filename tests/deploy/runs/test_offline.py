@@ -51,9 +51,21 @@ def train(directory: RunDir, start, stop_after: int | None = None):
     return read_metrics(directory.metrics_path)
 
 
-@pytest.mark.parametrize("agent", ["trajectory-transformer", "iql", "qt-tdm"])
-def test_an_offline_run_makes_its_updates_and_collects_nothing(dataset, tmp_path, agent):
-    config, directory = make_directory(config_of(dataset, agent=agent), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("agent", "settings"),
+    [
+        ("trajectory-transformer", []),
+        ("trajectory-transformer", ["trajectory-transformer.critic=true"]),
+        (
+            "trajectory-transformer",
+            ["trajectory-transformer={goals: true, planner: {mode: imitate, goal: [0, 0.5, 0]}}"],
+        ),
+        ("iql", []),
+        ("qt-tdm", []),
+    ],
+)
+def test_an_offline_run_makes_its_updates_and_collects_nothing(dataset, tmp_path, agent, settings):
+    config, directory = make_directory(config_of(dataset, *settings, agent=agent), tmp_path / "run")
     lines = train(directory, partial(new_run, config, directory))
     evaluations = [line for line in lines if line["kind"] == "eval"]
     assert [(e["updates"], e["env_steps"], e["decisions"]) for e in evaluations] == [

@@ -222,3 +222,20 @@ def test_the_same_seed_gives_the_same_plan_and_another_one_another():
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
     assert math.isfinite(values[0].item())
+
+
+def test_with_a_critic_the_newest_step_counts_by_its_q_alone():
+    """Q says that bin 1 is best by far now; on the way its reward counts, 1, as any."""
+    model, seen = Table({(0, 3): 3.0, (1, 3): 3.0}, {}), []
+
+    def critic(observations: Tensor, actions: Tensor) -> Tensor:
+        seen.append(observations.shape)
+        return torch.where(actions.squeeze(1) == model.tokens.centres[1, 1], 9.0, 0.0)
+
+    config = BeamSearchConfig(horizon=2, context=0, beams=8, expansion=4, nucleus=1.0)
+    planner = BeamSearch(config, 0.9, model, critic)
+    chance = ((torch.arange(32) % 4 + 0.5) / 4).view(1, 1, 32, 1).expand(1, 2, 32, 1)
+    plan = planner.plan({"observations": torch.zeros(1, 1)}, planner.begin(1, CPU), {"chance": chance}, False)
+    assert seen == [(32, 1), (32, 1)]
+    assert model.tokens.encode(plan.actions, 1).item() == 1  # all that is kept at first
+    assert plan.values.item() == pytest.approx(1 + 0.9 * 9, abs=1e-4)

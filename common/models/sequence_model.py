@@ -173,12 +173,15 @@ class SequenceModel(nn.Module):
         """Return the number of an output's column of tokens."""
         return self.layout.slots + self.layout.outputs.index(name)
 
-    def begin(self, bins: Tensor, goals: Tensor | None = None) -> Sequences:
-        """Read sequences that end with an observation: int64 [E, n K + M]; goals: int64 [E, M]."""
+    def begin(self, bins: Tensor, goals: Tensor | None = None, room: int = 0) -> Sequences:
+        """Read sequences that end with an observation: int64 [E, n K + M]; goals: int64 [E, M].
+
+        room: for so many steps more, also in copies by `select`, which then need not be moved.
+        """
         x = self.embed(bins, 0, 0)
         if goals is not None:
             x = torch.cat([self._embed_goals(goals), x], dim=1)
-        cache = self.trunk.new_cache(len(bins), x.shape[1])
+        cache = self.trunk.new_cache(len(bins), x.shape[1] + room * self.layout.slots)
         hidden = self.trunk(x, stride=x.shape[1], cache=cache).squeeze(1)
         return Sequences(cache, hidden, bins.shape[1], bins[:, -self.obs_dim :])
 

@@ -8,6 +8,7 @@ S is the number of tokens in the input, C the number in the cache after it, R th
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -82,7 +83,11 @@ class KeyValueCache:
 
         out: a cache of that size whose content is no longer needed: its memory is used again.
         """
-        _, _, num_heads, _, head_dim = self.layers[0].shape
+        _, _, num_heads, have, head_dim = self.layers[0].shape
+        if have >= room:  # whole sequences, empty places too, are faster to copy than to move
+            moved = copy.copy(self)
+            moved.layers = [layer.index_select(1, index) for layer in self.layers]
+            return moved
         if out is None or out.layers[0].shape[1] != len(index) or out.layers[0].shape[3] < room:
             out = KeyValueCache(len(self.layers), num_heads, len(index), room, head_dim, self.layers[0])
         for source, target in zip(self.layers, out.layers, strict=True):

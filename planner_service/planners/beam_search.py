@@ -114,7 +114,7 @@ class BeamSearch:
             index = (carry["steps"] == steps).nonzero().squeeze(1)
             own = take(carry, index)
             prompt = torch.cat([own["history"][:, : steps * self.slots], now[index]], dim=1)
-            root = self.model.begin(prompt, own.get("goal"))
+            root = self.model.begin(prompt, own.get("goal"), self.horizon)
             if self.config.mode == "offline":
                 bins[index], values[index] = self._search_return(root, noise["chance"][index])
             else:

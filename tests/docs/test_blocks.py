@@ -34,6 +34,7 @@ SMALLER = [
     (r"^(qttdm train --resume \S+) --env-steps 400", r"\1 --env-steps 800"),
     (r"qttdm\.train\((\w+), ", r'qttdm.train(\1, "debug", '),
     (r"--episodes \d+", "--episodes 1"),
+    (r"^(qttdm collect\b.*)", r"\1 --references 1"),
     (r" --video", ""),  # not every machine can draw
     (r"^(?=qttdm train)(?!.*--env-steps)(.*)", r"\1 --env-steps 400"),
     (r"^(qttdm eval --agent simulator-shooting .*)", r"\1 --preset debug"),
@@ -140,6 +141,7 @@ class Shell:
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch, capsys):
     folder_like_a_clone(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     modules, shell = {*sys.modules}, Shell(tmp_path)
     try:

@@ -83,10 +83,12 @@ class TestHelp:
     def test_one_line_per_command(self, capsys):
         status, out, _ = run_main(capsys, "--help")
         assert status == 0
-        for name in ("train", "eval", "serve", "plot", "top", "tasks", "config", "suite", "cluster"):
+        for name in ("train", "eval", "serve", "plot", "top", "tasks", "config", "suite", "cluster", "collect", "data"):
             assert len(re.findall(rf"^\W+{name} +\w.*$", out, re.MULTILINE)) == 1
 
-    @pytest.mark.parametrize("name", ["train", "eval", "serve", "plot", "top", "tasks", "config", "suite", "cluster"])
+    @pytest.mark.parametrize(
+        "name", ["train", "eval", "serve", "plot", "top", "tasks", "config", "suite", "cluster", "collect", "data"]
+    )
     def test_each_command_explains_itself(self, capsys, name):
         status, out, _ = run_main(capsys, name, "--help")
         assert status == 0

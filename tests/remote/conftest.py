@@ -12,6 +12,8 @@ import ray
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from tests.remote.nodes import Nodes
 
+os.environ["RAY_prestart_worker_first_driver"] = "0"  # else each Ray starts a worker for each core, which nobody asked for
+
 
 @pytest.fixture(autouse=True)
 def keeps_its_priority(monkeypatch):

@@ -12,7 +12,7 @@ import ray
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from tests.remote.nodes import Nodes
 
-os.environ["RAY_prestart_worker_first_driver"] = "0"  # else each Ray starts a worker for each core, which nobody asked for
+os.environ |= {"RAY_prestart_worker_first_driver": "0"}  # else each Ray starts a worker for each core at once
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ class Returns:
 def without_goal(goal: Any) -> None:
     """Raise ValueError if an episode is given a goal: this planner looks for return."""
     if goal is not None:
-        raise ValueError("goal: this planner takes none, want a beam search in a model with goals")
+        raise ValueError("goal: got one, and this planner looks for return; want a beam search in a model with goals")
 
 
 def repeated(environments: int, copies: int, device: torch.device) -> Tensor:

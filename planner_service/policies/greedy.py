@@ -69,7 +69,9 @@ class GreedyPolicy:
         )
 
     def start(self, seed: int, exploration: float, goal: Any = None) -> GreedyEpisode:
-        """Make the carry of one episode."""
+        """Make the carry of one episode. ValueError if it is to reach a goal."""
+        if goal is not None:
+            raise ValueError("goal: got one, and this policy looks for return; want a planner that takes goals")
         return GreedyEpisode(seeded_generator(seed, torch.device("cpu")), exploration)
 
     @torch.no_grad()

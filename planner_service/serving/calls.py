@@ -86,14 +86,20 @@ class Session:
         return self.service.status()
 
     async def begin(
-        self, seeds: Annotated[Naturals, Field(min_length=1)], exploration: Annotated[float, Field(ge=0, le=1)] = 0.0
+        self,
+        seeds: Annotated[Naturals, Field(min_length=1)],
+        exploration: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        goal: Annotated[list[float], Field(max_length=MAX_ITEMS)] | None = None,
     ) -> dict[str, Any]:
-        """Start one episode for each seed."""
+        """Start one episode for each seed, with the same goal if there is one."""
         self.episodes.intersection_update(self.service.release_silent())
         if len(self.episodes) + len(seeds) > self.max_episodes:
             begun = f"{len(self.episodes)} episodes begun and {len(seeds)} more"
             raise ServiceError(self.service.refuse_episodes(f"{begun}, at most {self.max_episodes}; end some first"))
-        episodes = await self.service.begin(seeds, exploration)
+        try:
+            episodes = await self.service.begin(seeds, exploration, goal)
+        except ValueError as error:
+            raise bad_message(str(error)) from None
         self.episodes.update(episodes)
         return {"episodes": episodes}
 

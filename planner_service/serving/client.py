@@ -96,9 +96,10 @@ class Client:
             raise RefusedError(**answer["error"])
         return answer
 
-    def begin(self, seeds: Sequence[int], exploration: float = 0.0) -> list[int]:
-        """Start one episode for each seed; returns their numbers."""
-        episodes: list[int] = self.call("begin", seeds=list(seeds), exploration=exploration)["episodes"]
+    def begin(self, seeds: Sequence[int], exploration: float = 0.0, goal: Sequence[float] | None = None) -> list[int]:
+        """Start one episode for each seed; returns their numbers. goal: observation to be reached, as it is shown."""
+        wanted = {} if goal is None else {"goal": [float(number) for number in goal]}
+        episodes: list[int] = self.call("begin", seeds=list(seeds), exploration=exploration, **wanted)["episodes"]
         return episodes
 
     def act(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -113,9 +114,9 @@ class Client:
                 result["action"] = np.asarray(result["action"], self.info["action"]["dtype"])
         return results
 
-    def episode(self, seed: int, exploration: float = 0.0) -> ClientEpisode:
+    def episode(self, seed: int, exploration: float = 0.0, goal: Sequence[float] | None = None) -> ClientEpisode:
         """Start one episode."""
-        return ClientEpisode(self, *self.begin([seed], exploration))
+        return ClientEpisode(self, *self.begin([seed], exploration, goal))
 
     def close(self) -> None:
         """Hang up; the service releases what was begun."""

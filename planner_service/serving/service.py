@@ -155,10 +155,13 @@ class PlannerService:
         self._refused: Counter[str] = Counter()
         self.telemetry.before_report(partial(report_gpu, self.telemetry, policy.device))
 
-    async def begin(self, seeds: Sequence[int], exploration: float = 0.0) -> list[int]:
+    async def begin(
+        self, seeds: Sequence[int], exploration: float = 0.0, goal: Sequence[float] | None = None
+    ) -> list[int]:
         """Start one episode for each seed, exploration in [0, 1]; returns their numbers.
 
-        ServiceError `busy` if they are too many, `stopping`.
+        goal: observation that all are to reach. ServiceError `busy` if they are too many, `stopping`; ValueError if the
+        policy takes no such goal.
         """
         if self._stopping:
             raise ServiceError(self._refuse("stopping", "no new episodes"))
@@ -169,7 +172,8 @@ class PlannerService:
             )
             raise ServiceError(self.refuse_episodes(message))
         begun = {
-            next(self._numbers): _Episode(self.policy.start(seed, exploration), time.monotonic()) for seed in seeds
+            next(self._numbers): _Episode(self.policy.start(seed, exploration, goal), time.monotonic())
+            for seed in seeds
         }
         self._episodes |= begun
         return list(begun)

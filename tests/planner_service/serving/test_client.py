@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from qttdm.common.contracts import ArraySpec, DataSpec, Decisions
+from qttdm.common.contracts import ArraySpec, DataSpec, Decisions, vector_data
+from qttdm.planner_service.planners.beam_search import BeamSearch, BeamSearchConfig
+from qttdm.planner_service.policies.planning import PlanningPolicy
 from qttdm.planner_service.serving import client as client_module
 from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
 from qttdm.planner_service.serving.server import PORT, PROTOCOL
-from tests.fakes import Acting
+from tests.fakes import Acting, tiny_sequence_model
 from tests.planner_service.serving.serving import INFO, serving, tiny_policy
 from tests.planner_service.serving.test_service import GatedPolicy
 from tests.planner_service.serving.test_service import numbers as observation
@@ -195,3 +199,31 @@ def test_the_file_alone_is_a_client(client, served, tmp_path):
     source = Path(client_module.__file__).read_text()
     assert f'"{PROTOCOL}"' in source
     assert f"port: int = {PORT}" in source
+
+
+def test_each_client_has_its_own_goal():
+    """Served by one model: what it is to reach changes what it does; who takes no goals says so."""
+    model = tiny_sequence_model(4, bins=32)
+    planner = BeamSearch(BeamSearchConfig(mode="imitate", horizon=2, context=1, beams=8), 0.9, model)
+    data = vector_data(3, 2, 4, 0.9)
+    policy = PlanningPolicy(planner, nn.ModuleDict({"sequence": model}), data, torch.device("cpu"))
+    seen = np.array([0.1, 0.2, 0.3], np.float32)
+
+    def acted(client, goal):
+        (answer,) = client.act([{"episode": client.begin([7], goal=goal)[0], "step": 0, "observations": seen}])
+        return answer["action"].tolist()
+
+    goals = [None, [0.9, 0.9, 0.9], [-0.9, 0.9, -0.9]]
+    with serving(policy, data=data) as served, served.client() as one, served.client() as other:
+        told = [[acted(client, goal) for client in (one, other)] for goal in goals]
+        assert all(mine == theirs for mine, theirs in told)
+        assert len({str(mine) for mine, _ in told}) > 1
+        for wrong in ([0.0], [0.0] * 4):
+            with pytest.raises(RefusedError, match=r"bad_message.*want 3 finite numbers"):
+                one.begin([7], goal=wrong)
+    with (
+        serving() as served,
+        served.client() as client,
+        pytest.raises(RefusedError, match="this planner looks for return"),
+    ):
+        client.begin([7], goal=[0.0, 0.0, 0.0])

@@ -1,12 +1,12 @@
 """A seeded attack on a real run: `make chaos CHAOS_SEED=n MINUTES=m`.
 
-    schedule(seed) --> Attack --signals, limits, files--> Ray, `qttdm cluster train`, its processes, `qttdm serve --watch`
-                              --starts again-----------> `qttdm cluster resume`, `qttdm serve`, as a supervisor would
-                       Honest <--answers---------------> `qttdm serve`
-    audit      <------ what is left in the folder
+    schedule(seed) --faults--> Attack --signals, limits, files--> Ray, `qttdm cluster train`, `qttdm serve --watch`
+                               Attack --starts again------------> `qttdm cluster resume`, `qttdm serve`
+                               Honest <--answers----------------- `qttdm serve`
+    audit <--when the run has reached its end-- all files
 
-Starts Ray, a run of the preset `debug` and a service of its own, in a folder of its own, which stays if anything is
-found. Exit status 1 then.
+Ray, a run of the preset `debug` and its service are in a folder of their own, which stays if anything is found: exit
+status 1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -24,7 +25,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import groupby
 from pathlib import Path
@@ -54,11 +56,13 @@ SETTINGS = {
     "sinks.tensorboard": "false",
 }
 TASK = "qttdm.deploy.chaos.faulty:FaultyPendulum"
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
 QTTDM = (sys.executable, "-m", "qttdm.deploy.cli.main")
 HOSTILE = "import sys; from qttdm.deploy.bench.hostile import *; attack(WITHOUT_TOKEN[sys.argv[1]], int(sys.argv[2]))"
 TOKEN = "of-honest-clients"  # noqa: S105 - of a service on loopback, for some minutes
 CLIENTS = 2
 MORE_STEPS = 1600  # after the last fault, until the run's end
+KEPT = ("driver", "service")  # are started again
 PATIENCE = 300.0  # seconds for anything to come, or to come back: a busy machine is slow
 RETRY = 2.0  # seconds after which a supervisor starts again what has ended
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # Linux's
@@ -89,6 +93,12 @@ class Honest(threading.Thread):
             except Exception as error:  # told at the end
                 self.wrong.append(f"a client got {type(error).__name__}: {error}")
 
+    def stop(self) -> list[str]:
+        """End; returns what was wrong."""
+        self.over.set()
+        self.join()
+        return self.wrong
+
     def _act(self, client: Client) -> None:
         episode = client.episode(seed=0)
         while not self.over.wait(0.1):
@@ -114,6 +124,7 @@ class Attack:
             "RAY_ADDRESS": f"127.0.0.1:{self.ray_port}",
             "TMPDIR": str(self.temporary),
             "QTTDM_TOKEN": TOKEN,
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
             "OMP_NUM_THREADS": "1",
             FOLDER: str(self.faults),
         }
@@ -121,8 +132,9 @@ class Attack:
         self.clients: list[Honest] = []
         self.undo: list[tuple[float, str, Callable[[], object]]] = []
         self.witnessed: dict[tuple[int, int], int] = {}
-        self.broken, self.restarts, self.began = 0, -2, time.monotonic()
-        self.is_ending, self.again_at = False, {}
+        self.broken, self.restarts, self.began = 0, Counter[str](), time.monotonic()
+        self.is_ending = False
+        self.again_at: dict[str, float] = {}
 
     def begin(self) -> None:
         """Start everything; the schedule begins when the clients are answered."""
@@ -131,9 +143,9 @@ class Attack:
         ports += [f"--metrics-export-port={self.others[-1]}", "--min-worker-port=0", "--max-worker-port=0"]
         ports += [f"--port={self.ray_port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
         size = ["--num-cpus=8", "--object-store-memory=100000000"]
-        self._start("ray", [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *ports, *size])
-        self.wait(lambda: listens(self.ray_port), "Ray", keep=())
-        self.wait(lambda: newest(self.run_dir), "a first checkpoint", keep=["driver"])
+        self._start("ray", [*RAY, "start", "--head", "--block", *ports, *size])
+        self.wait(lambda: listens(self.ray_port), "Ray", ())
+        self.wait(lambda: newest(self.run_dir), "a first checkpoint", KEPT[:1])
         self.clients = [Honest(self.port) for _ in range(CLIENTS)]
         self.wait(lambda: all(client.answers for client in self.clients), "first answers")
         self.began = time.monotonic()
@@ -152,31 +164,30 @@ class Attack:
                     self.undo.append((time.monotonic() + fault.seconds, f"{fault.kind} {fault.whom}", undo))
 
     def end(self) -> list[str]:
-        """Undo everything, let the run reach its end, and end all; returns what is wrong, files left aside."""
-        self._undo_until(math.inf)
+        """Let the run reach its end when the last fault is over, then end all; returns what is wrong but for files."""
+        self.wait(lambda: not self.undo, "the last faults to be over")
         for path in self.faults.iterdir():
             path.unlink()
         self.is_ending = True
         self.running["driver"].terminate()
-        self.wait(
-            lambda: self.running["driver"].poll() == 0 and newest(self.run_dir)["meta"]["finished"], "the run's end"
-        )
+        self.wait(lambda: self.running["driver"].poll() == 0 and newest(self.run_dir)["meta"]["finished"], "its end")
         last = newest(self.run_dir)["meta"]["pace"]["updates"]
         self.wait(
-            lambda: all(client.version == last for client in self.clients), "answers by the last weights", ["service"]
+            lambda: {client.version for client in self.clients} == {last}, "answers by the last weights", KEPT[1:]
         )
-        for client in self.clients:
-            client.over.set()
-        for client in self.clients:
-            client.join()
-        service, ray_ = self.running["service"], self.running["ray"]
-        service.terminate()
-        self.wait(lambda: service.poll() is not None, "the service to end", keep=())
-        wrong = [what for client in self.clients for what in client.wrong] + in_cluster(self.env)
-        if service.returncode != 0:
-            wrong.append(f"the service ended with status {service.returncode}")
-        ray_.terminate()
-        self.wait(lambda: ray_.poll() is not None and not processes(self.folder), "all processes to end", keep=())
+        wrong = [what for client in self.clients for what in client.stop()]
+        with suppress(GaveUpError):
+            self.wait(lambda: not self._used(), "an empty cluster", ())
+        if used := self._used():
+            wrong.append(f"in the cluster is left: {used}")
+        for process in (self.running["service"], self.running["ray"]):
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        if ended := [name for name, process in self.running.items() if process.poll() != 0]:
+            wrong.append(f"did not end well: {', '.join(ended)}")
+        with suppress(GaveUpError):  # what is left is told by name
+            self.wait(lambda: not processes(self.folder), "all processes to end", ())
         return wrong
 
     def close(self) -> None:
@@ -189,7 +200,7 @@ class Attack:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def wait(self, condition: Callable[[], object], what: str, keep: Sequence[str] = ("driver", "service")) -> None:
+    def wait(self, condition: Callable[[], object], what: str, keep: Sequence[str] = KEPT) -> None:
         """Wait for it, and meanwhile undo what is due and start again of `keep` what has ended. GaveUpError."""
         deadline = time.monotonic() + PATIENCE
         while not condition():
@@ -229,7 +240,9 @@ class Attack:
 
     def _start(self, name: str, words: Sequence[str]) -> None:
         if (ended := self.running.get(name)) is not None:
-            self.say(f"{name} ended with status {ended.returncode}; starts again")
+            said = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-1:] or [""]
+            self.say(f"{name} ended with status {ended.returncode} ({said[0][:200]}); starts again")
+            self.restarts[name] += 1
         with (self.folder / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(words, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.running[name], self.again_at[name] = child, time.monotonic() + RETRY
@@ -261,6 +274,13 @@ class Attack:
             return lambda: resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
         os.kill(pid, {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "terminate": signal.SIGTERM}[kind])
         return (lambda: os.kill(pid, signal.SIGCONT)) if kind == "stop" else None
+
+    def _used(self) -> str:
+        """Say what of the cluster is in use, by actors, placement groups or objects; "" if nothing is."""
+        asked = subprocess.run([*RAY, "status"], env=self.env, capture_output=True, text=True, check=False)
+        usage = asked.stdout.partition("Total Usage:")[2].partition("\n\n")[0].split("\n")[1:]
+        lines = usage or ["it does not answer"]
+        return "; ".join(line.strip() for line in lines if not re.fullmatch(r" 0(\.0|B)/\S+ \w+", line))
 
     def _undo_until(self, now: float) -> None:
         for due in [entry for entry in self.undo if entry[0] <= now]:
@@ -297,11 +317,6 @@ def set_modes(top: Path, mode: int) -> None:
             folder.chmod(mode)
 
 
-def in_cluster(env: Mapping[str, str]) -> list[str]:
-    """Return a line for each actor, placement group or object of the run that is left in the cluster."""
-    return []
-
-
 def attack(*, seed: int = 0, minutes: float = 1.0) -> None:
     """Attack a run by a schedule, and audit what is left.
 
@@ -326,7 +341,10 @@ def attack(*, seed: int = 0, minutes: float = 1.0) -> None:
     found += left_behind(folder, [run.ray_port, run.port], run.temporary)
     run.close()
     found += audit(run.run_dir, run.witnessed, run.broken)
-    run.say("ended; ..")
+    answers, cut = (sum(numbers) for numbers in zip(*((c.answers, c.cut) for c in run.clients), strict=True))
+    again = ", ".join(f"{name} {run.restarts[name]}" for name in KEPT)
+    run.say(f"{len(faults)} faults; {len(run.witnessed)} episodes seen meanwhile; started again: {again}")
+    run.say(f"{len(run.clients)} clients got {answers} answers and were cut off {cut} times")
     if found:
         print(*found, f"all files: {folder}", sep="\n")
         sys.exit(1)

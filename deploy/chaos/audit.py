@@ -2,9 +2,8 @@
 
     python -m qttdm.deploy.chaos.audit runs/NAME/seed-0
 
-It imports nothing of the program that it audits. The formats are those that replay/log.py, replay/codec.py,
-replay/shard.py, common/checkpoint.py and common/metrics/lines.py document. The run must have ended, without
-`--accept-losses`.
+Imports nothing of the program that it audits: the formats are those that replay/log.py, codec.py and shard.py,
+common/checkpoint.py and common/metrics/lines.py document. The run must have ended, without `--accept-losses`.
 """
 
 from __future__ import annotations
@@ -32,10 +31,12 @@ import yaml
 
 MAGIC = b"\xf5SEG"
 HEAD = struct.Struct("<4sQII")  # magic, sequence number, length, CRC32 of both and the payload
-GENERATION = 10**9  # of a weights version: the learner's start times this, and its updates
-COUNTERS = ("env_steps", "decisions", "updates", "episodes", "wall_seconds")
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
+SUMS = ("episodes", "decisions", "env_steps")
+COUNTERS = (*SUMS, "updates", "wall_seconds")
+Line = Mapping[str, Any]
 Place = tuple[int, int]
-"""shard and sequence number of a stored episode"""
+"""shard and sequence number of an episode"""
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ class Stored:
     oldest_weights: int
     newest_weights: int
 
-    @property
-    def line(self) -> tuple[Any, ...]:
-        """What its line in metrics.jsonl tells."""
-        return self.actor, self.decisions, self.env_steps, self.episode_return
-
 
 @dataclass
 class Shard:
@@ -67,217 +63,200 @@ class Shard:
     """sequence number of the oldest episode that is not deleted"""
     deleted: list[int] = field(default_factory=lambda: [0, 0, 0])
     """episodes, decisions and environment steps before it"""
-    highest: dict[int, int] = field(default_factory=dict)
-    """number of each actor's newest deleted episode"""
+    highest: list[Place] = field(default_factory=list)
+    """each actor, and the highest number of its deleted episodes"""
     episodes: list[Stored] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
 
-def audit(run_dir: Path, witnessed: Mapping[Place, int] | None = None, dropped: int = 0) -> list[str]:
+def audit(run_dir: Path, witnessed: Mapping[Place, int] | None = None, broken: int = 0) -> list[str]:
     """Return a line for each violation.
 
-    witnessed: checksums of episodes that were seen whole on disk while the run went on, which it may delete but not
-    lose. dropped: episodes that environments broke in, at most, if events.log may not have told of all.
+    witnessed: checksums of episodes that were whole on disk while the run went on. broken: episodes that environments
+    broke in, if those can be more than events.log tells of.
     """
-    return [*Auditor(run_dir, witnessed or {}, dropped).violations()]
+    return [*Auditor(run_dir, witnessed or {}, broken).violations()]
 
 
 class Auditor:
     """One run's files, read once."""
 
-    def __init__(self, run_dir: Path, witnessed: Mapping[Place, int], dropped: int) -> None:
-        self.run_dir, self.witnessed = run_dir, witnessed
-        self.config = yaml.safe_load((run_dir / "config.yaml").read_text())
-        self.training, self.cluster = self.config["training"], self.config["cluster"]
-        events = run_dir / "events.log"
-        self.events = events.read_text() if events.exists() else ""
-        self.dropped = max(dropped, self.events.count("replaced its environments"))
-        folders = sorted((run_dir / "replay").glob("shard-*"), key=lambda path: int(path.name.split("-")[1]))
-        self.shards = [read_shard(folder) for folder in folders]
+    def __init__(self, run_dir: Path, witnessed: Mapping[Place, int], broken: int) -> None:
+        config = yaml.safe_load((run_dir / "config.yaml").read_text())
+        self.run_dir, self.witnessed, self.training, self.cluster = (
+            run_dir,
+            witnessed,
+            config["training"],
+            config["cluster"],
+        )
+        self.events = read(run_dir / "events.log").decode()
+        self.broken = max(broken, self.events.count("replaced its environments"))
+        self.shards = [read_shard(run_dir / f"replay/shard-{i}", i) for i in range(self.cluster["shards"])]
         self.episodes = [episode for shard in self.shards for episode in shard.episodes]
-        self.metrics = b""
-        with suppress(FileNotFoundError):
-            self.metrics = (run_dir / "metrics.jsonl").read_bytes()
-        self.checkpoints = sorted((run_dir / "checkpoints").glob("*-step-*"))
+        self.deleted = [sum(numbers) for numbers in zip(*(shard.deleted for shard in self.shards), strict=True)]
+        self.metrics = read(run_dir / "metrics.jsonl")
+        self.lines: list[Line] = []
+        self.newest: Line = {}
+        """meta of the newest checkpoint that loads"""
 
     def violations(self) -> Iterator[str]:
         """Yield a line for each."""
-        for number, shard in enumerate(self.shards):
-            yield from (f"replay/shard-{number}: {what}" for what in shard.wrong)
-        yield from self._each_once()
-        lines: list[dict[str, Any]] = []
-        yield from self._read_lines(lines)
-        yield from self._forward(lines)
-        yield from self._pace(lines)
-        meta: dict[str, Any] = {}
-        yield from self._checkpoints(meta)
-        if meta:
-            yield from self._lines_are_episodes([line for line in lines if line["kind"] == "train"], meta["cursors"])
-            yield from self._ended(meta)
-        leftovers = [*self.run_dir.rglob("*.tmp"), *self.run_dir.rglob(".tmp-*"), *self.run_dir.glob(".failure-room")]
-        yield from (f"{path.relative_to(self.run_dir)}: a temporary file is left" for path in leftovers)
+        yield from (f"replay/shard-{i}: {what}" for i, shard in enumerate(self.shards) for what in shard.wrong)
+        yield from self._episodes()
+        yield from (f"metrics.jsonl: {what}" for what in [*self._read_lines(), *self._counters(), *self._pace()])
+        yield from self._checkpoints()
+        if self.newest:
+            yield from (f"metrics.jsonl: {what}" for what in self._lines_are_episodes())
+            yield from self._end()
+        left = [*self.run_dir.rglob("*.tmp"), *self.run_dir.rglob(".tmp-*"), *self.run_dir.glob(".failure-room")]
+        yield from (f"{path.relative_to(self.run_dir)}: a temporary file is left" for path in left)
 
-    def _each_once(self) -> Iterator[str]:
-        """Every episode that was stored is there once, under its name, and weights only grow."""
+    def _episodes(self) -> Iterator[str]:
+        """Each that was stored is there once, under its name; along an actor's, weights only grow."""
         names = Counter((e.actor, e.number) for e in self.episodes)
         yield from (f"episode {n} of actor {a} is stored {c} times" for (a, n), c in names.items() if c > 1)
-        kept = {(e.shard, e.sequence): e.checksum for e in self.episodes}
+        there = {(e.shard, e.sequence): e.checksum for e in self.episodes}
         for (shard, sequence), checksum in self.witnessed.items():
-            if sequence >= self.shards[shard].first and kept.get((shard, sequence)) != checksum:
+            if sequence >= self.shards[shard].first and there.get((shard, sequence)) != checksum:
                 yield f"replay/shard-{shard}: number {sequence} was whole on disk, and is gone or another"
-        newest = Counter[int]()  # the highest number of each actor
-        for actor, number in [*names, *(pair for shard in self.shards for pair in shard.highest.items())]:
-            newest[actor] = max(newest[actor], number)
-        gaps = sum(1 + number for number in newest.values()) - len(names) - sum(s.deleted[0] for s in self.shards)
-        if gaps > self.dropped:
-            yield f"{gaps} episodes are missing between their actors' numbers; environments broke in {self.dropped}"
-        for actor in newest:
-            own = [e for e in self.episodes if e.actor == actor]
-            versions = [(e.oldest_weights, e.newest_weights) for e in sorted(own, key=lambda e: e.number)]
-            if any(old[0] > old[1] or old[1] > new[0] for old, new in pairwise(versions)):
-                yield f"actor {actor}: an episode was collected with older weights than the one before"
-        generation = self.run_dir / "generation"
-        starts = int(generation.read_text()) if generation.exists() else 0
-        if any(e.newest_weights >= (starts + 1) * GENERATION for e in self.episodes):
-            yield f"an episode was collected with weights of a later learner than number {starts}, the newest"
+        last = dict(sorted([*names, *(pair for shard in self.shards for pair in shard.highest)]))  # of each actor
+        gaps = sum(1 + number for number in last.values()) - len(names) - self.deleted[0]
+        if gaps > self.broken:
+            yield f"{gaps} episodes are missing between their actors' numbers; environments broke in {self.broken}"
+        for old, new in pairwise(sorted(self.episodes, key=lambda e: (e.shard, e.actor, e.sequence))):
+            if (old.shard, old.actor) == (new.shard, new.actor) and new.number <= old.number:
+                yield f"replay/shard-{new.shard}: episode {new.number} of actor {new.actor} comes after {old.number}"
+        in_order = sorted(self.episodes, key=lambda e: (e.actor, e.number))
+        for old, new in pairwise(in_order):
+            if old.actor == new.actor and not old.newest_weights <= new.oldest_weights <= new.newest_weights:
+                yield f"episode {new.number} of actor {new.actor} has older weights than the one before"
 
-    def _read_lines(self, lines: list[dict[str, Any]]) -> Iterator[str]:
-        """Parse metrics.jsonl into `lines`."""
+    def _read_lines(self) -> Iterator[str]:
+        """Parse what has an end; the counters of all are numbers."""
         *whole, rest = self.metrics.split(b"\n")
-        if rest:
-            yield "metrics.jsonl: its last line has no end"
         for number, text in enumerate(whole, 1):
             try:
                 line = json.loads(text)
                 if line["kind"] not in ("train", "update", "eval") or not all(math.isfinite(line[c]) for c in COUNTERS):
                     raise ValueError
-                lines.append(line)
-            except (ValueError, KeyError, TypeError):
-                yield f"metrics.jsonl:{number}: no line of metrics"
+                self.lines.append(line)
+            except UNREADABLE:
+                yield f"line {number} is none"
+        if rest:
+            yield "its last line has no end"
 
-    def _forward(self, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-        """Counters never go back; an evaluation has those of when it became due."""
+    def _counters(self) -> Iterator[str]:
+        """They never go back; those of an evaluation are of when it became due."""
         for name in COUNTERS:
-            told = [line for line in lines if name == "wall_seconds" or line["kind"] != "eval"]
-            for before, after in pairwise(told):
-                if after[name] < before[name]:
-                    yield f"metrics.jsonl: {name} goes back from {before[name]} to {after[name]}"
-        steps = Counter(line["env_steps"] for line in lines if line["kind"] == "eval")
-        yield from (f"metrics.jsonl: evaluated {n} times at {s} steps" for s, n in steps.items() if n > 1)
+            told = [line[name] for line in self.lines if name == "wall_seconds" or line["kind"] != "eval"]
+            yield from (f"{name} goes back from {old} to {new}" for old, new in pairwise(told) if new < old)
+        steps = Counter(line["env_steps"] for line in self.lines if line["kind"] == "eval")
+        yield from (f"{count} evaluations at {at} steps" for at, count in steps.items() if count > 1)
 
-    def _pace(self, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-        """Updates never run ahead of decisions; nor behind, while the learner lives."""
-        c, longest = self.cluster, max([0, *(e.decisions for e in self.episodes)])
-        behind = c["pace"]["max_backlog"] + self.training["update_ratio"] * c["actors"] * c["envs_per_actor"] * longest
-        begun_anew = "goes on from the checkpoint" in self.events
-        for line in lines:
-            due = self._updates_due(line["decisions"])
-            if line["updates"] > due or (line["updates"] < due - behind and not begun_anew and line["kind"] != "eval"):
-                yield f"metrics.jsonl: {line['updates']} updates at {line['decisions']} decisions, {due:g} are due"
+    def _pace(self) -> Iterator[str]:
+        """Updates are never ahead of decisions; nor, unless a learner began anew, further behind than allowed."""
+        c, longest = self.cluster, max((e.decisions for e in self.episodes), default=0)
+        allowed = c["pace"]["max_backlog"] + self.training["update_ratio"] * c["actors"] * c["envs_per_actor"] * longest
+        if "goes on from the checkpoint" in self.events:
+            allowed = math.inf
+        for line in self.lines:
+            behind = self._due(line) - line["updates"]
+            if behind < 0 or (behind > allowed and line["kind"] != "eval"):
+                yield f"{line['updates']} updates at {line['decisions']} decisions, {self._due(line):g} are due"
 
-    def _updates_due(self, decisions: int) -> float:
-        seed = self.training["seed_decisions"]
-        return max(0.0, float(self.training["update_ratio"]) * (decisions - seed))
+    def _due(self, counts: Line) -> float:
+        decisions = counts["decisions"] - self.training["seed_decisions"]
+        return max(0.0, float(self.training["update_ratio"]) * decisions)
 
-    def _checkpoints(self, newest: dict[str, Any]) -> Iterator[str]:
-        """Each loads, and counts what the replay holds; `newest` becomes the newest one's meta."""
-        if not 0 < len(self.checkpoints) <= self.training["keep_checkpoints"]:
-            yield f"checkpoints: there are {len(self.checkpoints)}, to keep are {self.training['keep_checkpoints']}"
-        numbers = [int(folder.name.split("-")[0]) for folder in self.checkpoints]
-        if numbers != [*range(numbers[0], numbers[0] + len(numbers))] if numbers else False:
-            yield f"checkpoints: numbers {numbers} are not in a row"
-        steps = [int(folder.name.split("-")[2]) for folder in self.checkpoints]
-        if steps != sorted(steps):
-            yield f"checkpoints: steps go back, {steps}"
-        for folder in self.checkpoints:
+    def _checkpoints(self) -> Iterator[str]:
+        """Each loads and holds together with replay and metrics; they are in a row, and no more than are kept."""
+        folders = sorted((self.run_dir / "checkpoints").glob("*-step-*"))
+        names = [[int(part) for part in folder.name.split("-step-")] for folder in folders]
+        in_row = all(new[0] == old[0] + 1 and new[1] >= old[1] for old, new in pairwise(names))
+        if not in_row or not 0 < len(folders) <= self.training["keep_checkpoints"]:
+            yield f"checkpoints: got {[folder.name for folder in folders]}"
+        for folder in folders:
             try:
                 meta, blobs = read_checkpoint(folder)
                 yield from (f"checkpoints/{folder.name}: {what}" for what in self._belongs(meta, blobs))
-                newest.clear()
-                newest.update(meta)
-            except (OSError, ValueError, KeyError, TypeError, IndexError, safetensors.SafetensorError) as error:
-                yield f"checkpoints/{folder.name}: does not load ({' '.join(str(error).split())[:200]})"
+                self.newest = meta
+            except UNREADABLE as error:
+                yield f"checkpoints/{folder.name}: {in_one_line(error)}"
 
-    def _belongs(self, meta: Mapping[str, Any], blobs: Mapping[str, bytes]) -> Iterator[str]:
-        """Does a checkpoint hold together with replay and metrics?"""
-        counters, cursors = meta["counters"], meta["cursors"]
-        if len(cursors) != len(self.shards) or len(cursors) != self.cluster["shards"]:
-            yield f"is of {len(cursors)} shards, there are {len(self.shards)}"
+    def _belongs(self, meta: Line, blobs: Mapping[str, bytes]) -> Iterator[str]:
+        counters, pace, cursors = meta["counters"], meta["pace"], meta["cursors"]
+        if len(cursors) != len(self.shards) or any(meta["accepted_losses"]):
+            yield f"has cursors {cursors} for {len(self.shards)} shards, accepted losses {meta['accepted_losses']}"
             return
-        sums = [sum(numbers) for numbers in zip(*(shard.deleted for shard in self.shards), strict=True)]
-        for e in self.episodes:
-            if e.sequence < cursors[e.shard]:
-                sums = [sums[0] + 1, sums[1] + e.decisions, sums[2] + e.env_steps]
-        told = [counters["episodes"], counters["decisions"], counters["env_steps"]]
-        # What was deleted may have been stored after an older checkpoint, which then counts less than the sum.
-        if told != sums and (told > sums or not any(s.first > c for s, c in zip(self.shards, cursors, strict=True))):
-            yield f"counts {told} episodes, decisions and steps; in replay they are {sums}"
-        if meta["pace"]["decisions"] != counters["decisions"]:
-            yield f"its pace counts {meta['pace']['decisions']} decisions, its counters {counters['decisions']}"
-        if meta["pace"]["updates"] > self._updates_due(counters["decisions"]):
-            yield f"{meta['pace']['updates']} updates are more than {counters['decisions']} decisions ask for"
-        for number, shard in enumerate(self.shards):
-            if any(meta["accepted_losses"][number]):
-                yield f"accepted losses of shard {number}"
-            if (state := blobs.get(f"replay-{number}")) is None:  # it did not answer; its cursor says what counts
-                continue
-            content = unseal(state)
-            start, stop = content["sequences"]
-            span = [(e.sequence, e.checksum) for e in shard.episodes if start <= e.sequence < stop]
-            if content["digest"] != zlib.crc32(repr(span).encode()) or stop < cursors[number]:
-                yield f"names episodes {start} to {stop} of shard {number}, which are not there as they were"
-        size = meta["metrics_bytes"]
-        before = self.metrics[:size].split(b"\n")
-        if len(self.metrics) < size or before[-1]:
-            yield f"metrics.jsonl: no line ends at byte {size}, where the checkpoint was"
-            return
-        with suppress(ValueError, KeyError, TypeError):  # told where lines are read
-            last = next(line for text in reversed(before[:-1]) if (line := json.loads(text))["kind"] != "eval")
-            wanted = [counters["episodes"], counters["decisions"], counters["env_steps"], meta["pace"]["updates"]]
-            if wanted != (got := [last[name] for name in ("episodes", "decisions", "env_steps", "updates")]):
-                yield f"counts {wanted} episodes, decisions, steps and updates; metrics.jsonl {got}"
+        counted = [e for e in self.episodes if e.sequence < cursors[e.shard]]
+        there = added(self.deleted, ((e.decisions, e.env_steps) for e in counted))
+        if there != [counters[name] for name in SUMS] or counters["decisions"] != pace["decisions"]:
+            yield f"counts {counters} and {pace}; in replay are {there} episodes, decisions and steps"
+        for i, shard in enumerate(self.shards):
+            if f"replay-{i}" in blobs:  # else the shard did not answer
+                state = unseal(blobs[f"replay-{i}"])
+                start, stop = state["sequences"]
+                span = [(e.sequence, e.checksum) for e in shard.episodes if start <= e.sequence < stop]
+                if state["digest"] != zlib.crc32(repr(span).encode()) or stop < cursors[i]:
+                    yield f"names episodes {start} to {stop} of shard {i}, which are not there as they were"
+        before, want = self.metrics[: meta["metrics_bytes"]], [*(counters[name] for name in SUMS), pace["updates"]]
+        told = [json.loads(text) for text in before.splitlines() if b'"eval"' not in text]
+        got = [told[-1][name] if told else 0 for name in (*SUMS, "updates")]
+        if got != want or len(before) < meta["metrics_bytes"] or before[-1:] not in (b"\n", b""):
+            yield f"has {want} at byte {meta['metrics_bytes']} of metrics.jsonl, which has {got}"
 
-    def _lines_are_episodes(self, train: Sequence[Mapping[str, Any]], cursors: Sequence[int]) -> Iterator[str]:
-        """Every episode that the learner has counted has its line, and no other."""
+    def _lines_are_episodes(self) -> Iterator[str]:
+        """Every episode that the newest checkpoint counts has its line, and no other."""
         told, sums = Counter[tuple[Any, ...]](), [0, 0, 0]
-        for line in train:
+        for line in (line for line in self.lines if line["kind"] == "train"):
             steps = line["env_steps"] - sums[2]
-            sums = [sums[0] + 1, sums[1] + line["episode_length"], line["env_steps"]]
-            told[line["actor"], line["episode_length"], steps, line["episode_return"]] += 1
-            if sums[:2] != [line["episodes"], line["decisions"]]:
-                yield f"metrics.jsonl: episode {line['episodes']} at {line['decisions']} decisions, want {sums[:2]}"
-                sums = [line["episodes"], line["decisions"], line["env_steps"]]
-        stored = Counter(e.line for e in self.episodes if e.sequence < cursors[e.shard])
-        for line_, count in (stored - told).items():
-            yield f"metrics.jsonl: {count} episodes (actor, decisions, steps, return) {line_} have no line"
-        unknown = (told - stored).elements()
-        rest = [0, 0, 0]
-        for _, decisions, steps, _ in unknown:
-            rest = [rest[0] + 1, rest[1] + decisions, rest[2] + steps]
-        deleted = [sum(numbers) for numbers in zip(*(shard.deleted for shard in self.shards), strict=True)]
-        if rest != deleted:
-            yield f"metrics.jsonl: tells of {rest} episodes, decisions and steps that are not stored; deleted {deleted}"
+            told[line["actor"], line["episode_return"], line["episode_length"], steps] += 1
+            sums = added(sums, [(line["episode_length"], steps)])
+            if sums != [line[name] for name in SUMS]:
+                yield f"episodes, decisions and steps are {[line[name] for name in SUMS]}, want {sums}"
+                sums = [line[name] for name in SUMS]
+        counted = [e for e in self.episodes if e.sequence < self.newest["cursors"][e.shard]]
+        stored = Counter((e.actor, e.episode_return, e.decisions, e.env_steps) for e in counted)
+        for missing in (stored - told).elements():
+            yield f"no line of the episode with actor, return, decisions and steps {missing}"
+        rest = added([0, 0, 0], (line[2:] for line in (told - stored).elements()))
+        if rest != self.deleted:
+            yield f"tells of {rest} episodes, decisions and steps that are not stored; deleted were {self.deleted}"
 
-    def _ended(self, meta: Mapping[str, Any]) -> Iterator[str]:
-        """The run is finished: all steps, all updates, all lines."""
-        counters, wanted = meta["counters"], self.training["env_steps"]
-        if not meta["finished"] or counters["env_steps"] < wanted:
-            yield f"the run has not reached its end: {counters['env_steps']} of {wanted} steps"
-        elif self._updates_due(counters["decisions"]) - meta["pace"]["updates"] >= 1:
-            yield f"updates are missing: {meta['pace']['updates']} at {counters['decisions']} decisions"
-        elif len(self.metrics) != meta["metrics_bytes"]:
-            yield f"metrics.jsonl: {len(self.metrics)} bytes, its newest checkpoint has {meta['metrics_bytes']}"
+    def _end(self) -> Iterator[str]:
+        """All steps, all updates, all lines."""
+        counters, updates = self.newest["counters"], self.newest["pace"]["updates"]
+        if not self.newest["finished"] or counters["env_steps"] < self.training["env_steps"]:
+            yield f"it has not reached its end: {counters['env_steps']} of {self.training['env_steps']} steps"
+        elif self._due(counters) - updates >= 1 or len(self.metrics) != self.newest["metrics_bytes"]:
+            yield f"its last checkpoint is not of its end: {updates} updates, {len(self.metrics)} bytes of metrics"
 
 
-def read_shard(folder: Path) -> Shard:
+def added(sums: Sequence[int], episodes: Any) -> list[int]:
+    """Add the (decisions, steps) of some episodes to [episodes, decisions, steps]."""
+    return [sum(column) for column in zip(sums, *((1, *episode) for episode in episodes), strict=True)]
+
+
+def in_one_line(error: BaseException) -> str:
+    """Say that something does not load, and why."""
+    return f"does not load ({type(error).__name__}: {' '.join(str(error).split())[:150]})"
+
+
+def read(path: Path) -> bytes:
+    """Read a file, nothing if there is none."""
+    return path.read_bytes() if path.exists() else b""
+
+
+def read_shard(folder: Path, number: int) -> Shard:
     """Read a shard's index and log; what is wrong with them is in `wrong`."""
-    shard, number = Shard(), int(folder.name.split("-")[1])
+    shard = Shard()
     try:
         index = unseal((folder / "index").read_bytes())
-        shard.first, shard.deleted, shard.highest = index["first"], index["before"], dict(index["highest"])
+        shard.first, shard.deleted = index["first"], index["before"]
+        shard.highest = [(actor, highest) for actor, highest in index["highest"]]
         shard.wrong += [f"the index tells of a loss: {name}" for _, name in index["lost"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        shard.wrong.append(f"index: does not load ({' '.join(str(error).split())[:100]})")
+    except UNREADABLE as error:
+        shard.wrong.append(f"index: {in_one_line(error)}")
     expected = shard.first
     for sequence, payload in read_log(folder, shard.wrong):
         if sequence < shard.first:  # its file was to be deleted
@@ -287,25 +266,25 @@ def read_shard(folder: Path) -> Shard:
         expected = sequence + 1
         try:
             shard.episodes.append(read_episode(number, sequence, payload))
-        except (ValueError, KeyError, TypeError) as error:
-            shard.wrong.append(f"number {sequence} is no episode ({' '.join(str(error).split())[:100]})")
+        except UNREADABLE as error:
+            shard.wrong.append(f"number {sequence}: {in_one_line(error)}")
     return shard
 
 
 def read_log(folder: Path, wrong: list[str]) -> Iterator[tuple[int, bytes]]:
     """Yield number and payload of each whole record; anything else but a record cut short by a kill is wrong."""
     for path in sorted(folder.glob("*.log")):
-        data, at, is_first = path.read_bytes(), 0, True
+        data, at = path.read_bytes(), 0
         while at < len(data):
             magic, sequence, length, checksum = HEAD.unpack(data[at : at + HEAD.size].ljust(HEAD.size, b"\0"))
             end = at + HEAD.size + length
             payload = data[at + HEAD.size : end]
             checked = zlib.crc32(payload, zlib.crc32(struct.pack("<QI", sequence, length)))
             if magic == MAGIC and end <= len(data) and checked == checksum:
-                if is_first and sequence != int(path.stem):
+                if at == 0 and sequence != int(path.stem):
                     wrong.append(f"{path.name}: begins with number {sequence}")
                 yield sequence, payload
-                at, is_first = end, False
+                at = end
                 continue
             following = data.find(MAGIC, at + 1)
             is_torn = MAGIC.startswith(data[at : at + 4]) and (end > len(data) or len(data) - at < HEAD.size)
@@ -315,64 +294,58 @@ def read_log(folder: Path, wrong: list[str]) -> Iterator[tuple[int, bytes]]:
 
 
 def read_episode(shard: int, sequence: int, record: bytes) -> Stored:
-    """Read an episode's record. ValueError, KeyError or TypeError if it is none."""
-    content = unseal(record)
-    arrays = {}
+    """Read an episode's record. One of UNREADABLE if it is none."""
+    content, arrays = unseal(record), {}
     for name, stored in content["arrays"].items():
         arrays[name] = np.frombuffer(stored["data"], stored["dtype"]).reshape(stored["shape"])
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} is not finite")
-    decisions = len(arrays["rewards"])
-    if decisions < 1 or len(arrays["actions"]) != decisions or len(arrays["observations"]) != decisions + 1:
+    steps = len(arrays["rewards"])
+    if not len(arrays["observations"]) - 1 == len(arrays["actions"]) == steps > 0:
         raise ValueError("its arrays are of other lengths than each other")
-    numbers = {
-        name: int(content[name]) for name in ("actor", "number", "env_steps", "oldest_weights", "newest_weights")
-    }
+    numbers = {key: int(content[key]) for key in ("actor", "number", "env_steps", "oldest_weights", "newest_weights")}
     total = float(arrays["rewards"].sum(dtype=np.float64))
-    checksum = int.from_bytes(record[:4], "little")
-    return Stored(shard, sequence, checksum, decisions=decisions, episode_return=total, **numbers)
+    return Stored(shard, sequence, checksum_of(record), decisions=steps, episode_return=total, **numbers)
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Read a checkpoint's meta and blobs. ValueError and others if it is not as it was written."""
-    sums = dict(line.split("  ")[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    """Read a checkpoint's meta and blobs. One of UNREADABLE if it is not as it was written."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    del files["SHA256SUMS"]
-    if files.keys() != sums.keys():
-        raise ValueError(f"it has {sorted(files)}, SHA256SUMS {sorted(sums)}")
-    for name, data in files.items():
-        if hashlib.sha256(data).hexdigest() != sums[name]:
-            raise ValueError(f"{name} is not what SHA256SUMS says")
-    head = json.loads(files["checkpoint.json"])
-    blobs = {name: files[f"blobs/{name}"] for name in head["blobs"]}
-    tensors = safetensors.numpy.load(files["tensors.safetensors"])
+    sums = files.pop("SHA256SUMS").decode()
+    if sorted(sums.splitlines()) != sorted(
+        f"{hashlib.sha256(data).hexdigest()}  {name}" for name, data in files.items()
+    ):
+        raise ValueError("its files are not those of SHA256SUMS")
+    head, tensors = json.loads(files["checkpoint.json"]), safetensors.numpy.load(files["tensors.safetensors"])
     if bad := [name for name, tensor in tensors.items() if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()]:
         raise ValueError(f"{bad[0]} is not finite")
     meta = head["meta"]
-    if not folder.name.endswith(f"-step-{head['step']}") or head["step"] != meta["counters"]["env_steps"]:
-        raise ValueError(f"is of step {head['step']} and counts {meta['counters']['env_steps']}")
-    if int(tensors["updates"]) != meta["pace"]["updates"]:
-        raise ValueError(
-            f"its networks have had {int(tensors['updates'])} updates, it counts {meta['pace']['updates']}"
-        )
-    return meta, blobs
+    named = int(folder.name.split("-step-")[1]), int(tensors["updates"])
+    if named != (meta["counters"]["env_steps"], meta["pace"]["updates"]) or named[0] != head["step"]:
+        raise ValueError(f"is of step and updates {named}, and counts {meta['counters']}, {meta['pace']}")
+    return meta, {name: files[f"blobs/{name}"] for name in head["blobs"]}
 
 
 def unseal(record: bytes) -> dict[str, Any]:
     """Read a map with its CRC32 in front. ValueError if it was changed."""
-    if zlib.crc32(record[4:]) != int.from_bytes(record[:4], "little"):
+    if zlib.crc32(record[4:]) != checksum_of(record):
         raise ValueError("its checksum differs")
     content: dict[str, Any] = msgpack.unpackb(record[4:])
     return content
 
 
+def checksum_of(record: bytes) -> int:
+    """Return the CRC32 that it begins with."""
+    return int.from_bytes(record[:4], "little")
+
+
 def whole_episodes(run_dir: Path) -> dict[Place, int]:
-    """Look at what a running run has on disk: checksums by place, for `audit` to hold against what is left later."""
+    """Look at what a run has on disk while it goes on: checksums by place, to hold against what is left later."""
     found = {}
     for folder in (run_dir / "replay").glob("shard-*"):
         with suppress(FileNotFoundError):  # deleted just now
-            for sequence, payload in read_log(folder, []):
-                found[int(folder.name.split("-")[1]), sequence] = int.from_bytes(payload[:4], "little")
+            for sequence, record in read_log(folder, []):
+                found[int(folder.name.split("-")[1]), sequence] = checksum_of(record)
     return found
 
 
@@ -386,25 +359,24 @@ def processes(folder: Path) -> dict[int, str]:
         with suppress(OSError):  # it ended just now, or is another user's
             title = (process / "cmdline").read_bytes()
             links = [process / "cwd", *(process / "fd").iterdir()]
-            told = title + (process / "environ").read_bytes()
-            if wanted.encode() in told or any(os.readlink(link).startswith(wanted) for link in links):
+            is_ours = wanted.encode() in title + (process / "environ").read_bytes()
+            if title and (is_ours or any(os.readlink(link).startswith(wanted) for link in links)):
                 found[int(process.name)] = re.sub(rb"[\0\s]+", b" ", title).decode(errors="replace").strip()
-    return {pid: title for pid, title in found.items() if pid != os.getpid() and title}  # without a title: a zombie
+    found.pop(os.getpid(), None)
+    return found
 
 
 def left_behind(folder: Path, ports: Sequence[int], temporary: Path) -> list[str]:
-    """Return a line for each process, open port or temporary file that is left when all has ended."""
+    """Return a line for each process, listening port or temporary file that is left when all has ended."""
     lines = [f"process {pid} is left: {title[:100]}" for pid, title in processes(folder).items()]
-    for table in ("tcp", "tcp6"):
-        with suppress(FileNotFoundError):  # a machine may have no IPv6
-            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                _, local, _, state, *_ = line.split()
-                if state == "0A" and (port := int(local.rpartition(":")[2], 16)) in ports:
-                    lines.append(f"port {port} is still listened on")
+    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_ = row.split()
+        if state == "0A" and (port := int(local.partition(":")[2], 16)) in ports:
+            lines.append(f"port {port} is still listened on")
     return lines + [f"{path}: a temporary file is left" for path in temporary.iterdir()]
 
 
 if __name__ == "__main__":
     found = [f"{path}: {what}" for path in sys.argv[1:] for what in audit(Path(path))]
-    print(*found, sep="\n" if found else "")
-    sys.exit(1 if found else 0)
+    print(*found, sep="\n", end="\n" * bool(found))
+    sys.exit(bool(found))

@@ -42,4 +42,4 @@ class FaultyPendulum(PendulumEnv):
             except (FileNotFoundError, KeyError):
                 continue
             observation = fault()
-        return observation, *others  # type: ignore[return-value]
+        return observation, *others

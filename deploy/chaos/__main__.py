@@ -40,24 +40,13 @@ from qttdm.deploy.chaos.faulty import FOLDER
 from qttdm.deploy.chaos.schedule import Fault, schedule
 from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
 
-TITLES = {
-    "actor": "ray::CollectorActor",
-    "shard": "ray::ShardActor",
-    "learner": "ray::LearnerActor",
-    "evaluator": "ray::EvaluatorActor",
-}
+TITLES = {"actor": "ray::Collector", "shard": "ray::Shard", "learner": "ray::Learner", "evaluator": "ray::Evaluator"}
 """how the command lines of a run's processes begin"""
-SETTINGS = {
-    "training.env_steps": 10**7,  # the attack decides when it is enough
-    "training.log_every": 50,
-    "cluster.actors": 2,
-    "cluster.shards": 2,
-    "cluster.metrics_port": "null",
-    "sinks.tensorboard": "false",
-}
 TASK = "qttdm.deploy.chaos.faulty:FaultyPendulum"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 QTTDM = (sys.executable, "-m", "qttdm.deploy.cli.main")
+SETTINGS = "training.env_steps=1e7 training.log_every=50 cluster.actors=2 cluster.shards=2 cluster.metrics_port=null"
+"""without an end: the attack decides when it is enough"""
 HOSTILE = "import sys; from qttdm.deploy.bench.hostile import *; attack(WITHOUT_TOKEN[sys.argv[1]], int(sys.argv[2]))"
 TOKEN = "of-honest-clients"  # noqa: S105 - of a service on loopback, for some minutes
 CLIENTS = 2
@@ -92,12 +81,6 @@ class Honest(threading.Thread):
                 self.cut += 1
             except Exception as error:  # told at the end
                 self.wrong.append(f"a client got {type(error).__name__}: {error}")
-
-    def stop(self) -> list[str]:
-        """End; returns what was wrong."""
-        self.over.set()
-        self.join()
-        return self.wrong
 
     def _act(self, client: Client) -> None:
         episode = client.episode(seed=0)
@@ -144,8 +127,8 @@ class Attack:
         ports += [f"--port={self.ray_port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
         size = ["--num-cpus=8", "--object-store-memory=100000000"]
         self._start("ray", [*RAY, "start", "--head", "--block", *ports, *size])
-        self.wait(lambda: listens(self.ray_port), "Ray", ())
-        self.wait(lambda: newest(self.run_dir), "a first checkpoint", KEPT[:1])
+        self.wait(lambda: not self._used(), "Ray", ())
+        self.wait(lambda: newest(self.run_dir), "a first checkpoint", ["driver"])
         self.clients = [Honest(self.port) for _ in range(CLIENTS)]
         self.wait(lambda: all(client.answers for client in self.clients), "first answers")
         self.began = time.monotonic()
@@ -164,7 +147,7 @@ class Attack:
                     self.undo.append((time.monotonic() + fault.seconds, f"{fault.kind} {fault.whom}", undo))
 
     def end(self) -> list[str]:
-        """Let the run reach its end when the last fault is over, then end all; returns what is wrong but for files."""
+        """Let the run reach its end when the last fault is over, then end all; returns what is wrong."""
         self.wait(lambda: not self.undo, "the last faults to be over")
         for path in self.faults.iterdir():
             path.unlink()
@@ -172,23 +155,22 @@ class Attack:
         self.running["driver"].terminate()
         self.wait(lambda: self.running["driver"].poll() == 0 and newest(self.run_dir)["meta"]["finished"], "its end")
         last = newest(self.run_dir)["meta"]["pace"]["updates"]
-        self.wait(
-            lambda: {client.version for client in self.clients} == {last}, "answers by the last weights", KEPT[1:]
-        )
-        wrong = [what for client in self.clients for what in client.stop()]
+        self.wait(lambda: {client.version for client in self.clients} == {last}, "the last weights", ["service"])
+        for client in self.clients:
+            client.over.set()
+            client.join()
+        found = [what for client in self.clients for what in client.wrong]
         with suppress(GaveUpError):
             self.wait(lambda: not self._used(), "an empty cluster", ())
-        if used := self._used():
-            wrong.append(f"in the cluster is left: {used}")
-        for process in (self.running["service"], self.running["ray"]):
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
-        if ended := [name for name, process in self.running.items() if process.poll() != 0]:
-            wrong.append(f"did not end well: {', '.join(ended)}")
+        found += [f"the cluster has left {line}" for line in self._used()]
+        for name in ("service", "ray"):
+            self.running[name].terminate()
+            self.running[name].wait(PATIENCE)
+        if status := self.running["service"].returncode:
+            found.append(f"the service ended with status {status}")
         with suppress(GaveUpError):  # what is left is told by name
             self.wait(lambda: not processes(self.folder), "all processes to end", ())
-        return wrong
+        return found
 
     def close(self) -> None:
         """Kill whatever is left."""
@@ -223,18 +205,8 @@ class Attack:
             return [*QTTDM, "serve", str(self.run_dir), "--watch", f"--port={self.port}"]
         runs = f"--runs-dir={self.run_dir.parents[1]}"
         if not self.run_dir.exists():
-            sets = [f"--set={key}={value}" for key, value in SETTINGS.items()]
-            return [
-                *QTTDM,
-                "cluster",
-                "train",
-                "--preset=debug",
-                f"--task={TASK}",
-                "--name=run",
-                "--seeds=0",
-                runs,
-                *sets,
-            ]
+            sets = [f"--set={item}" for item in SETTINGS.split()]
+            return [*QTTDM, *f"cluster train --preset=debug --task={TASK} --name=run --seeds=0 {runs}".split(), *sets]
         more = [f"--env-steps={newest(self.run_dir)['step'] + MORE_STEPS}"] if self.is_ending else []
         return [*QTTDM, "cluster", "resume", "run", runs, *more]
 
@@ -251,9 +223,8 @@ class Attack:
         """Find the oldest process of that name."""
         if name in self.running:
             return self.running[name].pid if self.running[name].poll() is None else None
-        return min(
-            (pid for pid, title in processes(self.folder).items() if title.startswith(TITLES[name])), default=None
-        )
+        pids = [pid for pid, title in processes(self.folder).items() if title.startswith(TITLES[name])]
+        return min(pids, default=None)
 
     def _hurt(self, kind: str, whom: str) -> Callable[[], object] | None:
         """Do it; returns how to undo it. ProcessLookupError if nobody is there."""
@@ -275,12 +246,11 @@ class Attack:
         os.kill(pid, {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "terminate": signal.SIGTERM}[kind])
         return (lambda: os.kill(pid, signal.SIGCONT)) if kind == "stop" else None
 
-    def _used(self) -> str:
-        """Say what of the cluster is in use, by actors, placement groups or objects; "" if nothing is."""
+    def _used(self) -> list[str]:
+        """List what of the cluster is in use, by actors, placement groups or objects."""
         asked = subprocess.run([*RAY, "status"], env=self.env, capture_output=True, text=True, check=False)
-        usage = asked.stdout.partition("Total Usage:")[2].partition("\n\n")[0].split("\n")[1:]
-        lines = usage or ["it does not answer"]
-        return "; ".join(line.strip() for line in lines if not re.fullmatch(r" 0(\.0|B)/\S+ \w+", line))
+        usage = asked.stdout.partition("Total Usage:")[2].partition("\n\n")[0].splitlines()[1:]
+        return [line.strip() for line in usage or ["no answer"] if not re.fullmatch(r" 0(\.0|B)/\S+ \w+", line)]
 
     def _undo_until(self, now: float) -> None:
         for due in [entry for entry in self.undo if entry[0] <= now]:
@@ -295,12 +265,6 @@ def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:  # all open at once, so that all are different
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]
-
-
-def listens(port: int) -> bool:
-    """Does anybody listen there?"""
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def newest(run_dir: Path) -> dict[str, Any]:
@@ -328,8 +292,7 @@ def attack(*, seed: int = 0, minutes: float = 1.0) -> None:
     print(f"schedule {seed}, {minutes:g} minutes, {len(faults)} faults:", *faults, sep="\n", flush=True)
     if os.geteuid() == 0:  # whom modes do not stop, unless this is taken from what it starts
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    run = Attack(folder)
+    run = Attack(folder := Path(tempfile.mkdtemp(prefix="chaos-")))
     found = []
     try:
         run.begin()
@@ -338,13 +301,14 @@ def attack(*, seed: int = 0, minutes: float = 1.0) -> None:
         found += run.end()
     except GaveUpError as error:
         found.append(str(error))
-    found += left_behind(folder, [run.ray_port, run.port], run.temporary)
-    run.close()
+    finally:
+        found += left_behind(folder, [run.ray_port, run.port], run.temporary)
+        run.close()
     found += audit(run.run_dir, run.witnessed, run.broken)
-    answers, cut = (sum(numbers) for numbers in zip(*((c.answers, c.cut) for c in run.clients), strict=True))
-    again = ", ".join(f"{name} {run.restarts[name]}" for name in KEPT)
-    run.say(f"{len(faults)} faults; {len(run.witnessed)} episodes seen meanwhile; started again: {again}")
-    run.say(f"{len(run.clients)} clients got {answers} answers and were cut off {cut} times")
+    run.say(
+        f"{len(faults)} faults; {len(run.witnessed)} episodes were seen meanwhile; started again: {dict(run.restarts)}"
+    )
+    run.say(f"clients' answers: {[c.answers for c in run.clients]}, cut off: {[c.cut for c in run.clients]} times")
     if found:
         print(*found, f"all files: {folder}", sep="\n")
         sys.exit(1)

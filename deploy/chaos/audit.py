@@ -83,12 +83,8 @@ class Auditor:
 
     def __init__(self, run_dir: Path, witnessed: Mapping[Place, int], broken: int) -> None:
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
-        self.run_dir, self.witnessed, self.training, self.cluster = (
-            run_dir,
-            witnessed,
-            config["training"],
-            config["cluster"],
-        )
+        self.training, self.cluster = config["training"], config["cluster"]
+        self.run_dir, self.witnessed = run_dir, witnessed
         self.events = read(run_dir / "events.log").decode()
         self.broken = max(broken, self.events.count("replaced its environments"))
         self.shards = [read_shard(run_dir / f"replay/shard-{i}", i) for i in range(self.cluster["shards"])]
@@ -126,8 +122,7 @@ class Auditor:
         for old, new in pairwise(sorted(self.episodes, key=lambda e: (e.shard, e.actor, e.sequence))):
             if (old.shard, old.actor) == (new.shard, new.actor) and new.number <= old.number:
                 yield f"replay/shard-{new.shard}: episode {new.number} of actor {new.actor} comes after {old.number}"
-        in_order = sorted(self.episodes, key=lambda e: (e.actor, e.number))
-        for old, new in pairwise(in_order):
+        for old, new in pairwise(sorted(self.episodes, key=lambda e: (e.actor, e.number))):
             if old.actor == new.actor and not old.newest_weights <= new.oldest_weights <= new.newest_weights:
                 yield f"episode {new.number} of actor {new.actor} has older weights than the one before"
 

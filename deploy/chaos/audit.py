@@ -3,7 +3,8 @@
     python -m qttdm.deploy.chaos.audit runs/NAME/seed-0
 
 Imports nothing of the program that it audits: the formats are those that replay/log.py, codec.py and shard.py,
-common/checkpoint.py and common/metrics/lines.py document. The run must have ended, without `--accept-losses`.
+common/checkpoint.py and common/metrics/lines.py document. The run must have ended, without `--accept-losses`; actors'
+numbers have gaps if it went on elsewhere than it began, one machine or a cluster.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import yaml
 
 MAGIC = b"\xf5SEG"
 HEAD = struct.Struct("<4sQII")  # magic, sequence number, length, CRC32 of both and the payload
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, safetensors.SafetensorError)
 SUMS = ("episodes", "decisions", "env_steps")
 COUNTERS = (*SUMS, "updates", "wall_seconds")
 Line = Mapping[str, Any]
@@ -75,7 +76,13 @@ def audit(run_dir: Path, witnessed: Mapping[Place, int] | None = None, broken: i
     witnessed: checksums of episodes that were whole on disk while the run went on. broken: episodes that environments
     broke in, if those can be more than events.log tells of.
     """
-    return [*Auditor(run_dir, witnessed or {}, broken).violations()]
+    found = []
+    try:
+        for what in Auditor(run_dir, witnessed or {}, broken).violations():
+            found.append(what)
+    except UNREADABLE as error:
+        found.append(f"cannot be audited to the end: something {in_one_line(error)}")
+    return found
 
 
 class Auditor:
@@ -99,8 +106,8 @@ class Auditor:
         """Yield a line for each."""
         yield from (f"replay/shard-{i}: {what}" for i, shard in enumerate(self.shards) for what in shard.wrong)
         yield from self._episodes()
-        yield from (f"metrics.jsonl: {what}" for what in [*self._read_lines(), *self._counters(), *self._pace()])
         yield from self._checkpoints()
+        yield from (f"metrics.jsonl: {what}" for what in [*self._read_lines(), *self._counters(), *self._pace()])
         if self.newest:
             yield from (f"metrics.jsonl: {what}" for what in self._lines_are_episodes())
             yield from self._end()
@@ -145,8 +152,8 @@ class Auditor:
         for name in COUNTERS:
             told = [line[name] for line in self.lines if name == "wall_seconds" or line["kind"] != "eval"]
             yield from (f"{name} goes back from {old} to {new}" for old, new in pairwise(told) if new < old)
-        steps = Counter(line["env_steps"] for line in self.lines if line["kind"] == "eval")
-        yield from (f"{count} evaluations at {at} steps" for at, count in steps.items() if count > 1)
+        done = Counter((line["env_steps"], line["updates"]) for line in self.lines if line["kind"] == "eval")
+        yield from (f"{count} evaluations at steps and updates {at}" for at, count in done.items() if count > 1)
 
     def _pace(self) -> Iterator[str]:
         """Updates are never ahead of decisions; nor, unless a learner began anew, further behind than allowed."""
@@ -160,12 +167,12 @@ class Auditor:
                 yield f"{line['updates']} updates at {line['decisions']} decisions, {self._due(line):g} are due"
 
     def _due(self, counts: Line) -> float:
-        decisions = counts["decisions"] - self.training["seed_decisions"]
-        return max(0.0, float(self.training["update_ratio"]) * decisions)
+        seed = self.newest["pace"]["seed_decisions"] if self.newest else self.training["seed_decisions"]
+        return max(0.0, float(self.training["update_ratio"]) * (counts["decisions"] - seed))
 
     def _checkpoints(self) -> Iterator[str]:
         """Each loads and holds together with replay and metrics; they are in a row, and no more than are kept."""
-        folders = sorted((self.run_dir / "checkpoints").glob("*-step-*"))
+        folders = sorted((self.run_dir / "checkpoints").glob("[0-9]*-step-*"))
         names = [[int(part) for part in folder.name.split("-step-")] for folder in folders]
         in_row = all(new[0] == old[0] + 1 and new[1] >= old[1] for old, new in pairwise(names))
         if not in_row or not 0 < len(folders) <= self.training["keep_checkpoints"]:
@@ -194,11 +201,14 @@ class Auditor:
                 span = [(e.sequence, e.checksum) for e in shard.episodes if start <= e.sequence < stop]
                 if state["digest"] != zlib.crc32(repr(span).encode()) or stop < cursors[i]:
                     yield f"names episodes {start} to {stop} of shard {i}, which are not there as they were"
-        before, want = self.metrics[: meta["metrics_bytes"]], [*(counters[name] for name in SUMS), pace["updates"]]
+        before, size = self.metrics[: meta["metrics_bytes"]], meta["metrics_bytes"]
         told = [json.loads(text) for text in before.splitlines() if b'"eval"' not in text]
-        got = [told[-1][name] if told else 0 for name in (*SUMS, "updates")]
-        if got != want or len(before) < meta["metrics_bytes"] or before[-1:] not in (b"\n", b""):
-            yield f"has {want} at byte {meta['metrics_bytes']} of metrics.jsonl, which has {got}"
+        last = told[-1] if told else dict.fromkeys(COUNTERS, 0)
+        is_of_it = [last[name] for name in SUMS] == [counters[name] for name in SUMS] and last["updates"] <= pace[
+            "updates"
+        ]
+        if len(before) < size or before[-1:] not in (b"\n", b"") or not is_of_it:
+            yield f"counts {counters} and {pace} at byte {size} of metrics.jsonl, where that has {last}"
 
     def _lines_are_episodes(self) -> Iterator[str]:
         """Every episode that the newest checkpoint counts has its line, and no other."""

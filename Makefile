@@ -11,6 +11,8 @@ SHARDS ?=
 GPUS_PER_SEED ?=
 NAME ?=
 DETACH ?=
+CHAOS_SEED ?= 0
+MINUTES ?= 1
 ARGS ?=
 
 CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
@@ -18,7 +20,7 @@ CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)
   $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) $(if $(DETACH),--detach))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster suite smoke test test-cluster test-learning test-damage test-gpu test-lowest bench monitor docs lint format clean
+.PHONY: help install train train-cluster suite smoke test test-cluster test-learning test-damage test-gpu test-lowest chaos bench monitor docs lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,6 +70,9 @@ test-lowest: ## a part of the test suite with the lowest versions that are allow
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[all,dev]'
 	$(LOWEST)/bin/python -m pytest tests/common tests/replay tests/deploy/cli tests/deploy/screens tests/deploy/runs \
 	  tests/planner_service/serving -n auto --maxprocesses 8 -m 'not learning and not gpu and not ray' $(ARGS)
+
+chaos: $(VENV)/installed ## attack a real run by a seeded schedule, then audit what is left: CHAOS_SEED=0 MINUTES=1
+	$(BIN)/python -m qttdm.deploy.chaos --seed $(CHAOS_SEED) --minutes $(MINUTES)
 
 bench: $(VENV)/installed ## decision and update times against this machine's own matrix-product rate
 	$(BIN)/python -m qttdm.deploy.bench.models $(ARGS)

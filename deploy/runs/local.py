@@ -324,7 +324,8 @@ def resume_run(
     if env_steps is not None:  # not before the run has shown that it can go on
         replace_file(run_dir.config_path, dump_config(config).encode())
     elif run.loop.finished:
-        print(f"{run_dir.path}: has had its {done:,} steps; --env-steps {2 * done} would train longer")
+        had = f"its {done:,} steps" if done else f"its {config.training.offline_updates:,} offline updates"
+        print(f"{run_dir.path}: has had {had}; --env-steps {2 * done or 10_000} would train longer")
     return run
 
 

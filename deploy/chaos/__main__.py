@@ -290,6 +290,7 @@ def attack(*, seed: int = 0, minutes: float = 1.0) -> None:
     """
     faults = schedule(seed, minutes)
     print(f"schedule {seed}, {minutes:g} minutes, {len(faults)} faults:", *faults, sep="\n", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # in good order, as by Ctrl-C
     if os.geteuid() == 0:  # whom modes do not stop, unless this is taken from what it starts
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
     run = Attack(folder := Path(tempfile.mkdtemp(prefix="chaos-")))

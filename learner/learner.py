@@ -9,9 +9,9 @@ The learner is a composition: QT-TDM has both parts, the ablations one each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import tee
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -100,7 +100,7 @@ class Learner:
 
     def prepare(self, batches: Iterator[Batch]) -> None:
         """Prepare every part, all by the same batches."""
-        for part, same in zip(self.parts, tee(batches, len(self.parts)), strict=True):
+        for part, same in zip(self.parts, tee(map(self._scaled, batches), len(self.parts)), strict=True):
             part.prepare(same)
 
     def update(self, batch: Batch) -> None:
@@ -121,9 +121,7 @@ class Learner:
             computing.wait_stream(self._copies)
             for tensor in batch.values():
                 tensor.record_stream(computing)  # its memory may be used again only when the computing is done
-        on_device = dict(batch)
-        for name in {"rewards", "returns_to_go"} & batch.keys():
-            on_device[name] = batch[name] * self.config.reward_scale
+        on_device = self._scaled(batch)
         progress = self.updates / self.total_updates
         metrics: dict[str, Tensor] = {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16), self._computing.lap():
@@ -131,6 +129,11 @@ class Learner:
                 metrics |= part.update(on_device, progress)
         self.updates += 1
         self._pending.append(metrics)
+
+    def _scaled(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Multiply a batch's rewards and returns, whatever kind of arrays they are."""
+        scaled = {name: batch[name] * self.config.reward_scale for name in {"rewards", "returns_to_go"} & batch.keys()}
+        return {**batch, **scaled}
 
     def drain(self) -> dict[str, float]:
         """Return means of all metrics since the last call, the parts' newest values, and the next learning rates.

@@ -59,7 +59,10 @@ class BeamSearchConfig(Config):
 
 
 class BeamSearch:
-    """Searches in a sequence model; what it explores is what the model is unsure of."""
+    """Searches in a sequence model; what it explores is what the model is unsure of.
+
+    A plan's values are returns, or, when it imitates, log-likelihoods.
+    """
 
     def __init__(
         self, config: BeamSearchConfig, discount: float, model: SequenceModel, critic: Critic | None = None
@@ -130,7 +133,7 @@ class BeamSearch:
         device = chance.device
         all_of = repeated(environments, candidates, device)
         copies = repeated(environments * c.beams, c.expansion, device)
-        beams, spare = model.select(root, all_of, c.horizon), None
+        beams = model.select(root, all_of, c.horizon)
         returns, first = Returns(self.discount), all_of.new_zeros(0)
         for step in range(c.horizon):
             bins = []
@@ -153,7 +156,7 @@ class BeamSearch:
             first = first[kept][copies]
             parents = model.select(beams, kept, 1)
             model.imagine(parents)
-            beams, spare = model.select(parents, copies, c.horizon - step - 1, spare), beams
+            beams = model.select(parents, copies, c.horizon - step - 1)
         values, order = scores.sort(dim=1, descending=True, stable=True)
         return first.view(environments, candidates, -1)[torch.arange(environments, device=device), order[:, 0]], values[
             :, 0

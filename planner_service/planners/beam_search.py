@@ -10,8 +10,9 @@ that the model predicts after them; or, of TT(+Q), whose authors published no fo
 newest, and discount^h Q(s_h, a_h). Each step weighs the probability that the episode lasts until it.
 
 Each environment's sequence begins with its last C steps, which it carries in bins. Context is encoded once; beams are
-copied out of its keys and values, and parents are gathered. Environments with histories of different lengths are
-searched one length after the other, so that positions are right and nobody's plan depends on the others.
+copied out of its keys and values, and parents are gathered. Environments with histories of different lengths, and those
+with a goal and those without, are searched one kind after the other, so that positions are right and nobody's plan
+depends on the others.
 
 Letters beyond the usual: C steps of context, B beams, X copies of a beam of which each samples its own action.
 """
@@ -80,20 +81,22 @@ class BeamSearch:
         return self.config.horizon
 
     def begin(self, environments: int, device: torch.device, goal: Any = None) -> dict[str, Tensor]:
-        """Carry the bins of the last C steps, int64 [E, C K], how many there are, and those of a goal [M].
+        """Carry the bins of the last C steps, int64 [E, C K], how many there are, and a goal's bins [E, M].
 
         ValueError if the model was made without goals, or it is none.
         """
         history = torch.zeros(environments, self.config.context * self.slots, dtype=torch.int64, device=device)
         carry = {"history": history, "steps": torch.zeros(environments, dtype=torch.int64, device=device)}
-        goal = self.config.goal if goal is None else goal
-        if goal is not None:
-            if self.model.goal_embedding is None:
+        goal, dim = self.config.goal if goal is None else goal, self.model.obs_dim
+        if self.model.goal_embedding is None:
+            if goal is not None:
                 raise ValueError("goal: the model was trained without goals; want one that was trained with goals=true")
-            wanted = torch.as_tensor(goal, dtype=torch.float32, device=device)
-            if wanted.shape != (self.model.obs_dim,) or not wanted.isfinite().all():
-                raise ValueError(f"goal: got {goal}, want {self.model.obs_dim} finite numbers, as observed")
-            carry["goal"] = self.model.tokens.encode(wanted).expand(environments, -1)
+            return carry
+        wanted = torch.as_tensor(torch.zeros(dim) if goal is None else goal, dtype=torch.float32, device=device)
+        if wanted.shape != (dim,) or not wanted.isfinite().all():
+            raise ValueError(f"goal: got {goal}, want {dim} finite numbers, as observed")
+        carry["goal"] = self.model.tokens.encode(wanted).expand(environments, -1)
+        carry["has_goal"] = torch.full((environments,), goal is not None, device=device)
         return carry
 
     def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
@@ -113,11 +116,13 @@ class BeamSearch:
         """Decide for each environment, as contracts.Planner says; a search has one iteration, and explores as it is."""
         now = self.model.tokens.encode(context["observations"])  # [E, M]
         bins, values = now.new_zeros(len(now), self.action_dim), torch.zeros(len(now), device=now.device)
-        for steps in carry["steps"].unique().tolist():
-            index = (carry["steps"] == steps).nonzero().squeeze(1)
+        alike = 2 * carry["steps"] + carry.get("has_goal", torch.zeros_like(carry["steps"]))  # read together, [E]
+        for group in alike.unique().tolist():
+            steps, has_goal = divmod(group, 2)
+            index = (alike == group).nonzero().squeeze(1)
             own = take(carry, index)
             prompt = torch.cat([own["history"][:, : steps * self.slots], now[index]], dim=1)
-            root = self.model.begin(prompt, own.get("goal"), self.horizon)
+            root = self.model.begin(prompt, own["goal"] if has_goal else None, self.horizon)
             if self.config.mode == "offline":
                 bins[index], values[index] = self._search_return(root, noise["chance"][index])
             else:

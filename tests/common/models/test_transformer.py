@@ -200,6 +200,77 @@ def test_selecting_into_a_cache_uses_its_memory_again():
     assert larger.layers[0].data_ptr() != memory[0]
 
 
+def rotary_trunk(reach: int | None = None) -> Transformer:
+    torch.manual_seed(0)
+    trunk = Transformer(TransformerConfig(embed_dim=16, num_heads=4, num_layers=3, dropout=0.0), True, reach).eval()
+    with torch.no_grad():
+        for p in trunk.parameters():
+            p.normal_(std=0.4)
+    return trunk
+
+
+@torch.no_grad()
+def test_rotary_attention_sees_distances_alone():
+    """Position by position as in the paper's Eq. 15: and the same sequence later gives the same."""
+    trunk, x = rotary_trunk(), make_input()
+    attention = trunk.blocks[0].attention
+    angles = [[p * 10_000.0 ** (-i / 2) for i in range(2)] for p in range(TOKENS)]
+
+    def turned(vector: Tensor, p: int) -> Tensor:  # pairs (i, i + d/2)
+        out = vector.clone()
+        for i, a in enumerate(angles[p]):
+            out[i] = vector[i] * math.cos(a) - vector[i + 2] * math.sin(a)
+            out[i + 2] = vector[i] * math.sin(a) + vector[i + 2] * math.cos(a)
+        return out
+
+    q, k, v = (part.unflatten(-1, (4, 4)) for part in attention.qkv(x[0]).chunk(3, dim=-1))  # [S, heads, d]
+    slow = torch.zeros(TOKENS, 4, 4)
+    for t in range(TOKENS):
+        for head in range(4):
+            scores = torch.stack([turned(q[t, head], t) @ turned(k[s, head], s) / 2 for s in range(t + 1)])
+            slow[t, head] = scores.softmax(0) @ v[: t + 1, head]
+    turn = trunk._turn(TOKENS, None, x.device)
+    got = attention(x[:1], 1, None, 0, turn)[0]
+    torch.testing.assert_close(got, attention.projection(slow.flatten(1)))
+
+
+@pytest.mark.parametrize("reach", [None, 3, 5, 40])
+@pytest.mark.parametrize("stride", [1, 3])
+@torch.no_grad()
+def test_a_token_sees_as_far_as_it_reaches(reach: int | None, stride: int):
+    """Also through a cache, and after what is out of reach has left."""
+    trunk, x = rotary_trunk(reach), make_input()
+    one = trunk.blocks[0].attention
+    for t in range(TOKENS):  # of a single layer: what is further away may be anything
+        changed = make_input(seed=5)
+        first = 0 if reach is None else max(0, t + 1 - reach)
+        changed[:, first : t + 1] = x[:, first : t + 1]
+        turn = trunk._turn(TOKENS, None, x.device)
+        torch.testing.assert_close(one(x, 1, None, 0, turn)[:, t], one(changed, 1, None, 0, turn)[:, t])
+    full = trunk(x)
+    cache, start = trunk.new_cache(len(x), TOKENS), 0
+    for size in (3, 1, 2, 6):
+        got = trunk(x[:, start : start + size], stride=min(stride, size), cache=cache)
+        want = full[:, start : start + size][:, (size - 1) % min(stride, size) :: min(stride, size)]
+        torch.testing.assert_close(got, want)
+        start += size
+
+
+@pytest.mark.parametrize("reach", [None, 5])
+@torch.no_grad()
+def test_tails_of_several_lengths_go_on_together(reach: int | None):
+    trunk, x, rest = rotary_trunk(reach), make_input(), make_input(4, 6, seed=3)
+    cache = trunk.new_cache(len(x), TOKENS)
+    trunk(x, cache=cache)
+    index, ends = torch.tensor([2, 0, 1, 2]), torch.tensor([12, 7, 0, 5])
+    moved = cache.tails(index, ends, tokens=12, room=6)
+    moved = moved.select(torch.tensor([0, 1, 2, 3]), room=18)
+    got = torch.cat([trunk(rest[:, :4], cache=moved), trunk(rest[:, 4:], cache=moved)], dim=1)
+    for i, (sequence, end) in enumerate(zip(index, ends, strict=True)):
+        want = trunk(torch.cat([x[sequence, :end], rest[i]])[None])[0, end:]
+        torch.testing.assert_close(got[i], want, rtol=1e-4, atol=1e-5)
+
+
 def test_a_token_too_many_is_refused():
     trunk, x = make_trunk().eval(), make_input()
     with torch.no_grad(), pytest.raises(RuntimeError):

@@ -1,4 +1,4 @@
-"""Q-targets: the per-dimension Bellman update (paper, Eq. 2) with n-step returns.
+"""Targets of values: the per-dimension Bellman update (paper, Eq. 2) with n-step returns, and lambda-returns.
 
 S is the number of leading steps of each window that are QT training states.
 """
@@ -64,3 +64,22 @@ def bellman_targets(
     last = returns + bootstrap_weight * bootstrap_q.amin(dim=0).amax(dim=-1)  # [B]
     targets = torch.cat([same_step, last.unsqueeze(1)], dim=1)  # [B, N]
     return targets if returns_to_go is None else torch.maximum(targets, returns_to_go.unsqueeze(1))
+
+
+def advantages(
+    rewards: Tensor, discounts: Tensor, values: Tensor, next_values: Tensor, cut: Tensor, trace: float
+) -> Tensor:
+    """Compute generalised advantages (Schulman et al., 2016) with a discount of each step.
+
+        A_t = r_t + gamma_t V'_t - V_t + lambda gamma_t A_{t+1},  the last term only where no cut parts t from t+1
+
+    All [H, ..], the step first: next_values V' of what follows each step, cut bool; trace lambda. A + V are the
+    lambda-returns.
+    """
+    errors = rewards + discounts * next_values - values
+    carried = trace * discounts * ~cut
+    out, later = [], torch.zeros_like(errors[0])
+    for error, weight in zip(errors.flip(0), carried.flip(0), strict=True):
+        later = error + weight * later
+        out.append(later)
+    return torch.stack(out[::-1])

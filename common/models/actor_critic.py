@@ -50,8 +50,11 @@ class ActorCritic(nn.Module):
                 if isinstance(layer, nn.Linear):
                     nn.init.orthogonal_(layer.weight, 2.0**0.5)
                     nn.init.zeros_(layer.bias)
-        nn.init.orthogonal_(self.actor[-1].weight, 0.01)  # at first all actions are about as likely
-        nn.init.zeros_(self.critic[-1].weight)
+        with torch.no_grad():  # at first all actions are about as likely, and nothing has a value
+            for parameter in self.actor[-1].parameters():
+                parameter.mul_(0.01)
+            for parameter in self.critic[-1].parameters():
+                parameter.zero_()
         self.value_bins = TwoHot(config.value_bins)
 
     def value(self, latents: Tensor) -> Tensor:

@@ -137,7 +137,8 @@ def convolutions(config: LatentConfig, shape: Sequence[int]) -> list[nn.Module]:
 def deconvolutions(config: LatentConfig, shape: Sequence[int]) -> nn.Sequential:
     """Make the published ones, stride 2, from one pixel to an image at least as large as wanted: 64 by 64 by four."""
     height, width, outputs = shape
-    kernels, side = [], 1
+    kernels: list[int] = []
+    side = 1
     while side < max(height, width):
         kernels.append(KERNELS[min(len(kernels), len(KERNELS) - 1)])
         side = (side - 1) * 2 + kernels[-1]
@@ -148,6 +149,7 @@ def deconvolutions(config: LatentConfig, shape: Sequence[int]) -> nn.Sequential:
     for i, kernel in enumerate(kernels):
         layers += [nn.ConvTranspose2d(sizes[i], sizes[i + 1], kernel, stride=2), nn.SiLU()]
     last = layers[-2]
-    assert isinstance(last, nn.ConvTranspose2d) and last.bias is not None
+    assert isinstance(last, nn.ConvTranspose2d)
+    assert last.bias is not None
     nn.init.constant_(last.bias, 0.5)
     return nn.Sequential(*layers[:-1])

@@ -110,7 +110,8 @@ class KeyValueCache:
         _, _, num_heads, _, head_dim = self.layers[0].shape
         out = KeyValueCache(len(self.layers), num_heads, len(index), tokens + room, head_dim, self.layers[0].detach())
         places = ends[:, None] - tokens + torch.arange(tokens, device=ends.device)  # [B, C]
-        moved = tuple(part[:, None, None] for part in rotation(tokens - ends, head_dim))  # [B, 1, 1, d/2]
+        cos, sin = rotation(tokens - ends, head_dim)
+        moved = cos[:, None, None], sin[:, None, None]  # [B, 1, 1, d/2]
         for source, target in zip(self.layers, out.layers, strict=True):
             found = source.detach()[:, index[:, None], :, places.clamp_min(0)]  # [B, C, 2, heads, d]
             keys, values = found.permute(2, 0, 3, 1, 4)

@@ -3,12 +3,18 @@
 Bins lie evenly in symlog(x) = sign(x) log(1 + |x|). A number is given to the two bins beside it, so that the mean of
 the bins is the number itself. A head of such a distribution fits rewards of 0.01 and of 10,000 alike, and can say that
 a reward is 0 or 1 where a mean would say 0.5.
+
+Choice: bins beyond all numbers met so far have no probability. Why: the outermost are in the millions, so that the
+thousandth that an unsure head leaves them would be all that a mean or a draw is made of.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+NEVER = -1e4
+"""a logit of no probability; finite, since 0 times it must be 0"""
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -29,8 +35,23 @@ class TwoHot(nn.Module):
         places = symexp(torch.linspace(-limit, limit, bins))
         places[bins // 2] = 0.0  # rounding must not make it less
         self.register_buffer("places", places, persistent=False)
+        self.least = nn.Parameter(torch.zeros(()), requires_grad=False)  # they travel, and are saved, with the weights
+        self.most = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     places: Tensor
+
+    @torch.no_grad()
+    def follow(self, x: Tensor) -> None:
+        """Take numbers into the range of what has been met; call it before their loss."""
+        self.least.copy_(torch.minimum(self.least, x.min()))
+        self.most.copy_(torch.maximum(self.most, x.max()))
+
+    def within(self, logits: Tensor) -> Tensor:
+        """Leave no probability to bins beyond the two around the least and the most met: [.., V]."""
+        first = torch.searchsorted(self.places, self.least, right=True) - 1
+        last = torch.searchsorted(self.places, self.most)
+        number = torch.arange(len(self.places), device=logits.device)
+        return logits.float().masked_fill((number < first) | (number > last), NEVER)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the weights of the bins, [.., V]; numbers beyond the last bin count as it."""
@@ -44,18 +65,18 @@ class TwoHot(nn.Module):
 
     def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Return the cross-entropy of numbers: logits [.., V], x [..] -> [..], nats."""
-        return -(self.encode(x) * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+        return -(self.encode(x) * self.within(logits).log_softmax(dim=-1)).sum(dim=-1)
 
     def mean(self, logits: Tensor) -> Tensor:
         """Return the mean: [.., V] -> [..]."""
         # The halves alone are exact where they balance: sums of 1e6 and -1e6 would drown a mean of 0.
-        p = logits.float().softmax(dim=-1) * self.places
+        p = self.within(logits).softmax(dim=-1) * self.places
         half = len(self.places) // 2
         return (p[..., half + 1 :] + p[..., :half].flip(-1)).sum(dim=-1)
 
     def draw(self, logits: Tensor, chance: Tensor) -> Tensor:
         """Draw a bin's number, given uniforms in [0, 1): [.., V], [..] -> [..]."""
-        return self.places[draw(logits, chance)]
+        return self.places[draw(self.within(logits), chance)]
 
 
 def draw(logits: Tensor, chance: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class Dynamics(nn.Module):
     def __init__(
         self, config: WorldModelConfig, action_dim: int, choices: int | None, discount: float, terminates: bool
     ) -> None:
-        """choices: of a discrete action; None: actions are action_dim numbers. discount: that of a step that goes on."""
+        """choices: of a discrete action; None: actions are action_dim numbers. discount: of a step that goes on."""
         super().__init__()
         self.config, self.discount, self.terminates = config, discount, terminates
         dim, latent = config.embed_dim, config.latent
@@ -97,8 +97,8 @@ class Dynamics(nn.Module):
         self.reward_bins = TwoHot(config.reward_bins)
         self.latent_head = head(dim, config.latent_head, config.head_layers, latent.size)
         self.reward_head = head(dim, config.number_head, config.head_layers, config.reward_bins)
-        self.discount_head = head(dim, config.number_head, config.head_layers, 1)
-        nn.init.constant_(self.discount_head[-1].bias, math.log(discount / (1 - discount)))
+        at_first = math.log(discount / (1 - discount))
+        self.discount_head = head(dim, config.number_head, config.head_layers, 1, at_first)
 
     def forward(self, latents: Tensor, actions: Tensor, rewards: Tensor) -> tuple[Outcome, KeyValueCache]:
         """Read windows from their first step on.
@@ -143,11 +143,11 @@ class Dynamics(nn.Module):
         return torch.stack(tokens, dim=-2)
 
 
-def head(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
-    """Make an MLP that begins with its activation, as published; its last layer starts at zero."""
+def head(inputs: int, hidden: int, layers: int, outputs: int, at_first: float = 0.0) -> nn.Sequential:
+    """Make an MLP that begins with its activation, as published; at first its outputs are `at_first`."""
     sizes = [inputs, *[hidden] * layers]
     parts = [part for i in range(layers) for part in (nn.SiLU(), nn.Linear(sizes[i], sizes[i + 1]))]
     last = nn.Linear(sizes[-1], outputs)
     nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    nn.init.constant_(last.bias, at_first)
     return nn.Sequential(*parts, nn.SiLU(), last)

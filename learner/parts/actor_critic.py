@@ -23,7 +23,7 @@ from qttdm.common.metrics.lines import declare
 from qttdm.common.models.actor_critic import ActorCritic
 from qttdm.common.models.transformer import outside_autocast
 from qttdm.common.tensors import Tensors, prefixed, under
-from qttdm.learner.parts.imagination import Imagined, ImaginationConfig, draw_noise, imagine
+from qttdm.learner.parts.imagination import ImaginationConfig, Imagined, draw_noise, imagine
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
 from qttdm.learner.parts.targets import advantages
 from qttdm.learner.parts.world_model import WorldModelLearner
@@ -114,10 +114,9 @@ class ActorCriticLearner:
         bins = net.value_bins
         with torch.no_grad():
             values, following = (bins.mean(self.target(z)) for z in (imagined.latents, imagined.next_latents))
-            gains = advantages(
-                imagined.rewards, imagined.discounts, values, following, imagined.cut, c.trace
-            )  # [H, n]
+            gains = advantages(imagined.rewards, imagined.discounts, values, following, imagined.cut, c.trace)  # [H, n]
             returns = gains + values
+            bins.follow(returns)
             unit = self._unit(returns) if c.scale_advantages else torch.ones_like(self.range)
         log_p, entropy = net.judge(imagined.latents, imagined.actions)
         lacking = (c.entropy_threshold - entropy).clamp_min(0)

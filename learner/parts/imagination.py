@@ -109,7 +109,9 @@ def imagine(
 def rewards_of(dynamics: Dynamics, outcome: Outcome, chance: Tensor) -> Tensor:
     """Return the rewards [..] of a step: drawn, or their means as published."""
     bins = dynamics.reward_bins
-    return bins.mean(outcome.rewards) if dynamics.config.reward_feedback == "mean" else bins.draw(outcome.rewards, chance)
+    return (
+        bins.mean(outcome.rewards) if dynamics.config.reward_feedback == "mean" else bins.draw(outcome.rewards, chance)
+    )
 
 
 def one_hot(logits: Tensor, chance: Tensor) -> Tensor:

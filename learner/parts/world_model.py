@@ -72,9 +72,7 @@ class WorldModelLearner:
 
     name = "world_model"
 
-    def __init__(
-        self, config: WorldModelLearnerConfig, encoder: Encoder, decoder: Decoder, dynamics: Dynamics
-    ) -> None:
+    def __init__(self, config: WorldModelLearnerConfig, encoder: Encoder, decoder: Decoder, dynamics: Dynamics) -> None:
         self.config, self.network, self.decoder, self.dynamics = config, encoder, decoder, dynamics
         self.observation_optimizer = AdamStep(config.observation_model, nn.ModuleList([encoder, decoder]))
         self.optimizer = AdamStep(config.dynamics, dynamics)
@@ -104,6 +102,7 @@ class WorldModelLearner:
         expected = outcome.latents.float().log_softmax(dim=-1)  # [B, L, G, C]
         surprise = masked_mean(-(expected.detach().exp() * log_p[:, 1:]).sum(dim=(-1, -2)), goes_on)
         prediction = masked_mean(-(log_p[:, 1:].detach().exp() * expected).sum(dim=(-1, -2)), goes_on)
+        dynamics.reward_bins.follow(batch["rewards"])
         reward = masked_mean(dynamics.reward_bins.loss(outcome.rewards, batch["rewards"]), mask)
         target = dynamics.discount * (~terminated).float()
         ending = F.binary_cross_entropy_with_logits(outcome.discounts.float(), target, reduction="none")

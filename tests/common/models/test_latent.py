@@ -15,7 +15,9 @@ def test_the_published_sizes():
     assert counts == [3_126_992, 8_234_532 - 3_126_992]
 
 
-@pytest.mark.parametrize("shape", [(5,), (1,), (10, 10, 4), (7, 9, 1), (64, 64, 4), (84, 84, 1), (96, 64, 3), (16, 20, 3)])
+@pytest.mark.parametrize(
+    "shape", [(5,), (1,), (10, 10, 4), (7, 9, 1), (64, 64, 4), (84, 84, 1), (96, 64, 3), (16, 20, 3)]
+)
 def test_any_observation_becomes_a_latent_and_back(shape: tuple[int, ...]):
     encoder, decoder = Encoder(SMALL, shape), Decoder(SMALL, shape)
     seen = torch.rand(2, 3, *shape) if len(shape) == 1 else torch.randint(0, 256, (2, 3, *shape), dtype=torch.uint8)

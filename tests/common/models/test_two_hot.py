@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from qttdm.common.models.two_hot import TwoHot, draw, symexp, symlog
 
 BINS = TwoHot(121)
+BINS.follow(torch.tensor([-1e9, 1e9]))
 
 
 @settings(deadline=None)
@@ -46,3 +47,15 @@ def test_draws_are_as_likely_as_their_logits_say():
     drawn = BINS.draw(BINS.encode(torch.full((1000,), 2.5)).log(), torch.rand(1000))
     assert drawn.unique().numel() == 2
     assert drawn.mean().item() == pytest.approx(2.5, abs=0.1)
+
+
+def test_what_was_never_met_has_no_probability():
+    bins, logits = TwoHot(121), torch.zeros(121)
+    assert bins.mean(logits) == 0.0  # nothing has been met but nothing
+    bins.follow(torch.tensor([0.2, 1.0, -0.1]))
+    low, high = -0.2840254, 1.1170  # the bins around -0.1 and 1
+    drawn = bins.draw(logits.expand(1000, 121), torch.rand(1000))
+    assert drawn.min().item() == pytest.approx(low, abs=1e-4)
+    assert drawn.max().item() == pytest.approx(high, abs=1e-4)
+    assert low < bins.mean(logits) < high
+    assert bins.loss(logits, torch.tensor(1.0)).item() == pytest.approx(math.log(5))  # of so many bins

@@ -76,8 +76,14 @@ def _failures_of(env: TaskEnv, when: str, seed: int) -> Iterator[None]:
 
 def _check(env: TaskEnv, observation: np.ndarray, reward: float) -> None:
     """Raise ValueError for a wrong shape, FloatingPointError naming the first offender: observation [M]."""
-    if observation.shape != (env.task_spec.obs_dim,):
-        raise ValueError(f"observation has {observation.size} numbers, its space declares {env.task_spec.obs_dim}")
+    spec = env.task_spec
+    if observation.shape != spec.obs_shape:
+        got, want = (
+            (f"{observation.size} numbers", spec.obs_dim)
+            if spec.image_shape is None
+            else (f"shape {observation.shape}", spec.image_shape)
+        )
+        raise ValueError(f"observation has {got}, its space declares {want}")
     if not np.isfinite(observation).all():
         worst = int(np.flatnonzero(~np.isfinite(observation))[0])
         raise FloatingPointError(f"observation[{worst}] is {observation[worst]}")

@@ -69,6 +69,17 @@ class TaskSpec:
     """of what the observation is made, in its order; (): not known"""
     step_seconds: float | None = None
     """of one simulator step, in the task's time; None: not known"""
+    choices: int | None = None
+    """of a discrete action, inside 0 to choices - 1, action_dim is then 1; None: actions are N numbers"""
+    first_choice: int = 0
+    """of a discrete action in the task's own units: Gymnasium's Discrete(.., start)"""
+    image_shape: tuple[int, int, int] | None = None
+    """height, width and channels of an observation that is an image, uint8, M numbers; None: a vector"""
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of an observation."""
+        return (self.obs_dim,) if self.image_shape is None else self.image_shape
 
     @property
     def decision_seconds(self) -> float | None:
@@ -76,7 +87,12 @@ class TaskSpec:
         return None if self.step_seconds is None else self.action_repeat * self.step_seconds
 
     def in_units(self, actions: np.ndarray) -> np.ndarray:
-        """Bring actions in [-1, 1], float32 [.., N], to the task's own units; the same shape and dtype."""
+        """Bring actions in [-1, 1], float32 [.., N], or choices, int64 [..], to the task's own units.
+
+        Shape and dtype stay.
+        """
+        if self.choices is not None:
+            return actions + self.first_choice
         if self.action_bounds is None:
             return actions
         low, high = np.asarray(self.action_bounds)  # [N], float64: -1 and 1 change nothing
@@ -112,11 +128,22 @@ class DataSpec:
     """of a discrete action; None: actions are continuous"""
     ends: bool = field(default=False, repr=False)  # changes batches alone, not what is stored
     """batches also say how the episode of each window ends (common/batch.py)"""
+    stack: int = field(default=1, repr=False)
+    """images of which each observation in a batch is made, along the last axis, the newest last; stored and sent is one
+    image a step, and an episode's first stands for those before it"""
 
 
 def vector_data(obs_dim: int, action_dim: int, window: int, discount: float | None, ends: bool = False) -> DataSpec:
     """Describe the data of a task with one vector observed and a continuous action."""
     return DataSpec({"observations": ArraySpec((obs_dim,))}, ArraySpec((action_dim,)), window, discount, ends=ends)
+
+
+def task_data(task: TaskSpec, window: int, discount: float | None, stack: int = 1) -> DataSpec:
+    """Describe the data of any task: a vector or an image observed, a continuous or a discrete action."""
+    observed = ArraySpec(task.obs_shape, "float32" if task.image_shape is None else "uint8")
+    acted = ArraySpec((task.action_dim,)) if task.choices is None else ArraySpec((), "int64")
+    stack = 1 if task.image_shape is None else stack
+    return DataSpec({"observations": observed}, acted, window, discount, task.choices, stack=stack)
 
 
 class Prediction(Protocol):

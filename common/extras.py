@@ -10,7 +10,7 @@ from typing import Literal
 
 from qttdm.common.config import ConfigError
 
-Extra = Literal["dmc", "metaworld", "cluster", "serve", "monitor", "report", "export", "offline"]
+Extra = Literal["dmc", "metaworld", "cluster", "serve", "monitor", "report", "export", "offline", "atari"]
 
 EXTRAS: dict[Extra, tuple[str, ...]] = {
     "dmc": ("dm_control", "mujoco"),
@@ -21,6 +21,7 @@ EXTRAS: dict[Extra, tuple[str, ...]] = {
     "report": ("plotly", "tensorboard"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "offline": ("minari", "h5py"),
+    "atari": ("minatar", "ale_py"),
 }
 """what is imported of each"""
 

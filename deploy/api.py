@@ -96,20 +96,21 @@ class Agent:
             raise ConfigError(
                 f"act: got {len(rows)} observations, {len(self._episodes)} episodes have begun; reset() first"
             )
-        actions = self._trained.policy.decide(self._episodes, {"observations": rows}).actions
-        if self._trained.data.choices is None:
-            spec = self._trained.spec
-            shape = (spec.action_dim,) if spec.action_shape is None else spec.action_shape
-            actions = spec.in_units(actions).reshape(-1, *shape)
+        spec = self._trained.spec
+        actions = spec.in_units(self._trained.policy.decide(self._episodes, {"observations": rows}).actions)
+        if spec.action_shape is not None:
+            actions = actions.reshape(-1, *spec.action_shape)
         return actions[0] if one else actions
 
     def _begin(self) -> Any:
         self._started += 1
         return self._trained.policy.start(derive_seed(self._seed, "acting", self._started), 0.0)
 
-    def _rows(self, observation: ArrayLike | Mapping[str, Any]) -> tuple[NDArray[np.float32], bool]:
-        """Return observations as float32 [B, M], and whether there was one alone."""
+    def _rows(self, observation: ArrayLike | Mapping[str, Any]) -> tuple[NDArray[Any], bool]:
+        """Return observations as float32 [B, M], or images, and whether there was one alone."""
         spec = self._trained.spec
+        if spec.image_shape is not None:
+            return _images(observation, spec.image_shape)
         if isinstance(observation, Mapping) and spec.observation_parts:
             try:
                 rows, one = flatten(spec.observation_parts, observation)
@@ -130,6 +131,19 @@ class Agent:
         if not np.isfinite(rows).all():
             raise ConfigError("act: got an observation with NaN or infinity in it, want finite numbers")
         return rows.reshape(-1, spec.obs_dim), one
+
+
+def _images(observation: Any, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8], bool]:
+    """Return images, or grids of bools, as uint8 [B, height, width, channels], and whether there was one alone."""
+    array = np.asarray(observation)
+    shapes = [shape, shape[:2]] if shape[2] == 1 else [shape]
+    one = array.shape in shapes
+    if array.dtype not in (np.uint8, np.bool_) or not (one or array.shape[1:] in shapes):
+        raise ConfigError(
+            f"act: got {array.dtype} of shape {array.shape}, want an image, uint8 {shape}, or a batch of them"
+        )
+    images = array.astype(np.uint8) * np.uint8(255) if array.dtype == np.bool_ else array
+    return images.reshape(-1, *shape), one
 
 
 def load(run: str | Path, seed: int = 0) -> Agent:

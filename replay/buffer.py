@@ -69,6 +69,7 @@ class Replay:
         self._returns_to_go = np.zeros(0 if data.discount is None else self._capacity + 1, np.float32)
         self._terminated = np.zeros(self._capacity + 1, np.bool_)
         self._end_of = np.zeros(self._capacity, np.int64)  # number after the last decision of the same episode
+        self._begin_of = np.zeros(self._capacity, np.int64)  # number of the first decision of the same episode
         self._episode_of = np.zeros(self._capacity, np.int64)  # number of the episode
 
     @property
@@ -117,6 +118,7 @@ class Replay:
         self._terminated[places] = False
         self._terminated[places[-1]] = episode.terminated
         self._end_of[places] = span.stop
+        self._begin_of[places] = span.start
         self._episode_of[places] = number
 
         self._stored = range(self._stored.start, span.stop)
@@ -139,6 +141,8 @@ class Replay:
         places = np.where(mask, _wrap(first[:, None] + steps[:-1], self._capacity), self._capacity)  # [B, L]
         rows = np.where(steps <= left, _wrap(first_row[:, None] + steps, self._rows), self._rows)  # [B, L+1]
         batch = {name: _gather(ring, rows) for name, ring in self._observed.items()}
+        if self.data.stack > 1:
+            batch["observations"] = self._stacked(starts, left, first_row)
         batch["actions"] = _gather(self._actions, places)
         batch["rewards"] = _gather(self._rewards, places)
         batch["terminated"] = _gather(self._terminated, places)
@@ -189,6 +193,22 @@ class Replay:
             raise ValueError(f"replay state: got first and next decision, next episode {got}, want {want}")
         self._sampler.load(state["sampler"])
         self._rng.bit_generator.state = json.loads(state["rng"])
+
+    def _stacked(self, starts: np.ndarray, left: np.ndarray, first_row: np.ndarray) -> np.ndarray:
+        """Gather each image with those before it: [B, L+1, .., stack * C].
+
+        starts [B], left [B, 1] and first_row [B] as in `sample`. Padded places are blank.
+        """
+        stack, ring = self.data.stack, self._observed["observations"]
+        steps = np.arange(1 - stack, self.data.window + 1)  # from the first image that is shown
+        before = starts - self._begin_of[starts % self._capacity]  # [B] decisions of the episode before the window
+        kept = np.maximum(steps, -before[:, None])  # the episode's first image stands for those before it
+        rows = np.where(steps <= left, (first_row[:, None] + kept) % self._rows, self._rows)  # [B, stack + L]
+        images = _gather(ring, rows)
+        count = self.data.window + 1
+        shown = np.concatenate([images[:, i : i + count] for i in range(stack)], axis=-1)
+        shown[(steps > left)[:, stack - 1 :]] = 0
+        return shown
 
     def _fits(self, steps: int) -> bool:
         decisions = self.decisions + steps

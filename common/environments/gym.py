@@ -1,4 +1,4 @@
-"""Any environment registered with Gymnasium (ID, or MODULE:ID) whose actions are a bounded Box."""
+"""Any environment registered with Gymnasium (ID, or MODULE:ID) whose actions are a bounded Box, or Discrete."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from qttdm.common.own_modules import import_own
 def names() -> list[str]:
     """List every registered id, whatever its action space: finding that out would mean building each one."""
     return list(gymnasium.registry)
+
+
+def small_names() -> list[str]:
+    """List the newest of Gymnasium's own that need nothing else installed: its classic control."""
+    newest: dict[str, tuple[int, str]] = {}
+    for spec in gymnasium.registry.values():
+        if str(spec.entry_point).startswith("gymnasium.envs.classic_control"):
+            newest[spec.name] = max(newest.get(spec.name, (0, "")), (spec.version or 0, spec.id))
+    return [name for _, name in newest.values()]
 
 
 def make(name: str) -> RawTask:

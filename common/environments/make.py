@@ -11,7 +11,7 @@ import importlib
 import warnings
 from difflib import get_close_matches
 from types import ModuleType
-from typing import Literal
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -20,32 +20,35 @@ from gymnasium import spaces, wrappers
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.images import as_image, image_shape, looks_like_an_image
 from qttdm.common.environments.parts import leaves, parts_of
 from qttdm.common.environments.rendering import choose_gl
 from qttdm.common.environments.task_env import RawTask, TaskEnv
-from qttdm.common.extras import missing, need
+from qttdm.common.extras import Extra, missing, need
 
-FAMILIES = ("dmc", "metaworld", "gym")
+FAMILIES = ("dmc", "metaworld", "minatar", "atari", "gym")
 """Each is a module here with `names() -> list[str]` and `make(name) -> RawTask`."""
 LOGS = "logs/"
 """begins the name of a task of which there is a data set and no simulator"""
-OPTIONAL: tuple[Literal["dmc", "metaworld"], ...] = ("dmc", "metaworld")
-"""those that are extras, each of the family's name"""
+OPTIONAL: dict[str, Extra] = {"dmc": "dmc", "metaworld": "metaworld", "minatar": "atari", "atari": "atari"}
+"""families whose packages are in an extra"""
 
 
 def list_tasks() -> list[str]:
-    """List every dmc and metaworld task, of those that are installed.
+    """List every task of the families that are installed, and of Gymnasium's own those without a simulator to install.
 
-    `gym/ID` is any registered environment with bounded Box actions.
+    `gym/ID` is any registered environment with bounded Box or Discrete actions.
     """
-    return [f"{family}/{name}" for family in OPTIONAL if not missing(family) for name in _load(family).names()]
+    there = [family for family, extra in OPTIONAL.items() if not missing(extra)]
+    optional = [f"{family}/{name}" for family in there for name in _load(family).names()]
+    return [*optional, *(f"gym/{name}" for name in _load("gym").small_names())]
 
 
 def need_family(task: str) -> None:
     """Check that the packages of the task's family are installed. ConfigError naming their extra."""
-    for family in OPTIONAL:
+    for family, extra in OPTIONAL.items():
         if task.startswith(f"{family}/"):
-            need(family, task)
+            need(extra, task)
 
 
 def make_env(task: str, config: EnvConfig, with_state: bool = False) -> TaskEnv:
@@ -110,28 +113,46 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
     if episode_steps is None:
         raise ConfigError(f"{task} has no time limit of its own; want one in its steps: --set env.episode_steps=200")
     limited = wrappers.TimeLimit(raw.env, max_episode_steps=episode_steps)
-    flat = wrappers.DtypeObservation(wrappers.FlattenObservation(limited), np.float32)
-    action = raw.env.action_space
-    assert isinstance(action, spaces.Box), action
-    one = np.ones(action.shape, dtype=np.float32)
-    scaled: gymnasium.Env = wrappers.RescaleAction(flat, min_action=-one, max_action=one)
-    if one.ndim != 1:
-        vector = spaces.Box(-1.0, 1.0, (one.size,), np.float32)
-        scaled = wrappers.TransformAction(scaled, lambda taken: taken.reshape(one.shape), vector)
+    image = image_shape(raw.env.observation_space)
+    if image is None:
+        shown: gymnasium.Env = wrappers.DtypeObservation(wrappers.FlattenObservation(limited), np.float32)
+    else:
+        shown = as_image(limited, image)
+    acted, acting = _actions(shown, raw.env.action_space)
     spec = TaskSpec(
-        obs_dim=spaces.flatdim(flat.observation_space),
-        action_dim=one.size,
+        obs_dim=spaces.flatdim(shown.observation_space),
         action_repeat=config.action_repeat,
         episode_steps=episode_steps,
         terminates=raw.terminates if config.terminates is None else config.terminates,
         name=task,
         simulator_state=raw.simulator_state,
-        action_bounds=(tuple(map(float, action.low.flat)), tuple(map(float, action.high.flat))),
-        action_shape=None if one.ndim == 1 else one.shape,
         observation_parts=raw.observation_parts or parts_of(raw.env.observation_space),
         step_seconds=_step_seconds(raw.env),
+        image_shape=image,
+        **acting,
     )
-    return TaskEnv(scaled, spec, with_state)
+    return TaskEnv(acted, spec, with_state)
+
+
+def _actions(env: gymnasium.Env, action: spaces.Space) -> tuple[gymnasium.Env, dict[str, Any]]:
+    """Take actions [N] in [-1, 1], or choices from 0 on; and what TaskSpec says of them."""
+    if isinstance(action, spaces.Discrete):
+        first, choices = int(action.start), int(action.n)
+        inside = spaces.Discrete(choices)
+        taken: gymnasium.Env = wrappers.TransformAction(env, lambda choice: first + int(choice), inside)
+        return taken, {"action_dim": 1, "choices": choices, "first_choice": first}
+    assert isinstance(action, spaces.Box), action
+    one = np.ones(action.shape, dtype=np.float32)
+    taken = wrappers.RescaleAction(env, min_action=-one, max_action=one)
+    if one.ndim != 1:
+        vector = spaces.Box(-1.0, 1.0, (one.size,), np.float32)
+        taken = wrappers.TransformAction(taken, lambda action: action.reshape(one.shape), vector)
+    bounds = tuple(map(float, action.low.flat)), tuple(map(float, action.high.flat))
+    return taken, {
+        "action_dim": one.size,
+        "action_bounds": bounds,
+        "action_shape": None if one.ndim == 1 else one.shape,
+    }
 
 
 def _step_seconds(env: gymnasium.Env) -> float | None:
@@ -141,17 +162,17 @@ def _step_seconds(env: gymnasium.Env) -> float | None:
 
 
 def check_spaces(task: str, observation: spaces.Space, action: spaces.Space) -> None:
-    """Raise ConfigError unless actions are a bounded Box and observations flatten to a vector that is no image."""
-    if not isinstance(action, spaces.Box):
-        raise ConfigError(f"{task} needs a Box action space, got {action}")
-    if not action.is_bounded():
+    """Raise ConfigError unless actions are a bounded Box or Discrete, and observations one image or a vector."""
+    if not isinstance(action, spaces.Box | spaces.Discrete):
+        raise ConfigError(f"{task} needs a Box or Discrete action space, got {action}")
+    if isinstance(action, spaces.Box) and not action.is_bounded():
         raise ConfigError(f"{task} has unbounded actions, which cannot be scaled to [-1, 1]: {action}")
     if not isinstance(observation, spaces.Box | spaces.Dict) or not observation.is_np_flattenable:
         raise ConfigError(f"{task} needs a Box observation space, or a Dict that flattens to one, got {observation}")
-    if images := [s.shape for s in leaves(observation).values() if _is_image(s)]:
-        raise ConfigError(f"{task} observes images, {images[0]}; want numbers, such as positions and velocities")
-
-
-def _is_image(space: spaces.Space) -> bool:
-    dimensions = len(space.shape or ())
-    return dimensions > 2 or (dimensions == 2 and space.dtype == np.uint8)
+    if isinstance(observation, spaces.Box) and image_shape(observation) is not None:
+        return
+    if images := [s for s in leaves(observation).values() if looks_like_an_image(s)]:
+        raise ConfigError(
+            f"{task} observes an image, {images[0].dtype} {images[0].shape}; want one image alone, uint8 or bool, of "
+            f"shape (height, width) or (height, width, channels), or numbers such as positions and velocities"
+        )

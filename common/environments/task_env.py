@@ -30,18 +30,22 @@ class RawTask:
     """As TaskSpec has it; a Dict space's are found without."""
 
 
-class TaskEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
+class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Repeats each action and reports endings; the outermost wrapper, so the time limit below counts simulator steps.
 
-    Observations are float32 [M], actions float32 [N] in [-1, 1]. `reset(seed=s)` makes the episode that follows a
-    function of s and the actions alone.
+    Observations are float32 [M] or uint8 images, actions float32 [N] in [-1, 1] or a choice. `reset(seed=s)` makes the
+    episode that follows a function of s and the actions alone.
     """
 
     def __init__(self, env: gymnasium.Env[Array, Array], task_spec: TaskSpec, with_state: bool = False) -> None:
         """with_state: `observe` also gives the simulator's state; task_spec.simulator_state must not be 0."""
         super().__init__(env)
         self.task_spec, self.with_state = task_spec, with_state
-        self.action_space = spaces.Box(-1.0, 1.0, (task_spec.action_dim,), np.float32)
+        self.action_space = (
+            spaces.Box(-1.0, 1.0, (task_spec.action_dim,), np.float32)
+            if task_spec.choices is None
+            else spaces.Discrete(task_spec.choices)
+        )
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Take one decision: action [N] -> (observation [M], summed reward, terminated, truncated, info).

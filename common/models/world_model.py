@@ -92,8 +92,8 @@ class Dynamics(nn.Module):
         )
         self.reward_embedding = nn.Sequential(nn.Linear(1, dim), nn.SiLU())
         self.trunk = Transformer(config, rotary=True, reach=self.tokens * config.window)
-        self.apply(init_weights)
-        self.first = nn.Parameter(0.02 * torch.randn(dim))  # in place of a reward that is not known
+        self.trunk.apply(init_weights)
+        self.first = nn.Parameter(torch.randn(dim))  # in place of a reward that is not known
         self.reward_bins = TwoHot(config.reward_bins)
         self.latent_head = head(dim, config.latent_head, config.head_layers, latent.size)
         self.reward_head = head(dim, config.number_head, config.head_layers, config.reward_bins)

@@ -8,6 +8,15 @@ from qttdm.common.models.tdm import TDMConfig
 from qttdm.learner.parts.qt import QTLearnerConfig
 
 
+def check_vectors(task: TaskSpec) -> None:
+    """Raise ConfigError for images and discrete actions, which most agents have no use for."""
+    if task.image_shape is not None or task.choices is not None:
+        what = "observes images" if task.image_shape is not None else "has discrete actions"
+        raise ConfigError(
+            f"takes vectors and continuous actions, and {task.name} {what}; want --agent twm, with --preset twm-laptop"
+        )
+
+
 def check_window(key: str, window: int, task: TaskSpec) -> None:
     """Raise ConfigError unless an episode of the task has that many decisions."""
     if window > task.episode_decisions:

@@ -12,6 +12,7 @@ from torch import nn
 from qttdm.common.config import Config
 from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.iql import IQL, IQLConfig
+from qttdm.deploy.agents.checks import check_vectors
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.iql import IQLLearner, IQLLearnerConfig
 from qttdm.planner_service.policies.greedy import GreedyPolicy
@@ -48,7 +49,8 @@ class IQLAgent:
         self.batch_size = settings.learner.batch_size
 
     def check(self, task: TaskSpec) -> None:
-        """Fit any task."""
+        """Raise ConfigError for images and discrete actions."""
+        check_vectors(task)
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train all four."""

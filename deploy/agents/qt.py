@@ -9,7 +9,7 @@ from torch import nn
 from qttdm.common.config import Config
 from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.qt import QT, QTConfig
-from qttdm.deploy.agents.checks import check_targets, check_window
+from qttdm.deploy.agents.checks import check_targets, check_vectors, check_window
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
 from qttdm.planner_service.policies.greedy import EpsilonConfig, GreedyPolicy
@@ -53,7 +53,8 @@ class QTAgent:
         self.batch_size = settings.learner.batch_size
 
     def check(self, task: TaskSpec) -> None:
-        """Raise ConfigError if a window is longer than an episode."""
+        """Raise ConfigError if a window is longer than an episode, for images, and for discrete actions."""
+        check_vectors(task)
         check_window("window", self.settings.window, task)
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:

@@ -14,7 +14,7 @@ from qttdm.common.config import Config
 from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.qt import QT, QTConfig
 from qttdm.common.models.tdm import TDM, TDMConfig
-from qttdm.deploy.agents.checks import check_horizon, check_targets, check_window
+from qttdm.deploy.agents.checks import check_horizon, check_targets, check_vectors, check_window
 from qttdm.learner.learner import Learner, LearnerConfig, Part
 from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
 from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
@@ -69,7 +69,8 @@ class QTTDM:
         self.batch_size = settings.learner.batch_size
 
     def check(self, task: TaskSpec) -> None:
-        """Raise ConfigError if a window is longer than an episode."""
+        """Raise ConfigError if a window is longer than an episode, for images, and for discrete actions."""
+        check_vectors(task)
         check_window("tdm.window", self.settings.tdm.window, task)
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:

@@ -11,6 +11,7 @@ from torch import nn
 from qttdm.common.config import Config
 from qttdm.common.contracts import ArraySpec, TaskSpec, vector_data
 from qttdm.common.models.simulator import Simulator
+from qttdm.deploy.agents.checks import check_vectors
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.planner_service.planners.random_shooting import RandomShootingConfig
 from qttdm.planner_service.policies.planning import PlanningPolicy
@@ -46,7 +47,8 @@ class SimulatorShooting:
         self.batch_size = 1
 
     def check(self, task: TaskSpec) -> None:
-        """Fit any task that can show its simulator's state, as `data` asks for."""
+        """Raise ConfigError for images and discrete actions."""
+        check_vectors(task)
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Count updates; there is nothing to learn."""

@@ -9,7 +9,7 @@ from torch import nn
 from qttdm.common.config import Config
 from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.tdm import TDM, TDMConfig
-from qttdm.deploy.agents.checks import check_horizon, check_window
+from qttdm.deploy.agents.checks import check_horizon, check_vectors, check_window
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
 from qttdm.planner_service.planners.choice import PlannerConfig
@@ -59,7 +59,8 @@ class TDMAgent:
         self.batch_size = settings.learner.batch_size
 
     def check(self, task: TaskSpec) -> None:
-        """Raise ConfigError if a window is longer than an episode."""
+        """Raise ConfigError if a window is longer than an episode, for images, and for discrete actions."""
+        check_vectors(task)
         check_window("tdm.window", self.settings.tdm.window, task)
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:

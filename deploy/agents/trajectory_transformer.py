@@ -14,6 +14,7 @@ from qttdm.common.config import Config
 from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.iql import IQL, IQLConfig
 from qttdm.common.models.sequence_model import Layout, SequenceModel, SequenceModelConfig
+from qttdm.deploy.agents.checks import check_vectors
 from qttdm.learner.learner import Learner, LearnerConfig, Part
 from qttdm.learner.parts.iql import IQLLearner, IQLLearnerConfig
 from qttdm.learner.parts.sequence import SequenceLearner, SequenceLearnerConfig
@@ -74,7 +75,8 @@ class TrajectoryTransformer:
         self.batch_size = settings.learner.batch_size
 
     def check(self, task: TaskSpec) -> None:
-        """Fit any task: windows longer than an episode are padded."""
+        """Raise ConfigError for images and discrete actions."""
+        check_vectors(task)
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train the sequence model."""

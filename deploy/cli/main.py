@@ -342,10 +342,10 @@ def tasks() -> None:
     from qttdm.common.environments.make import OPTIONAL, list_tasks
 
     print(*list_tasks(), sep="\n")
-    for family in OPTIONAL:
-        if missing(family):
-            print(f"{family}/..: pip install 'qttdm[{family}]'")
-    print("gym/<id>: any Gymnasium environment with a bounded Box of actions, such as gym/Pendulum-v1")
+    for family, extra in OPTIONAL.items():
+        if missing(extra):
+            print(f"{family}/..: pip install 'qttdm[{extra}]'")
+    print("gym/<id>: any Gymnasium environment with bounded Box or Discrete actions, such as gym/LunarLander-v3")
     print("<module>:<class>: your own, in the working directory or installed, such as my_module:MyEnv")
 
 

@@ -9,10 +9,12 @@ import qttdm.common.metrics.process
 import qttdm.deploy.configs.cluster_config
 import qttdm.learner.learner
 import qttdm.learner.metrics
+import qttdm.learner.parts.actor_critic
 import qttdm.learner.parts.iql
 import qttdm.learner.parts.qt
 import qttdm.learner.parts.sequence
 import qttdm.learner.parts.tdm
+import qttdm.learner.parts.world_model
 import qttdm.planner_service.policies.metrics
 import qttdm.planner_service.serving.service
 import qttdm.replay.metrics  # noqa: F401

@@ -24,11 +24,11 @@ def dry_run(agent: ActingAgent, decisions: int) -> tuple[np.ndarray, np.ndarray]
     episode, spec = agent.policy.start(derive_seed(agent.config.seed, "evaluation", 0), 0.0), agent.data
     actions, ms = [], []
     for _ in range(decisions):
-        shown = {n: generator.standard_normal((1, *s.shape)).astype(s.dtype) for n, s in spec.observations.items()}
+        shown = {name: noise(generator, (1, *s.shape), s.dtype) for name, s in spec.observations.items()}
         began = time.perf_counter()
         action = agent.policy.decide([episode], shown).actions[0]
         ms.append(1e3 * (time.perf_counter() - began))
-        actions.append(action if spec.choices is not None else agent.spec.in_units(action))
+        actions.append(agent.spec.in_units(action))
     return np.stack(actions), np.array(ms)
 
 
@@ -42,17 +42,24 @@ def report(agent: ActingAgent, decisions: int = 100) -> Iterator[str]:
 
 def random_batch(agent: Agent) -> Batch:
     """Make windows of noise: speed does not depend on what is learned."""
-    rng, batch, length = np.random.default_rng(0), agent.batch_size, agent.data.window
-    (m,), (n,) = agent.data.observations["observations"].shape, agent.data.actions.shape
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
-
+    rng, batch, data = np.random.default_rng(0), agent.batch_size, agent.data
+    steps, observed = (batch, data.window), data.observations["observations"]
+    *shape, channels = observed.shape
+    acted = (*steps, *data.actions.shape)
     return Batch(
-        observations=normal(batch, length + 1, m),
-        actions=normal(batch, length, n).clip(-1, 1),
-        rewards=normal(batch, length),
-        terminated=np.zeros((batch, length), np.bool_),
-        mask=np.ones((batch, length), np.bool_),
-        returns_to_go=normal(batch, length),
+        observations=noise(rng, (batch, data.window + 1, *shape, channels * data.stack), observed.dtype),
+        actions=noise(rng, acted, "float32").clip(-1, 1)
+        if data.choices is None
+        else rng.integers(data.choices, size=acted),
+        rewards=noise(rng, steps, "float32"),
+        terminated=np.zeros(steps, np.bool_),
+        mask=np.ones(steps, np.bool_),
+        returns_to_go=noise(rng, steps, "float32"),
     )
+
+
+def noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Draw normal numbers, or bytes for an image."""
+    if dtype == "uint8":
+        return rng.integers(256, size=shape, dtype=np.uint8)
+    return rng.standard_normal(shape).astype(dtype)

@@ -22,6 +22,7 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 
 from qttdm.common.config import ConfigError
+from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env, make_raw
 from qttdm.common.environments.task_env import TaskEnv
@@ -70,7 +71,7 @@ def _sample(
             with _names(task, "reset", hang_seconds):
                 observation, _ = env.reset(seed=seed + sample.episodes)
             _check_observation(env, "reset", observation)
-        action = rng.uniform(-1, 1, env.task_spec.action_dim).astype(np.float32)
+        action = _random_action(env.task_spec, rng)
         with _names(task, "step", hang_seconds):
             observation, reward, terminated, truncated, info = env.step(action)
         _check_observation(env, "step", observation)
@@ -86,12 +87,21 @@ def _sample(
     return sample
 
 
+def _random_action(spec: TaskSpec, rng: np.random.Generator) -> Any:
+    if spec.choices is not None:
+        return rng.integers(spec.choices)
+    return rng.uniform(-1, 1, spec.action_dim).astype(np.float32)
+
+
 def _check_observation(env: TaskEnv, said_by: str, observation: np.ndarray) -> None:
-    task, length = env.task_spec.name, env.task_spec.obs_dim
-    if observation.shape != (length,):
-        raise ConfigError(
-            f"{task}: {said_by} returned an observation of {observation.size} numbers, its space declares {length}"
+    spec, task = env.task_spec, env.task_spec.name
+    if observation.shape != spec.obs_shape:
+        got, want = (
+            (f"{observation.size} numbers", spec.obs_dim)
+            if spec.image_shape is None
+            else (f"shape {observation.shape}", spec.image_shape)
         )
+        raise ConfigError(f"{task}: {said_by} returned an observation of {got}, its space declares {want}")
     if not np.isfinite(observation).all():
         where = int(np.flatnonzero(~np.isfinite(observation))[0])
         raise ConfigError(f"{task}: {said_by} returned {observation[where]} in the observation, at number {where}")

@@ -23,7 +23,6 @@ from qttdm.common.checkpoint import CheckpointError
 from qttdm.common.config import Config, ConfigError, merge, parse_overrides, validate
 from qttdm.deploy.monitoring.local_exporter import LocalExporter
 from qttdm.deploy.runs.trained import TrainedAgent
-from qttdm.planner_service.serving.calls import same
 from qttdm.planner_service.serving.server import Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 
@@ -104,8 +103,7 @@ async def serve(
     metrics = LocalExporter()
     telemetry = metrics.of_run(agent.run_dir.name, c.seed, c.task)("planner", 0)
     service = PlannerService(config.service, agent.policy, agent.data, telemetry)
-    in_units = agent.spec.in_units if agent.data.choices is None else same
-    server = Server(config.server, service, describe(agent), token, tls, metrics.text, in_units)
+    server = Server(config.server, service, describe(agent), token, tls, metrics.text, agent.spec.in_units)
     agent.policy.warm_up(config.service.max_batch)  # the slow first decisions are nobody's
     gc.freeze()  # a message of many lists would have all that is there so far looked through: 0.2 s
     port = await server.start()

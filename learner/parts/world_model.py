@@ -55,6 +55,9 @@ class WorldModelLearnerConfig(Config):
     """optimiser of encoder and decoder"""
     dynamics: WorldModelOptimizerConfig = WorldModelOptimizerConfig()
     """optimiser of the dynamics"""
+    vector_std: float = Field(default=0.1, gt=0)
+    """standard deviation of the Normal around a decoded vector, of normalised numbers; of pixels it is 1, as published:
+    there the many of an image make up for it"""
     entropy_weight: float = Field(default=5.0, ge=0)
     """of the entropy that a batch's latents lack"""
     entropy_threshold: float = Field(default=0.1, ge=0, le=1)
@@ -91,7 +94,8 @@ class WorldModelLearner:
         exists = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)  # [B, L+1]
         logits = self.network(observations)  # [B, L+1, G, C]
         drawn = straight_through(logits, torch.rand(logits.shape[:-1], device=logits.device)).flatten(-2)
-        error = self.decoder(drawn) - self._wanted(observations)
+        std = 1.0 if self.network.scale is None else c.vector_std
+        error = (self.decoder(drawn) - self._wanted(observations)) / std
         reconstruction = masked_mean(0.5 * error.flatten(2).square().sum(dim=-1), exists)
         log_p = logits.float().log_softmax(dim=-1)
         entropy = masked_mean(-(log_p.exp() * log_p).sum(dim=(-1, -2)), exists)

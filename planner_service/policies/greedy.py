@@ -1,11 +1,13 @@
-"""Act by a value function alone, without planning: the paper's QT ablation."""
+"""Act by a value function or an actor alone, without planning."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
@@ -43,7 +45,14 @@ class GreedyEpisode:
 
     generator: torch.Generator
     exploration: float
-    """chance of a uniform action"""
+    """chance of a uniform action, or of one drawn from the actor"""
+    images: list[np.ndarray] = field(default_factory=list)
+    """the newest observations, where the agent looks at several"""
+
+    def see(self, image: np.ndarray, stack: int) -> np.ndarray:
+        """Take in an image [.., C] and return the newest ones [.., stack C]; the first one stands for those before."""
+        self.images = [*(self.images or [image] * (stack - 1)), image][-stack:]
+        return np.concatenate(self.images, axis=-1)
 
 
 class GreedyPolicy:
@@ -79,12 +88,16 @@ class GreedyPolicy:
         self, episodes: Sequence[GreedyEpisode], observations: ArrayTree, deadline: float | None = None
     ) -> Decisions:
         """Decide once for each episode; there are no iterations that a deadline could end."""
-        (action_dim,) = self.data.actions.shape
-        uniform = torch.stack([torch.rand(1 + action_dim, generator=e.generator) for e in episodes]).to(self.device)
-        chance = uniform[:, :1].expand(-1, action_dim)  # one draw decides for the whole action
+        numbers = math.prod(self.data.actions.shape)  # of an action; 1 for a choice
+        uniform = torch.stack([torch.rand(1 + numbers, generator=e.generator) for e in episodes]).to(self.device)
+        chance = uniform[:, :1].expand(-1, numbers)  # one draw decides for the whole action
+        chance, which = (u.reshape(-1, *self.data.actions.shape) for u in (chance, uniform[:, 1:]))
         probability = torch.tensor([e.exploration for e in episodes], device=self.device)  # [E]
+        if (stack := self.data.stack) > 1:
+            pairs = zip(episodes, observations["observations"], strict=True)
+            observations = {"observations": np.stack([episode.see(image, stack) for episode, image in pairs])}
         context = on_device(observations, self.device)
-        actions, values = self.value_function.propose(context, chance, uniform[:, 1:], probability)
+        actions, values = self.value_function.propose(context, chance, which, probability)
         return Decisions(actions.cpu().numpy(), values.float().cpu().numpy())
 
 

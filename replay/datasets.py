@@ -43,6 +43,8 @@ class Dataset:
         self.name, self._storage = name, stored.storage
         observations, actions = stored.observation_space, stored.action_space
         check_spaces(f"data set {name}", observations, actions)
+        if isinstance(actions, spaces.Discrete) or len(observations.shape or ()) > 2:
+            raise ConfigError(f"data set {name} has discrete actions or images; want vectors and a Box of actions")
         self.parts, self.box = parts_of(observations), actions
         self.obs_dim, self.action_dim = spaces.flatdim(observations), spaces.flatdim(actions)
         self.metadata: dict[str, Any] = self._storage.metadata

@@ -74,6 +74,23 @@ class ObservationScale(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > STILL * size, std, 1.0))
 
+    @torch.no_grad()
+    def follow(self, observations: Tensor, mask: Tensor, updates: int) -> None:
+        """Move towards mean and standard deviation of a batch, [B, L, M] where mask [B, L]; `updates` came before it.
+
+        What does not move in the batch keeps its standard deviation.
+        """
+        rate = max(1.0 / (updates + 1), RATE)
+        weight = mask.to(observations.dtype).unsqueeze(-1) / mask.sum()
+        mean = (observations * weight).sum(dim=(0, 1))
+        square = ((observations - mean).square() * weight).sum(dim=(0, 1))
+        # of what was and what comes, as one: their own spreads, and how far apart they are
+        apart = rate * (1 - rate) * (mean - self.mean).square() if updates else 0.0
+        variance = (1 - rate) * self.std.square() + rate * square + apart
+        moves = square > (STILL * mean).square()
+        self.mean.lerp_(mean, rate)
+        self.std.copy_(torch.where(moves, variance.sqrt(), self.std))
+
     def forward(self, observations: Tensor) -> Tensor:
         """Scale: [.., M]."""
         return (observations - self.mean) / self.std

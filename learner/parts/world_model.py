@@ -79,13 +79,13 @@ class WorldModelLearner:
         self.config, self.network, self.decoder, self.dynamics = config, encoder, decoder, dynamics
         self.observation_optimizer = AdamStep(config.observation_model, nn.ModuleList([encoder, decoder]))
         self.optimizer = AdamStep(config.dynamics, dynamics)
+        self.batches = torch.zeros((), dtype=torch.int64)
+        """that the scale of vectors has followed"""
         self.seen: Seen | None = None
         """the newest batch, for parts that imagine from it"""
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """Fit the scale of observations that are vectors."""
-        if self.network.scale is not None:
-            self.network.scale.fit(batches)
+        """Fit nothing: the scale of vectors follows what is seen, since a policy that learns goes where none was."""
 
     def loss(self, batch: Tensors) -> tuple[Tensor, dict[str, Tensor], Seen]:
         """Compute the sum of both losses, whose gradients are apart, the numbers to report, and what was seen."""
@@ -135,6 +135,9 @@ class WorldModelLearner:
         """Take one step on a batch of windows; metrics stay on the device."""
         self.observation_optimizer.clear()
         self.optimizer.clear()
+        if self.network.scale is not None:
+            self.network.scale.follow(batch["observations"][:, :-1], batch["mask"], int(self.batches))
+            self.batches += 1
         loss, metrics, self.seen = self.loss(batch)
         loss.backward()
         norms = {
@@ -155,6 +158,7 @@ class WorldModelLearner:
             | prefixed("dynamics", self.dynamics.state_dict())
             | prefixed("adam", self.optimizer.state())
             | prefixed("adam_observations", self.observation_optimizer.state())
+            | {"batches": self.batches.clone()}
         )
 
     def load_state(self, state: Tensors) -> None:
@@ -164,6 +168,7 @@ class WorldModelLearner:
         self.dynamics.load_state_dict(under("dynamics", state))
         self.optimizer.load_state(under("adam", state))
         self.observation_optimizer.load_state(under("adam_observations", state))
+        self.batches = state["batches"].clone()
 
     def _wanted(self, observations: Tensor) -> Tensor:
         """Return what the decoder is to give: pixels in [0, 1], or normalised vectors."""

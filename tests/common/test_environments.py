@@ -12,7 +12,8 @@ import pytest
 from gymnasium import spaces
 
 from qttdm.common.config import ConfigError, validate
-from qttdm.common.environments import task_env
+from qttdm.common.contracts import ArraySpec, task_data
+from qttdm.common.environments import atari, minatar, task_env
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import list_tasks, make_env
 from qttdm.common.environments.parts import flatten, parts_of
@@ -53,9 +54,30 @@ class Toy(gymnasium.Env):
 
 
 class Button(Toy):
+    """Takes 5, 6 or 7."""
+
     def __init__(self, render_mode=None):
         super().__init__()
-        self.action_space = spaces.Discrete(2)
+        self.action_space = spaces.Discrete(3, start=5)
+
+
+class Switches(Toy):
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.action_space = spaces.MultiDiscrete([2, 3])
+
+
+class Picture(Button):
+    """Shows its count in one pixel."""
+
+    def __init__(self, render_mode=None, shape=(4, 6, 3), dtype=np.uint8):
+        super().__init__()
+        self.observation_space = spaces.Box(0, 1 if dtype is np.bool_ else 255, shape, dtype)
+
+    def _observe(self):
+        image = np.zeros(self.observation_space.shape, self.observation_space.dtype)
+        image.flat[0] = self.count
+        return image
 
 
 class Camera(Toy):
@@ -83,6 +105,10 @@ gymnasium.register("ToyEnds-v0", Toy, max_episode_steps=7, kwargs={"ends_at": 5}
 gymnasium.register("ToyEndless-v0", Toy)
 gymnasium.register("ToyUnbounded-v0", Toy, max_episode_steps=7, kwargs={"high": (1.0, np.inf)})
 gymnasium.register("Button-v0", Button, max_episode_steps=7)
+gymnasium.register("Switches-v0", Switches, max_episode_steps=7)
+gymnasium.register("Picture-v0", Picture, max_episode_steps=7)
+gymnasium.register("PictureGrey-v0", Picture, max_episode_steps=7, kwargs={"shape": (4, 6)})
+gymnasium.register("PictureGrid-v0", Picture, max_episode_steps=7, kwargs={"dtype": np.bool_})
 gymnasium.register("Camera-v0", Camera, max_episode_steps=7)
 gymnasium.register("Blind-v0", Blind, max_episode_steps=7)
 gymnasium.register("Broken-v0", Broken, max_episode_steps=7)
@@ -391,15 +417,14 @@ def test_actions_of_any_shape_are_a_vector_here(shape):
         ("metaworld/raech", "metaworld/reach"),
         ("gym/Pendulm-v1", "gym/Pendulum-v1"),
         ("walker-walk", "dmc/walker-walk"),
-        ("foo/bar", "FAMILY/NAME with FAMILY one of dmc, metaworld, gym"),
+        ("foo/bar", "FAMILY/NAME with FAMILY one of dmc, metaworld, minatar, atari, gym"),
         ("foo/bar", "MODULE:CLASS, such as my_module:MyEnv"),
         ("no_such_module:Env", "cannot be made: ModuleNotFoundError"),
         ("gymnasium:no_such_class", "cannot be made: AttributeError"),
         ("collections:Counter", "is a Counter, want a gymnasium.Env"),
         ("__main__:Env", "another program handed it to qttdm.train; put it into a module"),
-        ("gym/Camera-v0", "observes images, (64, 64)"),
-        ("gym/CartPole-v1", "needs a Box action space"),
-        ("gym/Button-v0", "needs a Box action space"),
+        ("gym/Camera-v0", "observes an image, uint8 (64, 64); want one image alone"),
+        ("gym/Switches-v0", "needs a Box or Discrete action space"),
         ("gym/ToyUnbounded-v0", "unbounded actions"),
         ("gym/ToyEndless-v0", "want one in its steps: --set env.episode_steps"),
         ("gym/no_such_module:Pendulum-v1", "cannot be made"),
@@ -413,6 +438,66 @@ def test_what_cannot_be_used_is_refused_in_one_line(task, hint):
     assert hint in str(caught.value)
     assert task in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_choices_are_counted_from_0_and_sent_in_the_tasks_units():
+    env = make("gym/Button-v0", action_repeat=2)
+    spec = env.task_spec
+    assert (spec.choices, spec.first_choice, spec.action_dim, spec.action_bounds) == (3, 5, 1, None)
+    assert env.action_space == spaces.Discrete(3)
+    env.reset(seed=0)
+    for choice in range(3):
+        _, reward, *_, info = env.step(np.int64(choice))
+        assert info["action"] == 5 + choice
+        assert type(info["action"]) is int
+        assert reward == (2 * choice + 1) + (2 * choice + 2)
+    assert spec.in_units(np.arange(3)).tolist() == [5, 6, 7]
+    data = task_data(spec, 4, None)
+    assert (data.actions, data.choices) == (ArraySpec((), "int64"), 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "one"),
+    [("Picture", (4, 6, 3), 1), ("PictureGrey", (4, 6, 1), 1), ("PictureGrid", (4, 6, 3), 255)],
+)
+def test_images_are_uint8_with_channels(task, shape, one):
+    env = make(f"gym/{task}-v0")
+    assert (env.task_spec.image_shape, env.task_spec.obs_dim) == (shape, np.prod(shape))
+    assert env.observation_space == spaces.Box(0, 255, shape, np.uint8)
+    first, _ = env.reset(seed=0)
+    image, *_ = env.step(0)
+    assert (image.dtype, image.shape, first.max()) == (np.uint8, shape, 0)
+    assert (image.flat[0], np.count_nonzero(image)) == (one, 1)
+    assert task_data(env.task_spec, 4, None, stack=2).observations["observations"] == ArraySpec(shape, "uint8")
+
+
+@pytest.mark.parametrize("name", minatar.names())
+def test_minatars_games_can_be_played_and_seen(name):
+    env = make(f"minatar/{name}")
+    assert env.task_spec.image_shape[:2] == (10, 10)
+    image, _ = env.reset(seed=0)
+    assert {*np.unique(image)} == {0, 255}
+    for _ in range(30):
+        env.step(0)
+    assert env.render().shape == (240, 240, 3)
+    assert len(np.unique(env.render().reshape(-1, 3), axis=0)) >= 3  # the ground, and two kinds of object
+
+
+def test_ataris_games_start():
+    """All 26 of the 100k benchmark (Kaiser et al., 2020) are there; two of them are played."""
+    games = set(atari.names())
+    assert {
+        *("Alien", "Amidar", "Assault", "Asterix", "BankHeist", "BattleZone", "Boxing", "Breakout", "ChopperCommand"),
+        *("CrazyClimber", "DemonAttack", "Freeway", "Frostbite", "Gopher", "Hero", "Jamesbond", "Kangaroo", "Krull"),
+        *("KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert", "RoadRunner", "Seaquest", "UpNDown"),
+    } <= games
+    for name in ("Pong", "Freeway"):
+        env = make(f"atari/{name}")
+        assert env.task_spec.image_shape == (64, 64, 1)
+        shown = [env.reset(seed=s)[0] for s in (1, 1, 2)]
+        assert np.array_equal(shown[0], shown[1])
+        assert env.step(0)[0].std() > 0
+        assert env.render().shape == (210, 160, 3)
 
 
 @pytest.mark.parametrize("bad", [{"action_repeat": 0}, {"episode_steps": 0}, {"terminates": 1}, {"frame_skip": 2}])

@@ -330,6 +330,30 @@ def test_images_discrete_actions_and_further_observations():
     assert batches_equal(replay.sample(50), loaded.sample(50))
 
 
+@pytest.mark.parametrize("stack", [2, 4])
+def test_stacks_of_images_are_those_before_each_step(stack: int):
+    """Stored once each: an episode's first image stands for those before it, and nothing of another episode shows."""
+    replay = Replay(ReplayConfig(capacity=30), replace(IMAGES, stack=stack), 0)
+    model = {number: image_episode(1 + number % 7, number) for number in range(12)}
+    for episode in model.values():
+        replay.add(episode)
+    assert replay._observed["observations"].nbytes == (30 + 30 // 4 + 2) * 4 * 5
+    batch = replay.sample(300)
+    assert batch["observations"].shape == (300, 4, 4, 5, stack)
+    seen = set()
+    for b in range(300):
+        number, step = divmod(int(batch["simulator_state"][b, 0, 0]), 1000)
+        episode = model[number - 1]
+        seen.add(step)
+        for t in range(4):
+            if step + t > episode.decisions:
+                assert not batch["observations"][b, t].any()
+                continue
+            want = [episode.observations[max(0, step + t - back)] for back in range(stack - 1, -1, -1)]
+            np.testing.assert_array_equal(batch["observations"][b, t], np.concatenate(want, axis=-1))
+    assert seen == set(range(7))
+
+
 @pytest.mark.parametrize(
     ("episode", "message"),
     [

@@ -140,9 +140,13 @@ def test_a_task_that_it_does_not_fit_is_named(change, says):
 @pytest.mark.parametrize(
     ("key", "space", "says"),
     [
-        ("action_space", spaces.Discrete(3), r"data set toy-v0 needs a Box action space, got Discrete\(3\)"),
+        ("action_space", spaces.Discrete(3), r"data set toy-v0 has discrete actions or images"),
         ("action_space", spaces.Box(-np.inf, np.inf, (2,)), "data set toy-v0 has unbounded actions"),
-        ("observation_space", spaces.Box(0, 255, (64, 64, 3), np.uint8), "data set toy-v0 observes images"),
+        (
+            "observation_space",
+            spaces.Box(0, 255, (64, 64, 3), np.uint8),
+            "data set toy-v0 has discrete actions or images",
+        ),
         ("observation_space", spaces.Discrete(3), "data set toy-v0 needs a Box observation space, or a Dict"),
     ],
 )

@@ -165,3 +165,23 @@ def test_the_unit_of_rewards_changes_nothing():
         torch.testing.assert_close(other[1], seen[0][1], rtol=0, atol=0.05)
         torch.testing.assert_close(other[2], seen[0][2], rtol=0, atol=0.05)
         assert (other[3] == seen[0][3]).float().mean() > 0.95
+
+
+def test_a_scale_that_follows_is_that_of_all_batches():
+    """At first the plain mean and standard deviation of what came, whatever their sizes; what stands still stays."""
+    rng = np.random.default_rng(0)
+    scale = ObservationScale(3)
+    seen = []
+    for i in range(20):
+        observations = CENTRE + i * np.array([0.1, 9.0, 0.0]) + UNIT * rng.standard_normal((64, 5, 3))
+        mask = np.arange(5) < rng.integers(1, 6, 64)[:, None]
+        mask[:] = mask[:1]  # as many in each batch
+        observations[~mask] = 1e6
+        seen.append(observations[mask])
+        scale.follow(torch.tensor(observations, dtype=torch.float32), torch.tensor(mask), i)
+    parts = [(rows.mean(axis=0), rows.var(axis=0)) for rows in seen]
+    means = np.array([mean for mean, _ in parts])
+    std = np.sqrt(np.mean([variance for _, variance in parts], axis=0) + means.var(axis=0))
+    np.testing.assert_allclose(scale.mean.numpy(), means.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(scale.std.numpy()[:2], std[:2], rtol=1e-3)
+    assert scale.std[2] == 1.0

@@ -36,6 +36,7 @@ NETWORKS = {
     "qt": ["qt"],
     "iql": ["iql"],
     "trajectory-transformer": ["sequence"],
+    "twm": ["world_model", "actor_critic"],
 }
 
 
@@ -63,6 +64,7 @@ def test_how_each_agent_acts():
     policies = {agent: make_policy(tiny_config(agent=agent), SPEC, CPU) for agent in NETWORKS}
     assert isinstance(policies["qt"], GreedyPolicy)  # no planning
     assert isinstance(policies["iql"], GreedyPolicy)
+    assert isinstance(policies["twm"], GreedyPolicy)
     assert isinstance(policies["tdm"], PlanningPolicy)
     assert isinstance(policies["qt-tdm"], PlanningPolicy)
     assert policies["tdm"].planner.value_function is None  # no proposals, no terminal value
@@ -124,7 +126,7 @@ class TestOwn:
             ),
             (
                 "dreamer",
-                "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, trajectory-transformer, simulator-shooting,",
+                "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, trajectory-transformer, twm, ",
             ),
         ],
     )

@@ -202,7 +202,7 @@ class TestFits:
                 "agent=ppo",
                 [
                     "agent: there is no 'ppo'",
-                    "qt-tdm, tdm, qt, iql, trajectory-transformer, simulator-shooting, or module:Class",
+                    "qt-tdm, tdm, qt, iql, trajectory-transformer, twm, simulator-shooting, or module:Class",
                 ],
             ),
             ("qt-tdm.discount=1.0", ["qt-tdm.discount: got 1.0", "< 1"]),

@@ -29,7 +29,7 @@ from qttdm.learner.learner import NonFiniteLossError
 from qttdm.replay.codec import decode
 from tests.fakes import Point, tiny_config
 
-AGENTS = ("qt-tdm", "tdm", "qt", "iql")
+AGENTS = ("qt-tdm", "tdm", "qt", "iql", "twm")
 TIMES = ("wall_seconds", "decisions_per_second", "updates_per_second", "eval_seconds")
 
 

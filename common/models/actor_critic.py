@@ -94,11 +94,16 @@ class ActorCritic(nn.Module):
         return mean.tanh(), STD[0] + (STD[1] - STD[0]) * (spread + 2.0).sigmoid()
 
 
-class LatentActor:
+class LatentActor(nn.Module):
     """Encoder, actor and critic as contracts.ValueFunction: what acts without planning."""
 
     def __init__(self, encoder: Encoder, actor_critic: ActorCritic) -> None:
+        super().__init__()
         self.encoder, self.actor_critic = encoder, actor_critic
+
+    def act(self, observations: Tensor) -> Tensor:
+        """Return the likeliest actions: [B, ..] -> int64 [B] or float32 [B, N]."""
+        return self.actor_critic.mode(self.latents(observations))
 
     def latents(self, observations: Tensor) -> Tensor:
         """Encode observations [B, ..] by the likeliest classes: [B, Z]."""

@@ -1,6 +1,9 @@
 """`qttdm export`: what acts without a planner as one graph, for programs without this package.
 
 observations float32 [B, M], the task's units --QT, dimension by dimension, or IQL--> actions float32 [B, N], its units
+
+A world model's actor also takes images, uint8 [B, height, width, channels], all that it looks at together in the
+channels, the newest last; and gives choices, int64 [B], where actions are discrete.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from torch import Tensor, nn
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.extras import need
+from qttdm.common.models.actor_critic import LatentActor
 from qttdm.common.models.iql import IQL
 from qttdm.common.models.qt import QT
+from qttdm.deploy.runs.dry_run import noise
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.policies.greedy import GreedyPolicy, greedy_beside
 
@@ -41,15 +46,17 @@ class GreedyGraph(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, network: QT | IQL, task: TaskSpec) -> None:
+    def __init__(self, network: QT | IQL | LatentActor, task: TaskSpec) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.task = network, task
         low, high = task.action_bounds or ([-1.0] * task.action_dim, [1.0] * task.action_dim)
         self.register_buffer("low", torch.tensor(low))
         self.register_buffer("high", torch.tensor(high))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Act: [B, M] -> [B, N]."""
+        """Act: [B, M] -> [B, N], or images and choices."""
+        if self.task.choices is not None:
+            return self.network.act(observations) + self.task.first_choice
         return self.low + (self.high - self.low) * (0.5 * (self.network.act(observations) + 1.0))
 
 
@@ -60,19 +67,20 @@ def export(agent: TrainedAgent, form: Format, out: Path) -> float:
     agent without a greedy policy and for packages that are missing.
     """
     policy = agent.policy if isinstance(agent.policy, GreedyPolicy) else greedy_beside(agent.policy)
-    if policy is None or not isinstance(policy.value_function, QT | IQL):
+    if policy is None or not isinstance(policy.value_function, QT | IQL | LatentActor):
         raise ConfigError(
-            f"agent={agent.config.agent} has no policy without a planner; want a run of qt-tdm, qt or iql"
+            f"agent={agent.config.agent} has no policy without a planner; want a run of qt-tdm, qt, iql or twm"
         )
     if form == "onnx":
         need("export", "--format onnx")
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {out.parent}; make it, or choose another --out")
     graph = GreedyGraph(policy.value_function, agent.spec).cpu().eval()
-    shown = np.random.default_rng(0).standard_normal((CHECKED, agent.spec.obs_dim)).astype(np.float32)
-    decided = policy.decide([policy.start(0, 0.0)] * CHECKED, {"observations": shown})
+    observed = agent.data.observations["observations"]
+    shown = noise(np.random.default_rng(0), (CHECKED, *observed.shape), observed.dtype)
+    decided = policy.decide([policy.start(0, 0.0) for _ in shown], {"observations": shown})
     want = agent.spec.in_units(decided.actions)
-    got = _write(graph, form, out, shown)
+    got = _write(graph, form, out, np.concatenate([shown] * agent.data.stack, axis=-1))  # as an episode begins
     difference = float(np.abs(got - want).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(agent.spec.action_bounds or 1.0).max())):
         out.unlink()
@@ -81,7 +89,7 @@ def export(agent: TrainedAgent, form: Format, out: Path) -> float:
 
 
 def _write(graph: GreedyGraph, form: Format, out: Path, shown: np.ndarray) -> np.ndarray:
-    """Write the graph, read it back and let it act: observations [B, M] -> actions [B, N]."""
+    """Write the graph, read it back and let it act: observations [B, ..] -> actions [B, ..]."""
     batch = {"observations": {0: torch.export.Dim("batch", min=1)}}
     example = (torch.from_numpy(shown[:2]),)
     with torch.no_grad(), warnings.catch_warnings():

@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 import qttdm
 from qttdm.common.config import ConfigError
+from qttdm.deploy.cli.main import main
 
 
 class Point(gymnasium.Env):
@@ -163,3 +164,56 @@ def test_the_import_alone_brings_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         qttdm.trian  # noqa: B018
+
+
+class Keys(gymnasium.Env):
+    """Takes 5, 6 or 7; shows the one that pays next as a white column of a grid of bools."""
+
+    observation_space = spaces.Box(0, 1, (6, 6), bool)
+    action_space = spaces.Discrete(3, start=5)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action):
+        assert type(action) is int
+        assert 5 <= action <= 7
+        return self._observe(), float(action - 5 == self.wanted), False, False, {}
+
+    def _observe(self):
+        shown = np.zeros((6, 6), bool)
+        self.wanted = int(self.np_random.integers(3))
+        shown[:, self.wanted] = True
+        return shown
+
+
+def test_images_and_choices_go_all_the_way(tmp_path, capsys):
+    run = qttdm.train(
+        Keys,
+        "debug",
+        agent="twm",
+        env_steps=200,
+        run_dir=tmp_path / "run",
+        training={"eval_every": 100, "checkpoint_every": 100, "eval_episodes": 2, "seed_decisions": 40},
+        env={"episode_steps": 20, "action_repeat": 1},
+    )
+    assert len(qttdm.evaluate(run, episodes=2).returns) == 2
+    agent, env = qttdm.load(run), Keys()
+    agent.reset()
+    image, _ = env.reset(seed=0)
+    for _ in range(5):
+        action = agent.act(image)
+        assert action in (5, 6, 7)
+        image, *_ = env.step(int(action))
+    agent.reset()
+    assert agent.act(np.stack([image] * 3)).shape == (3,)
+    agent.reset()
+    with pytest.raises(ConfigError, match=r"^act: got float32 of shape \(6, 6\), want an image, uint8 \(6, 6, 1\)"):
+        agent.act(image.astype(np.float32))
+    capsys.readouterr()
+    assert main(["eval", str(run), "--policy-only"]) == 0
+    assert "decisions on random observations" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"takes vectors and continuous actions, and .*Keys observes images"):
+        qttdm.train(Keys, "debug", run_dir=tmp_path / "other", env={"episode_steps": 20})
+    assert not (tmp_path / "other").exists()

@@ -8,6 +8,7 @@ import torch
 from qttdm.common.extras import EXTRAS
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.main import main
+from qttdm.deploy.runs.dry_run import noise
 from qttdm.deploy.runs.local import new_run
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.policies.greedy import GreedyPolicy, greedy_beside
@@ -16,6 +17,7 @@ from tests.fakes import randomise, tiny_config
 UNITS = "gym/Reacher-v5"  # two torques in [-1, 1]
 WIDE = "gym/Pendulum-v1"  # one in [-2, 2]
 LEGS = "gym/HalfCheetah-v5"  # six
+GAME = "minatar/breakout"  # three choices, by images
 
 
 def saved(folder, agent, task, *more):
@@ -42,6 +44,9 @@ def acts(path, form):
         ("qt-tdm", WIDE, "onnx", ()),
         ("qt", WIDE, "torch-export", ()),
         ("iql", WIDE, "onnx", ()),
+        ("twm", WIDE, "onnx", ()),
+        ("twm", GAME, "onnx", ()),
+        ("twm", GAME, "torch-export", ()),
         ("qt", UNITS, "onnx", ("qt.qt.interpolate=true", "qt.qt.normalise=true")),
     ],
 )
@@ -54,10 +59,12 @@ def test_acts_as_the_original_on_any_batch(tmp_path, capsys, agent, task, form, 
     policy = trained.policy if isinstance(trained.policy, GreedyPolicy) else greedy_beside(trained.policy)
     exported = acts(tmp_path / "policy", form)
     for batch in (1, 3, 50):
-        shown = np.random.default_rng(batch).standard_normal((batch, trained.spec.obs_dim)).astype(np.float32)
-        bare = policy.decide([policy.start(0, 0.0)] * batch, {"observations": shown}).actions
-        want = (2.0 if task == WIDE else 1.0) * bare
-        assert np.allclose(exported(shown), want, rtol=0, atol=1e-5)
+        observed = trained.data.observations["observations"]
+        shown = noise(np.random.default_rng(batch), (batch, *observed.shape), observed.dtype)
+        bare = policy.decide([policy.start(0, 0.0) for _ in shown], {"observations": shown}).actions
+        want = 2.0 * bare if task == WIDE else bare
+        together = np.concatenate([shown] * trained.data.stack, axis=-1)
+        assert np.allclose(exported(together), want, rtol=0, atol=1e-5)
     assert len(np.unique(want)) > 1
 
 
@@ -65,7 +72,7 @@ def test_an_agent_that_cannot_act_without_a_planner(tmp_path, capsys):
     run = saved(tmp_path / "run", "tdm", WIDE)
     assert main(["export", str(run)]) == 2
     assert capsys.readouterr().err == (
-        "qttdm: agent=tdm has no policy without a planner; want a run of qt-tdm, qt or iql\n"
+        "qttdm: agent=tdm has no policy without a planner; want a run of qt-tdm, qt, iql or twm\n"
     )
     assert not (run / "policy.onnx").exists()
 

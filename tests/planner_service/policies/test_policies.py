@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from qttdm.common.contracts import ArraySpec, DataSpec
+from qttdm.common.models.actor_critic import ActorCritic, ActorCriticConfig, LatentActor
 from qttdm.common.models.iql import IQL, IQLConfig
+from qttdm.common.models.latent import Encoder, LatentConfig
 from qttdm.common.weights import Weights
 from qttdm.planner_service.planners.mppi import MPPI, MPPIConfig
 from qttdm.planner_service.policies.greedy import EpsilonConfig, GreedyPolicy
@@ -43,8 +46,17 @@ def iql():
     return GreedyPolicy(network, nn.ModuleDict({"iql": network}), tiny_data(), CPU)
 
 
-POLICIES = {"mpc": mpc, "greedy": greedy, "iql": iql, "random": lambda: RandomPolicy(tiny_data())}
-LEARNED = ["mpc", "greedy", "iql"]
+def twm(data=None, shape=(3,), choices=None, act="mode"):
+    torch.manual_seed(0)
+    latent = LatentConfig(variables=3, classes=4, hidden=8, layers=1, grid_channels=2)
+    actor_critic = ActorCritic(ActorCriticConfig(hidden=8, layers=1, act=act), latent.size, 2, choices)
+    networks = nn.ModuleDict({"world_model": Encoder(latent, shape), "actor_critic": actor_critic})
+    randomise(networks, std=1.0)
+    return GreedyPolicy(LatentActor(*networks.values()), networks, data or tiny_data(), CPU)
+
+
+POLICIES = {"mpc": mpc, "greedy": greedy, "iql": iql, "twm": twm, "random": lambda: RandomPolicy(tiny_data())}
+LEARNED = ["mpc", "greedy", "iql", "twm"]
 
 
 def act(policy, seeds=(3, 4, 5), exploration=1.0, observations=OBSERVATIONS, decisions=2):
@@ -272,3 +284,42 @@ def test_warming_up_changes_nothing(name):
     warm = POLICIES[name]()
     warm.warm_up(4)
     np.testing.assert_array_equal(act(warm), act(POLICIES[name]()))
+
+
+IMAGES = DataSpec({"observations": ArraySpec((4, 5, 2), "uint8")}, ArraySpec((), "int64"), 3, None, choices=6, stack=3)
+
+
+def test_an_actor_draws_choices_as_likely_as_it_says_and_evaluates_by_the_likeliest():
+    policy = twm(IMAGES, (4, 5, 6), choices=6)
+    image = np.random.default_rng(0).integers(0, 256, (1, 4, 5, 2), np.uint8)
+    shown = {"observations": image.repeat(4000, axis=0)}
+    with torch.no_grad():
+        latents = policy.value_function.latents(torch.from_numpy(np.concatenate([image] * 3, axis=-1)))
+        p = policy.networks["actor_critic"].actor(latents).softmax(dim=-1)[0]
+    drawn = policy.decide([policy.start(seed, 1.0) for seed in range(4000)], shown).actions
+    assert drawn.dtype == np.int64
+    counts = np.bincount(drawn, minlength=6) / 4000
+    np.testing.assert_allclose(counts, p.numpy(), atol=0.03)
+    best = policy.decide([policy.start(seed, 0.0) for seed in range(4000)], shown).actions
+    assert (best == int(p.argmax())).all()
+    published = twm(IMAGES, (4, 5, 6), choices=6, act="draw")
+    assert (published.decide([published.start(s, 0.0) for s in range(4000)], shown).actions == drawn).all()
+
+
+def test_each_episode_has_its_own_newest_images():
+    """An episode that began later, in company, is as if it were alone: the first image stands for those before it."""
+    policy = twm(IMAGES, (4, 5, 6), choices=6)
+    seen = []
+    policy.value_function.propose = lambda state, *_: (
+        seen.append(state["observations"].numpy().copy()) or torch.zeros(len(state["observations"]), dtype=torch.int64),
+        torch.zeros(len(state["observations"])),
+    )
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 5, 2), np.uint8)
+    first, second = policy.start(0, 0.0), policy.start(1, 0.0)
+    policy.decide([first], {"observations": images[0]})
+    policy.decide([first, second], {"observations": np.concatenate(images[1:3])})
+    policy.decide([second, first], {"observations": np.concatenate(images[3:5])})
+    a, b, c, d, e = images[:, 0]
+    want = [[[a, a, a]], [[a, a, b], [c, c, c]], [[c, c, d], [a, b, e]]]
+    for got, rows in zip(seen, want, strict=True):
+        np.testing.assert_array_equal(got, np.stack([np.concatenate(row, axis=-1) for row in rows]))

@@ -34,6 +34,7 @@ class RunDir:
         """what happened, for a person (common/events.py)"""
         self.metrics_path, self.checkpoints_dir = path / "metrics.jsonl", path / "checkpoints"
         self.curve_path, self.video_path = path / "curve.png", path / "video.mp4"
+        self.dream_path, self.dream_video_path = path / "dream.png", path / "dream.mp4"
 
     @classmethod
     def create(cls, path: Path) -> RunDir:

@@ -25,6 +25,20 @@ def looks_like_an_image(space: spaces.Space) -> bool:
     return dimensions > 2 or (dimensions == 2 and space.dtype == np.uint8)
 
 
+def coloured(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Turn an image [height, width, C] into what can be looked at, [height, width, 3].
+
+    One channel is grey, three are red, green and blue; of other numbers each has a colour, and they add up.
+    """
+    channels = image.shape[-1]
+    if channels in (1, 3):
+        return np.broadcast_to(image, (*image.shape[:2], 3)).copy()
+    turns = np.arange(channels)[:, None] / channels + np.array([0.0, 1 / 3, 2 / 3])  # hues, evenly apart
+    colours = 0.5 + 0.5 * np.cos(2 * np.pi * turns)  # [C, 3]
+    mixed: NDArray[np.uint8] = (image @ colours).clip(0, 255).astype(np.uint8)
+    return mixed
+
+
 def as_image(env: gymnasium.Env, shape: tuple[int, int, int]) -> gymnasium.Env:
     """Show the environment's observations as uint8 images of that shape."""
 

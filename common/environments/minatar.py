@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from qttdm.common.environments.images import coloured
 from qttdm.common.environments.task_env import RawTask
 
 GAMES = {
@@ -62,11 +63,6 @@ class Coloured(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._shown, float(reward), terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8]:
-        """Draw the grid, uint8 [240, 240, 3]: each channel has a colour, the later ones lie on top."""
-        channels = self._shown.shape[-1]
-        turns = np.arange(channels)[:, None] / channels + np.array([0.0, 1 / 3, 2 / 3])  # hues, evenly apart
-        colours = (127.5 + 127.5 * np.cos(2 * np.pi * turns)).astype(np.uint8)  # [C, 3]
-        frame = np.zeros((*self._shown.shape[:2], 3), np.uint8)
-        for channel in range(channels):
-            frame[self._shown[..., channel]] = colours[channel]
+        """Draw the grid, uint8 [240, 240, 3]: each kind of object has a colour."""
+        frame = coloured(self._shown.astype(np.uint8) * np.uint8(255))
         return frame.repeat(PIXELS, axis=0).repeat(PIXELS, axis=1)

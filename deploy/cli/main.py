@@ -184,6 +184,24 @@ def evaluate(
 
 
 @app.command
+def dream(run: RunPath, /, *, steps: Count = 15, at: Seed | None = None, overrides: Overrides = Overrides()) -> None:
+    """Let a run's world model imagine how one of its episodes goes on, and draw that beside how it went.
+
+    Args:
+        steps: to imagine, with the episode's own actions
+        at: which step of the episode it begins after; default: the window's length, or the middle of a shorter episode
+    """
+    from qttdm.deploy.runs.dream import imagine_episode
+    from qttdm.deploy.runs.pretrained import output_folder
+    from qttdm.deploy.runs.trained import TrainedAgent
+    from qttdm.deploy.screens.dream import draw_dream
+
+    agent = TrainedAgent(run, overrides.set, overrides.planner)
+    folder = output_folder(agent.run_dir)
+    print(*draw_dream(imagine_episode(agent, steps, at), folder), sep="\n")
+
+
+@app.command
 def serve(
     run: RunPath,
     /,

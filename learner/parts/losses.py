@@ -79,6 +79,6 @@ def expectile_loss(error: Tensor, expectile: float) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Return mean of x over the places where mask is True; both of one shape, at least one place True."""
+    """Return mean of x over the places where mask is True, 0 if there are none; both of one shape."""
     m = mask.to(x.dtype)
-    return (x * m).sum() / m.sum()
+    return (x * m).sum() / m.sum().clamp_min(1)

@@ -144,6 +144,18 @@ def test_what_sends_gradients_to_what():
     assert not all(torch.equal(x, y) for x, y in zip(alone, changed, strict=True))
 
 
+def test_a_batch_of_last_steps_alone_is_learned_from():
+    """Nothing follows any of them: no latent is predicted, and imagination starts from what was seen before them."""
+    world = make_world()
+    learner = Learner(LearnerConfig(batch_size=B), [world, make_actor_critic(world)], torch.device("cpu"), 100, False)
+    batch = make_batch()
+    batch["mask"][:] = batch["terminated"][:] = np.arange(L) == 0
+    learner.update(batch)
+    metrics = learner.drain()
+    assert metrics["loss_latents"] == 0.0
+    assert metrics["loss_emitted_reward"] > 0.0
+
+
 @pytest.mark.parametrize("trace", [0.0, 0.7, 1.0])
 def test_advantages_are_sums_of_discounted_errors(trace: float):
     """Every pair of steps; at lambda 1 the return is what was rewarded and the value after the last step."""

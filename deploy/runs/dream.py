@@ -1,0 +1,79 @@
+"""What a run's world model expects of an episode that it has seen the beginning of: `qttdm dream`.
+
+evaluation episode --its first steps--> world model --its actions, drawn latents and rewards--> imagined observations
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from qttdm.common.checkpoint import load_checkpoint
+from qttdm.common.config import ConfigError
+from qttdm.common.models.latent import modes
+from qttdm.common.models.world_model import Seen
+from qttdm.deploy.runs.build import make_learner
+from qttdm.deploy.runs.trained import TrainedAgent
+from qttdm.deploy.screens.dream import Dream
+from qttdm.learner.learner import Learner
+from qttdm.learner.parts.imagination import imagine
+from qttdm.learner.parts.world_model import WorldModelLearner
+
+
+def imagine_episode(agent: TrainedAgent, steps: int, at: int | None) -> Dream:
+    """Imagine how the first evaluation episode goes on after step `at`. ConfigError if the run has no world model."""
+    world = world_model(agent)
+    episode = agent.evaluate(1).episodes[0]
+    window, length = world.dynamics.config.window, episode.decisions
+    start = (min(window, length // 2) or 1) if at is None else at
+    if not 0 < start < length:
+        raise ConfigError(f"--at {start}: the episode has {length} steps; want from 1 to {length - 1}")
+    begin, end = max(0, start - window), min(length, start + steps)
+    observations = torch.from_numpy(stacked(episode.observations, agent.data.stack)[begin : start + 1])
+    encoder, dynamics, decoder = world.network.eval(), world.dynamics.eval(), world.decoder.eval()
+    generator = torch.Generator().manual_seed(agent.config.seed)
+    horizon, variables = end - start, encoder.config.variables
+    with torch.no_grad():
+        latents = modes(encoder(observations)).flatten(-2)[None]  # [1, L+1, Z]
+        rewards = torch.from_numpy(episode.rewards[begin:start])[None]
+        _, cache = dynamics(latents[:, :-1], torch.from_numpy(episode.actions[begin:start])[None], rewards)
+        seen = Seen(latents, rewards, torch.ones(latents.shape[:2], dtype=torch.bool), cache)
+        noise = {
+            "starts": torch.tensor([start - begin]),
+            "restarts": torch.zeros(horizon, 1, dtype=torch.int64),  # none: nothing is cut
+            "latents": torch.rand(horizon, 1, variables, generator=generator),
+            "rewards": torch.rand(horizon, 1, generator=generator),
+            "actions": torch.from_numpy(episode.actions[start:end])[:, None],
+        }
+        imagined = imagine(dynamics, seen, lambda latents, actions: actions, noise, cut_below=0.0)
+        decoded = decoder(torch.cat([imagined.latents[:1], imagined.next_latents])[:, 0])
+        if encoder.scale is not None:
+            shown = encoder.scale.undo(decoded).numpy()
+        else:
+            channels = episode.observations.shape[-1]
+            shown = (255.0 * decoded[..., -channels:]).clamp(0, 255).round().to(torch.uint8).numpy()
+    real = episode.observations[start : end + 1]
+    return Dream(start, real, shown, episode.rewards[start:end], imagined.rewards[:, 0].numpy())
+
+
+def world_model(agent: TrainedAgent) -> WorldModelLearner:
+    """Load the world model of the agent's checkpoint, on the CPU. ConfigError if there is none."""
+    cpu = torch.device("cpu")
+    learner: Any = make_learner(agent.config, agent.spec, cpu)
+    parts = learner.parts if isinstance(learner, Learner) else []
+    found = next((part for part in parts if isinstance(part, WorldModelLearner)), None)
+    if found is None:
+        raise ConfigError(f"agent={agent.config.agent} has no world model that decodes; want a run of twm")
+    tensors = load_checkpoint(agent.loaded, blobs=False).tensors
+    if not any(name.startswith(f"{found.name}/decoder/") for name in tensors):
+        raise ConfigError(f"{agent.run_dir.path}: holds only what acting needs; want the run that it was made of")
+    learner.load_state(tensors)
+    return found
+
+
+def stacked(images: np.ndarray, stack: int) -> np.ndarray:
+    """Put the newest `stack` images of each step side by side in the channels, as replay does: [T, ..]."""
+    steps = np.arange(len(images))
+    return np.concatenate([images[np.maximum(steps - back, 0)] for back in range(stack - 1, -1, -1)], axis=-1)

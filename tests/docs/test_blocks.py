@@ -31,6 +31,7 @@ SMALLER = [
     (r"env_steps=[\d_]+", "env_steps=400"),
     (r"^qttdm train\b(?!.*--(preset|resume))", f"qttdm train --preset debug {SHORT} "),
     (r"^qttdm train\b(?=.*--preset \w+\.yaml)", f"qttdm train {SHORT} --set env.action_repeat=8 "),
+    (r"--preset twm-laptop", f"--preset debug --agent twm {SHORT} "),
     (r"^(qttdm train --resume \S+) --env-steps 400", r"\1 --env-steps 800"),
     (r"qttdm\.train\((\w+), ", r'qttdm.train(\1, "debug", '),
     (r"--episodes \d+", "--episodes 1"),

@@ -20,7 +20,7 @@ CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)
   $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) $(if $(DETACH),--detach))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster suite smoke test test-cluster test-learning test-damage test-gpu test-lowest chaos bench monitor docs lint format clean
+.PHONY: help install train train-cluster suite offline-suite smoke test test-cluster test-learning test-damage test-gpu test-lowest chaos bench monitor docs lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ train-cluster: $(VENV)/installed ## train on the Ray cluster: TASK= PRESET= SEED
 suite: $(VENV)/installed ## run what is missing of the benchmark and report it: SEEDS= PRESET= NAME= ARGS='--screening'
 	$(BIN)/qttdm suite $(strip $(if $(TASK),--tasks $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PRESET),--preset $(PRESET)) \
 	  $(if $(NAME),--name $(NAME))) $(ARGS)
+
+offline-suite: $(VENV)/installed ## learning from logs: what it must show, measured; ARGS='search goals' for some of it
+	$(BIN)/python -m qttdm.deploy.suite.offline $(ARGS)
 
 smoke: $(VENV)/installed ## the whole system in under a minute
 	$(BIN)/qttdm train --preset debug $(ARGS)

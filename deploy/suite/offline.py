@@ -1,0 +1,335 @@
+"""`make offline-suite`: what learning from logs must show, one experiment a function, each under ten minutes.
+
+    search      cartpole: wider search, more return; with shuffled predictions no more than imitation
+    tokens      cartpole, medium-expert: quantile bins beside uniform ones
+    goals       four rooms: goals given while it acts
+    mazes       four rooms, a reward at one point: TT(+Q) beside its own IQL and the search without it
+    open-loop   cartpole: error of 50 imagined steps, beside a network that predicts one step
+
+A run or a data set that is there is not made again. Tables go to runs/offline-suite/NAME.md; intervals are 95%
+percentile-bootstrap over episodes (open-loop: over logged episodes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qttdm.common.config import ConfigError
+from qttdm.common.contracts import TaskSpec
+from qttdm.common.environments.make import LOGS
+from qttdm.common.episode import Episode
+from qttdm.common.models.sequence_model import Outcome, SequenceModel
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.api import train
+from qttdm.deploy.runs.local import resume_run
+from qttdm.deploy.runs.trained import TrainedAgent
+from qttdm.deploy.runs.training import train_in
+from qttdm.deploy.screens.plot import bootstrap_interval
+from qttdm.deploy.suite.four_rooms import DECISIONS, moved, near, passed_through, random_point, walks
+from qttdm.planner_service.planners.beam_search import BeamSearch
+from qttdm.planner_service.policies.planning import PlanningPolicy
+from qttdm.replay.datasets import open_dataset, write_dataset
+
+RUNS = Path("runs/offline-suite")
+CART = "dmc/cartpole-swingup"
+REPEAT = {"env.action_repeat": 8}
+TT = "trajectory-transformer"
+GREEDY = {"mode": "imitate", "context": 0, "horizon": 1, "beams": 1}
+IMITATE = (f"{TT}.planner.mode=imitate", f"{TT}.planner.beams=1", f"{TT}.planner.horizon=1")
+ROOMS = TaskSpec(obs_dim=2, action_dim=2, action_repeat=1, episode_steps=DECISIONS, terminates=True, name="four-rooms")
+Row = Sequence[object]
+
+
+def search(seeds: Sequence[int]) -> list[Row]:
+    """Evaluate two seeds of the preset by how widely they search."""
+    dataset, episodes = cartpole("medium", 400), 20
+    kinds: dict[str, tuple[str, ...]] = {
+        "16 beams": (),
+        "4 beams": (f"{TT}.planner.beams=4",),
+        "1 beam": (f"{TT}.planner.beams=1",),
+        "16 beams, predictions shuffled": (),
+        "likeliest action, no search": IMITATE,
+    }
+    rows: list[Row] = [("search", *head(seeds))]
+    runs = [trained(f"search-{seed}", CART, seed, dataset, **REPEAT) for seed in seeds]
+    for kind, overrides in kinds.items():
+        returns = []
+        for run in runs:
+            agent = TrainedAgent(run, overrides)
+            if "shuffled" in kind:
+                planner = planning(agent).planner
+                planner._number = partial(shuffled, planner, torch.Generator().manual_seed(0))
+            returns.append(agent.evaluate(episodes).returns)
+        rows.append((kind, *map(mean, (*returns, chain(*returns)))))
+    return rows
+
+
+def shuffled(planner: BeamSearch, generator: torch.Generator, outcome: Outcome, name: str) -> Tensor:
+    """Read rewards or values as `planner` does, and hand them out to the candidates at random."""
+    numbers = BeamSearch._number(planner, outcome, name)
+    return numbers[torch.randperm(len(numbers), generator=generator)]
+
+
+def tokens(seeds: Sequence[int]) -> list[Row]:
+    """Train on two behaviours, good and half as good, with both kinds of bins."""
+    dataset = cartpole("medium-expert", 200)
+    rows: list[Row] = [("bins", *head(seeds))]
+    for kind in ("quantile", "uniform"):
+        settings = {f"{TT}.model.tokens": kind, "training.offline_updates": 1_500, **REPEAT}
+        runs = [trained(f"tokens-{kind}-{seed}", CART, seed, dataset, **settings) for seed in seeds]
+        returns = [TrainedAgent(run).evaluate(20).returns for run in runs]
+        rows.append((kind, *map(mean, (*returns, chain(*returns)))))
+    return rows
+
+
+def goals(seeds: Sequence[int]) -> list[Row]:
+    """Reach 50 goals where logged walks end, and 50 where they only pass; each from another room."""
+    dataset = logged("rooms/walks-v0", lambda: walks(2_000, seed=0))
+    # Uniform bins: of unequal ones the likeliest is often the widest. No context: who sees where it came from goes
+    # straight on, as walks mostly do.
+    model: dict[str, Any] = {"goals": True, "model.tokens": "uniform", "model.window": 4, "learner.batch_size": 64}
+    model |= {f"planner.{name}": value for name, value in GREEDY.items()}
+    run = trained(f"goals-{seeds[0]}", LOGS + dataset, seeds[0], dataset, **{TT: model})
+    policy, rng = planning(TrainedAgent(run)), np.random.default_rng(1)
+    rows: list[Row] = [("goals", "reached", "without the goal")]
+    for kind in ("walks end there", "walks only pass there"):
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        while len(pairs) < 50:
+            start, goal = random_point(rng), random_point(rng)
+            if (start * goal < 0).any() and passed_through(goal) == ("pass" in kind):
+                pairs.append((start, goal))
+        rows.append((kind, share(reached(policy, pairs, True)), share(reached(policy, pairs, False))))
+    return rows
+
+
+def reached(policy: PlanningPolicy, pairs: Sequence[tuple[np.ndarray, np.ndarray]], told: bool) -> list[float]:
+    """Walk from each start, told the goal or not; 1 for each goal that was reached."""
+    episodes = [policy.start(i, 0.0, goal if told else None) for i, (_, goal) in enumerate(pairs)]
+    positions, there = [start for start, _ in pairs], [False] * len(pairs)
+    for _ in range(DECISIONS):
+        actions = policy.decide(episodes, {"observations": np.stack(positions)}).actions
+        positions = [moved(position, action) for position, action in zip(positions, actions, strict=True)]
+        there = [was or near(at, goal) for was, at, (_, goal) in zip(there, positions, pairs, strict=True)]
+    return [float(was) for was in there]
+
+
+def mazes(seeds: Sequence[int]) -> list[Row]:
+    """Go two doors far, by walks of which none passes more than one."""
+    dataset = logged("rooms/sparse-v0", lambda: walks(2_000, seed=0, rewarded=True))
+    task = "qttdm.deploy.suite.four_rooms:FourRooms"
+    # As published for mazes, but for the rates, which are the preset laptop's.
+    iql: dict[str, Any] = {"expectile": 0.9, "temperature": 10.0, "ema_coefficient": 0.02}
+    iql |= {"values.learning_rate": 1e-3, "policy.learning_rate": 1e-3}
+    settings = {TT: {"critic": True, "iql.width": 64, "learner.iql": iql}, "training.offline_updates": 2_000}
+    runs = [trained(f"mazes-{seed}", task, seed, dataset, **settings) for seed in seeds]
+    kinds: dict[str, tuple[str, ...]] = {
+        "TT(+Q)": (),
+        "TT": (f"{TT}.critic=false",),
+        "IQL, the same critic": ("agent=iql",),
+        "TT, imitation": (f"{TT}.critic=false", *IMITATE),
+    }
+    rows: list[Row] = [("agent", *head(seeds))]
+    for kind, overrides in kinds.items():
+        returns = [TrainedAgent(run, overrides).evaluate(50).returns for run in runs]
+        rows.append((kind, *map(share, (*returns, chain(*returns)))))
+    return rows
+
+
+def open_loop(seeds: Sequence[int]) -> list[Row]:
+    """Imagine 50 steps of 40 episodes that were not trained on, by their logged actions."""
+    dataset, others = cartpole("medium", 400), cartpole("medium", 40, seed=100)
+    run = trained(f"search-{seeds[0]}", CART, seeds[0], dataset, **REPEAT)
+    model = planning(TrainedAgent(run)).planner.model
+    episodes = list(open_dataset(others).episodes())
+    starts = (10, 60)  # the swing-up, and when it is over
+    seen = torch.from_numpy(np.stack([e.observations[s : s + 51] for s in starts for e in episodes]))  # [B, 51, M]
+    acted = torch.from_numpy(np.stack([e.actions[s : s + 50] for s in starts for e in episodes]))  # [B, 50, N]
+    logs = list(open_dataset(dataset).episodes())
+    scale = torch.from_numpy(np.concatenate([e.observations for e in logs]).std(axis=0))
+    mlp = single_step(logs, sum(p.numel() for p in model.parameters()), updates=3_000, batch=32 * 16)
+    rows: list[Row] = [("median error at step", "1", "5", "10", "20", "50")]
+    with torch.inference_mode():
+        imagined = {"Trajectory Transformer": imagine(model, seen[:, 0], acted), "MLP": mlp(seen[:, 0], acted)}
+    for name, states in imagined.items():
+        errors = ((states - seen[:, 1:]) / scale).norm(dim=-1) / scale.numel() ** 0.5  # [B, 50]
+        at = errors[:, [0, 4, 9, 19, 49]].median(dim=0).values
+        rows.append((name, *(f"{error:.3f}" for error in at.tolist())))
+    return rows
+
+
+def imagine(model: SequenceModel, start: Tensor, actions: Tensor) -> Tensor:
+    """Follow actions [B, T, N] from observations [B, M]: the likeliest observations, [B, T, M].
+
+    Where the model's window ends it begins again with the last four steps as its context.
+    """
+    slots, steps = model.layout.slots, list[Tensor]()
+    observations = model.tokens.encode(start)
+    sequences, imagined = model.begin(observations), list[Tensor]()
+    for action in actions.unbind(dim=1):
+        bins = model.tokens.encode(action, model.layout.first("actions"))
+        if sequences.tokens + slots > model.config.window * slots + model.obs_dim:
+            sequences = model.begin(torch.cat([*steps[-4:], observations], dim=1))
+        for column in bins.unbind(dim=-1):
+            model.feed(sequences, column)
+        steps.append(torch.cat([observations, bins], dim=1))
+        model.imagine(sequences)
+        observations = sequences.bins
+        imagined.append(model.tokens.decode(observations))
+    return torch.stack(imagined, dim=1)
+
+
+def single_step(
+    episodes: Sequence[Episode], parameters: int, updates: int, batch: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Train an MLP of so many parameters to predict the change of one step; returns what follows many of its steps."""
+    before = torch.from_numpy(np.concatenate([e.observations[:-1] for e in episodes]))
+    after = torch.from_numpy(np.concatenate([e.observations[1:] for e in episodes]))
+    acted = torch.from_numpy(np.concatenate([e.actions for e in episodes]))
+    torch.manual_seed(0)
+    mean_of, scale, change = before.mean(dim=0), before.std(dim=0), (after - before).std(dim=0)
+    inputs, outputs = before.shape[1] + acted.shape[1], before.shape[1]
+    linear = inputs + outputs + 2
+    width = int((-linear + (linear**2 + 4 * parameters) ** 0.5) / 2)  # width^2 + linear * width = parameters
+    net = nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
+    )
+    adam = torch.optim.Adam(net.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, updates)
+
+    def step(state: Tensor, action: Tensor) -> Tensor:
+        return net(torch.cat([(state - mean_of) / scale, action], dim=-1))
+
+    for _ in range(updates):
+        rows = torch.randint(len(before), (batch,))
+        loss = F.mse_loss(step(before[rows], acted[rows]), (after - before)[rows] / change)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        schedule.step()
+
+    def follow(state: Tensor, actions: Tensor) -> Tensor:
+        states = []
+        for action in actions.unbind(dim=1):
+            state = state + change * step(state, action)
+            states.append(state)
+        return torch.stack(states, dim=1)
+
+    return follow
+
+
+def cartpole(kind: str, episodes: int, seed: int | None = None) -> str:
+    """Return the data set of that kind, collected from a run; both are made if they are missing.
+
+    seed: others than the run's are other episodes.
+    """
+    name = f"cart/{kind}-{episodes}-v0" if seed is None else f"cart/{kind}-{episodes}-seed{seed}-v0"
+    run = RUNS / "cartpole"
+    if not (data_root() / name).exists():
+        if not run.exists():
+            keep = "training.eval_every=4000 training.checkpoint_every=4000 training.keep_checkpoints=50"
+            settings = [word for item in [*keep.split(), "env.action_repeat=8"] for word in ("--set", item)]
+            command("train", "--task", CART, "--seed", "3", "--env-steps", "60_000", "--run-dir", f"{run}", *settings)
+        other = [] if seed is None else ["--set", f"seed={seed}"]
+        wanted = ["--kind", kind, "--episodes", f"{episodes}", "--references", "10", "--out", name]
+        command("collect", "--run", f"{run}", *wanted, *other)
+    return name
+
+
+def command(*words: str) -> None:
+    """Run `qttdm` with these words. ConfigError if it fails."""
+    program = [sys.executable, "-c", "from qttdm.deploy.cli.main import main; main()", *words]
+    if subprocess.run(program, check=False).returncode != 0:
+        raise ConfigError(f"qttdm {' '.join(words)} failed; its own words are above")
+
+
+def logged(name: str, make: Callable[[], list[Episode]]) -> str:
+    """Return that data set, written if it is missing."""
+    if not (data_root() / name).exists():
+        write_dataset(name, make(), ROOMS)
+    return name
+
+
+def data_root() -> Path:
+    """Return where data sets are kept: with the runs, unless the user says otherwise."""
+    return Path(os.environ.setdefault("MINARI_DATASETS_PATH", str((RUNS / "data").absolute())))
+
+
+def trained(name: str, task: str, seed: int, dataset: str, **settings: Any) -> Path:
+    """Return a run of the preset tt-laptop, trained to its end if it is not yet."""
+    path = RUNS / name
+    if path.exists():
+        directory = RunDir.open(path)
+        train_in(directory, partial(resume_run, directory))
+        return path
+    offline: dict[str, Any] = {"training.dataset": dataset, "training.env_steps": 0, "training.eval_episodes": 0}
+    return train(task, "tt-laptop", seed=seed, run_dir=path, **{**offline, **settings})
+
+
+def planning(agent: TrainedAgent) -> Any:
+    """Return the policy of a Trajectory Transformer."""
+    assert isinstance(agent.policy, PlanningPolicy)
+    return agent.policy
+
+
+def head(seeds: Sequence[int]) -> list[str]:
+    """Name the columns of a table over seeds."""
+    return [*(f"seed {seed}" for seed in seeds), "all"]
+
+
+def mean(numbers: Iterable[float], unit: str = ".0f") -> str:
+    """Write the mean and its interval; unit: as of a format."""
+    values = np.array([*numbers])
+    (low,), (high,) = bootstrap_interval(values[:, None])
+    return f"{values.mean():{unit}} ({low:{unit}}-{high:{unit}})"
+
+
+share = partial(mean, unit=".0%")
+
+
+EXPERIMENTS: dict[str, Callable[[Sequence[int]], list[Row]]] = {
+    "search": search,
+    "tokens": tokens,
+    "goals": goals,
+    "mazes": mazes,
+    "open-loop": open_loop,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiments named, or all; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; default: all")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2], help="default: 1 2; goals and open-loop use one"
+    )
+    options = parser.parse_args(arguments)
+    names = options.names or [*EXPERIMENTS]
+    try:
+        if unknown := [name for name in names if name not in EXPERIMENTS]:
+            raise ConfigError(f"there is no experiment {unknown[0]!r}; want one of {', '.join(EXPERIMENTS)}")
+        for name in names:
+            first, *rows = EXPERIMENTS[name](options.seeds)
+            lines = ["| " + " | ".join(map(str, row)) + " |" for row in (first, ["---"] * len(first), *rows)]
+            (RUNS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            print(f"\n{name}", *lines, "", sep="\n")
+    except ConfigError as error:
+        print(f"offline-suite: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

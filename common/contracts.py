@@ -15,7 +15,7 @@ and padding are generic (common/trees.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -117,6 +117,11 @@ class DataSpec:
 def vector_data(obs_dim: int, action_dim: int, window: int, discount: float | None, ends: bool = False) -> DataSpec:
     """Describe the data of a task with one vector observed and a continuous action."""
     return DataSpec({"observations": ArraySpec((obs_dim,))}, ArraySpec((action_dim,)), window, discount, ends=ends)
+
+
+def resized(data: DataSpec, obs_dim: int, action_dim: int) -> DataSpec:
+    """Describe the same data of a task with other lengths, of what `vector_data` describes."""
+    return replace(data, observations={"observations": ArraySpec((obs_dim,))}, actions=ArraySpec((action_dim,)))
 
 
 class Prediction(Protocol):

@@ -186,6 +186,14 @@ def open_dataset(name: str) -> Dataset:
     return Dataset(name, stored)
 
 
+def open_all(name: str) -> list[Dataset]:
+    """Open a data set, or all of a group of them (GROUP of ids GROUP/NAME-v0, or their folder). ConfigError."""
+    folders = (Path(name), _root() / name)
+    group = next((f for f in folders if f.is_dir() and not (f / "data" / "metadata.json").is_file()), None)
+    members = sorted(path.parents[1].name for path in group.glob("*/data/metadata.json")) if group else []
+    return [open_dataset(f"{name.rstrip('/')}/{member}") for member in members] or [open_dataset(name)]
+
+
 def check_id(name: str) -> None:
     """Raise ConfigError unless a data set may have that id."""
     need("offline", f"data set {name}")

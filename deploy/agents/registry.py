@@ -12,6 +12,7 @@ AGENTS = {
     "qt": "qttdm.deploy.agents.qt:QTAgent",
     "iql": "qttdm.deploy.agents.iql:IQLAgent",
     "trajectory-transformer": "qttdm.deploy.agents.trajectory_transformer:TrajectoryTransformer",
+    "generalist": "qttdm.deploy.agents.generalist:Generalist",
     "simulator-shooting": "qttdm.deploy.agents.simulator_shooting:SimulatorShooting",
 }
 OWN = "own"

@@ -15,7 +15,7 @@ and padding are generic (common/trees.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -144,6 +144,11 @@ def task_data(task: TaskSpec, window: int, discount: float | None, stack: int = 
     acted = ArraySpec((task.action_dim,)) if task.choices is None else ArraySpec((), "int64")
     stack = 1 if task.image_shape is None else stack
     return DataSpec({"observations": observed}, acted, window, discount, task.choices, stack=stack)
+
+
+def resized(data: DataSpec, obs_dim: int, action_dim: int) -> DataSpec:
+    """Describe the same data of a task with other lengths, of what `vector_data` describes."""
+    return replace(data, observations={"observations": ArraySpec((obs_dim,))}, actions=ArraySpec((action_dim,)))
 
 
 class Prediction(Protocol):

@@ -12,6 +12,8 @@ class TrainingConfig(Config):
 
     dataset: str | None = None
     """a Minari data set, by its id or folder, whose episodes are in replay before the first update; null: none"""
+    shares: dict[str, float] = Field(default_factory=dict)
+    """of an agent that learns from many data sets: how often each is drawn, against 1 of those that are not named"""
     offline_updates: int = Field(default=0, ge=0)
     """updates made on the data set before the first own episode"""
     env_steps: int = Field(default=500_000, ge=0)

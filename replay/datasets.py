@@ -10,6 +10,7 @@ finite is dropped, and an action beyond the box is clipped to it, which is what 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
@@ -187,8 +188,16 @@ def open_dataset(name: str) -> Dataset:
     return Dataset(name, stored)
 
 
-def check_new(name: str) -> None:
-    """Raise ConfigError unless a data set of that id can be written."""
+def open_all(name: str) -> list[Dataset]:
+    """Open a data set, or all of a group of them (GROUP of ids GROUP/NAME-v0, or their folder). ConfigError."""
+    folders = (Path(name), _root() / name)
+    group = next((f for f in folders if f.is_dir() and not (f / "data" / "metadata.json").is_file()), None)
+    members = sorted(path.parents[1].name for path in group.glob("*/data/metadata.json")) if group else []
+    return [open_dataset(f"{name.rstrip('/')}/{member}") for member in members] or [open_dataset(name)]
+
+
+def check_id(name: str) -> None:
+    """Raise ConfigError unless a data set may have that id."""
     need("offline", f"data set {name}")
     from minari.dataset.minari_dataset import parse_dataset_id
 
@@ -196,8 +205,27 @@ def check_new(name: str) -> None:
         parse_dataset_id(name)
     except (ValueError, TypeError):
         raise ConfigError(f"{name!r} is no id of a data set; want NAME-v0, or GROUP/NAME-v0") from None
+
+
+def check_new(name: str) -> None:
+    """Raise ConfigError unless a data set of that id can be written."""
+    check_id(name)
     if (_root() / name).exists():
         raise ConfigError(f"data set {name} exists, in {_root()}; choose another id")
+
+
+def is_written(name: str) -> bool:
+    """Is there a whole data set of that id, of `write_dataset`'s? What a kill has left of one is removed."""
+    folder = _root() / name
+    path = folder / "data" / "metadata.json"
+    try:
+        if OURS in json.loads(path.read_text()):  # which is written last
+            return True
+    except (OSError, ValueError):
+        pass
+    if path.parent.exists():
+        shutil.rmtree(folder)
+    return False
 
 
 def write_dataset(

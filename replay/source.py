@@ -53,9 +53,12 @@ class LocalShards:
 
     def insert(self, episode: Episode) -> None:
         """Store an episode, on disk when this returns."""
-        shard = shard_of(episode.actor, episode.number, len(self.shards))
+        shard = self._shard_of(episode)
         with self.telemetry[shard].timed(INSERT_SECONDS):
             self.shards[shard].insert(encode(episode))
+
+    def _shard_of(self, episode: Episode) -> int:
+        return shard_of(episode.actor, episode.number, len(self.shards))
 
     def next(self) -> Batch:
         """As ReplaySource."""

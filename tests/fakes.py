@@ -119,6 +119,22 @@ def tiny_sequence_model(
     return model
 
 
+def tiny_generalist(seed: int, obs_dim: int = 3, action_dim: int = 2, bins: int = 7, window: int = 5) -> SequenceModel:
+    """A real generalist with random weights, a function of the seed, in eval mode."""
+    config = SequenceModelConfig(
+        shared=True, embed_dim=8, num_heads=2, num_layers=2, window=window, bins=bins, dropout=0.0, most_numbers=6
+    )
+    layout = Layout({"observations": obs_dim, "rewards": 1, "separator": 1, "actions": action_dim}, ())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SequenceModel(config, layout, can_terminate=False)
+        edges, centres = model.tokens.edges.clone(), model.tokens.centres.clone()
+        randomise(model)
+    model.tokens.edges.copy_(edges)
+    model.tokens.centres.copy_(centres)
+    return model
+
+
 def planning_policy(config: MPPIConfig, tdm: TDM, qt: QT | None, action_dim: int = 2) -> PlanningPolicy:
     """Plans with these networks, on the CPU."""
     networks = nn.ModuleDict({"tdm": tdm} | ({"qt": qt} if qt is not None else {}))

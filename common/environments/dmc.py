@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import cache, cached_property
+from collections.abc import Callable
+from functools import cache, cached_property, partial
 from typing import Any
 
 import gymnasium
@@ -46,9 +47,8 @@ def names() -> list[str]:
 
 def make(name: str) -> RawTask:
     """Make one task; `name` is one of `names()`."""
-    env = _load(name)
-    terminates = type(env.task).get_termination is not control.Task.get_termination
-    made = DmcEnv(env, name)
+    env, terminates = load(name)
+    made = DmcEnv(env, partial(drawn_places, name))
     return RawTask(
         made,
         EPISODE_STEPS,
@@ -58,19 +58,22 @@ def make(name: str) -> RawTask:
     )
 
 
-def _load(name: str) -> control.Environment:
+def load(name: str) -> tuple[control.Environment, bool]:
+    """Load one task of the suite; and can its episodes terminate?"""
     domain, task = _tasks()[name]
     # A fixed `random` fixes what a task draws as it is built (lqr's springs): every worker must get the same system.
     # An infinite time limit leaves only the task's own endings; Gymnasium's TimeLimit adds the other kind.
     kwargs = {"random": 0, "time_limit": float("inf")}
-    return suite.load(domain, task, task_kwargs=kwargs, environment_kwargs={"flat_observation": True})
+    env = suite.load(domain, task, task_kwargs=kwargs, environment_kwargs={"flat_observation": True})
+    return env, type(env.task).get_termination is not control.Task.get_termination
 
 
 class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
     """A dm_control environment with flat observations, in Gymnasium's conventions."""
 
-    def __init__(self, env: control.Environment, name: str) -> None:
-        self._env, self._name = env, name
+    def __init__(self, env: control.Environment, drawn: Callable[[], dict[str, NDArray[np.int64]]]) -> None:
+        """drawn: as `drawn_places`; it is called when a state is first asked for."""
+        self._env, self._find_drawn = env, drawn
         self.metadata = {**self.metadata, "render_fps": round(1 / env.control_timestep())}
         shape = env.observation_spec()[control.FLAT_OBSERVATION_KEY].shape
         self.observation_space = spaces.Box(-np.inf, np.inf, shape, np.float64)
@@ -118,7 +121,7 @@ class DmcEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
 
     @cached_property
     def _drawn(self) -> dict[str, NDArray[np.int64]]:
-        return drawn_places(self._name)
+        return self._find_drawn()
 
     def simulator_state(self) -> NDArray[np.float64]:
         """Return all that the rest of the episode depends on, [S]: the physics' state, then what the task has drawn."""
@@ -160,7 +163,7 @@ def drawn_places(name: str) -> dict[str, NDArray[np.int64]]:
 
     Flat indices, found by comparing a few episodes.
     """
-    env, models = _load(name), []
+    (env, _), models = load(name), []
     for seed in range(DRAWS):
         env.task.random.seed(seed)
         env.reset()

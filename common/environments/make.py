@@ -26,8 +26,10 @@ from qttdm.common.environments.rendering import choose_gl
 from qttdm.common.environments.task_env import RawTask, TaskEnv
 from qttdm.common.extras import Extra, missing, need
 
-FAMILIES = ("dmc", "metaworld", "minatar", "atari", "gym")
+FAMILIES = ("dmc", "metaworld", "minatar", "atari", "gym", "universe", "dmc-random")
 """Each is a module here with `names() -> list[str]` and `make(name) -> RawTask`."""
+NUMBERED = ("universe", "dmc-random")
+"""of dmc's extra: what they make is called NAME-SEED, without end"""
 LOGS = "logs/"
 """begins the name of a task of which there is a data set and no simulator"""
 OPTIONAL: dict[str, Extra] = {"dmc": "dmc", "metaworld": "metaworld", "minatar": "atari", "atari": "atari"}
@@ -37,11 +39,17 @@ OPTIONAL: dict[str, Extra] = {"dmc": "dmc", "metaworld": "metaworld", "minatar":
 def list_tasks() -> list[str]:
     """List every task of the families that are installed, and of Gymnasium's own those without a simulator to install.
 
-    `gym/ID` is any registered environment with bounded Box or Discrete actions.
+    `gym/ID` is any registered environment with bounded Box or Discrete actions. Bodies by number: `list_numbered`.
     """
     there = [family for family, extra in OPTIONAL.items() if not missing(extra)]
     optional = [f"{family}/{name}" for family in there for name in _load(family).names()]
     return [*optional, *(f"gym/{name}" for name in _load("gym").small_names())]
+
+
+def list_numbered() -> list[str]:
+    """List what comes with a seed at its end, each as FAMILY/NAME-<seed>; [] if dmc is not installed."""
+    families = () if missing("dmc") else NUMBERED
+    return [f"{family}/{name}-<seed>" for family in families for name in _load(family).names()]
 
 
 def need_family(task: str) -> None:
@@ -49,6 +57,8 @@ def need_family(task: str) -> None:
     for family, extra in OPTIONAL.items():
         if task.startswith(f"{family}/"):
             need(extra, task)
+    if task.startswith(tuple(f"{family}/" for family in NUMBERED)):
+        need("dmc", task)
 
 
 def make_env(task: str, config: EnvConfig, with_state: bool = False) -> TaskEnv:
@@ -76,7 +86,7 @@ def _load(family: str) -> ModuleType:
     choose_gl()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return importlib.import_module(f"qttdm.common.environments.{family}")
+        return importlib.import_module(f"qttdm.common.environments.{family.replace('-', '_')}")
 
 
 def _resolve(task: str) -> tuple[ModuleType, str]:
@@ -92,6 +102,11 @@ def _resolve(task: str) -> tuple[ModuleType, str]:
     if not slash or family not in FAMILIES:
         raise _unknown(task, list_tasks())
     module = _load(family)
+    if family in NUMBERED:
+        stem, _, seed = name.rpartition("-")
+        if stem not in (names := module.names()) or not (seed.isdecimal() and seed.isascii()):
+            raise _unknown(task, [f"{family}/{known}-<seed>" for known in names])
+        return module, name
     third_party = family == "gym" and ":" in name  # Gymnasium's MODULE:ID, known once the module is imported
     if not third_party and name not in (names := module.names()):
         raise _unknown(task, [f"{family}/{known}" for known in names])

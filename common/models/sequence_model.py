@@ -5,9 +5,19 @@ gives the distribution of the next slot; at the last token of a step also what i
 
     s_t^1 .. s_t^M  a_t^1 .. a_t^N -> r_t, R_t, whether the episode goes on      s_{t+1}^1 ..
 
-Choice: rewards r_t and values R_t (the return from step t+1 on) are outputs and no inputs. In the published code they
-are tokens: two more passes a step; what is guessed of the future must be masked from what follows, and still leaks by
-the residual stream; and whoever acts has to be told the rewards it gets. Nothing can leak from what is no input.
+A generalist dynamics model (Schubert et al., 2023) is the same with another layout. There the reward that came with an
+observation is a token behind it, and a constant parts what is given from what is chosen:
+
+    o_t^1 .. o_t^M  r_t  |  a_t^1 .. a_t^N       o_{t+1}^1 ..
+
+so the same weights say what is earned, (h, o) -> r, what is done, (h, o, r) -> a, and what follows, (h, o, r, a) -> o'.
+With `shared` it has one set of bins, one table and one head for all numbers of an input, told apart by a table of their
+places: then it reads tasks whose observations and actions differ in length, one after the other (`use`).
+
+Choice: the Trajectory Transformer's rewards r_t and values R_t (the return from step t+1 on) are outputs and no inputs.
+In the published code they are tokens: two more passes a step; what is guessed of the future must be masked from what
+follows, and still leaks by the residual stream; and whoever acts has to be told the rewards it gets. Nothing can leak
+from what is no input. A generalist's rewards are of the past, and where nobody tells them its own guesses stand in.
 
 Positions count from the first step of a window or a plan, and do not move as the plan grows: so keys and values are
 computed once (`KeyValueCache`). With a goal, its tokens stand in front of all, with a table of their own and without
@@ -53,6 +63,10 @@ class SequenceModelConfig(TrunkConfig):
     """V, bins per dimension of observations, actions, rewards and values"""
     tokens: Literal["quantile", "uniform", "mu-law"] = "quantile"
     """where bins end: as much data in each; equal widths; or by size, whatever the data (common/models/tokens.py)"""
+    shared: bool = False
+    """all numbers of an input (observations, actions, ..) share bins, table and head: for many tasks at once"""
+    most_numbers: int = Field(default=64, gt=0)
+    """of an input, where `shared`: longer observations or actions cannot be read"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,11 @@ class Layout:
     def slots(self) -> int:
         """K, input tokens of a step."""
         return sum(self.inputs.values())
+
+    @property
+    def imagines_rewards(self) -> bool:
+        """Are rewards tokens, behind the observations that they came with? Then a constant, the separator, follows."""
+        return "rewards" in self.inputs
 
     def first(self, name: str) -> int:
         """Return the number of an input's first slot."""
@@ -101,9 +120,11 @@ class Sequences:
     hidden: Tensor
     """[B, D]"""
     tokens: int
-    """fed so far, without a goal's"""
+    """that `hidden` stands behind, without a goal's; those of `waiting` come next"""
     bins: Tensor
     """of the newest observations, int64 [B, M]"""
+    waiting: Tensor | None = None
+    """bins of the reward that came with them, and of the separator, int64 [B, 2], which are not fed yet"""
 
 
 class SequenceModel(nn.Module):
@@ -115,24 +136,56 @@ class SequenceModel(nn.Module):
         self.config, self.layout = config, layout
         dim, slots, bins = config.embed_dim, layout.slots, config.bins
         self.obs_dim = layout.inputs["observations"]
-        self.tokens = ScalarTokens(config.tokens, slots + len(layout.outputs), bins)  # inputs, then outputs
-        self.token_embedding = nn.Embedding(slots * bins, dim)
+        kinds = len(layout.inputs) if config.shared else slots
+        self.tokens = ScalarTokens(config.tokens, kinds + len(layout.outputs), bins)  # inputs, then outputs
+        self.token_embedding = nn.Embedding(kinds * bins, dim)
         self.goal_embedding = nn.Embedding(self.obs_dim * bins, dim) if goals else None
-        self.position_embedding = nn.Embedding(config.window * slots + self.obs_dim, dim)
+        positions = config.window + 1 if config.shared else config.window * slots + self.obs_dim
+        self.position_embedding = nn.Embedding(positions, dim)  # of a step, or of a token
+        self.place_embedding = nn.Embedding(kinds * config.most_numbers, dim) if config.shared else None
         self.trunk = Transformer(config)
         self.apply(init_weights)
-        self.heads = nn.Parameter(0.02 * torch.randn(slots + len(layout.outputs), bins, dim))
+        self.heads = nn.Parameter(0.02 * torch.randn(kinds + len(layout.outputs), bins, dim))
         self.continuation_head = nn.Linear(dim, 1) if can_terminate else None
-        self.register_buffer("offsets", torch.arange(slots) * bins, persistent=False)
+        self.kinds = kinds
+        self.use(layout)
 
-    offsets: Tensor
+    columns: Tensor
+    """of each slot, int64 [K]"""
+    places: Tensor
+    """rows of `place_embedding` of each slot, int64 [K]"""
+
+    def use(self, layout: Layout) -> None:
+        """Read tasks of that layout from here on: of the same inputs, which differ in length only where `shared`."""
+        self.layout, self.obs_dim = layout, layout.inputs["observations"]
+        columns, places = torch.arange(layout.slots), torch.zeros(layout.slots, dtype=torch.int64)
+        if self.config.shared:
+            most = self.config.most_numbers
+            assert max(layout.inputs.values()) <= most, (layout.inputs, most)
+            columns = torch.arange(self.kinds).repeat_interleave(torch.tensor([*layout.inputs.values()]))
+            places = torch.cat([kind * most + torch.arange(n) for kind, n in enumerate(layout.inputs.values())])
+        device = self.heads.device
+        self.register_buffer("columns", columns.to(device), persistent=False)
+        self.register_buffer("places", places.to(device), persistent=False)
+
+    def columns_of(self, name: str) -> Tensor:
+        """Return the columns of an input's numbers, int64 [n]."""
+        first = self.layout.first(name)
+        return self.columns[first : first + self.layout.inputs[name]]
 
     def embed(self, bins: Tensor, first: int, position: int) -> Tensor:
         """Embed bins [B, S] of consecutive tokens, the first in that slot and at that position: [B, S, D]."""
         tokens = bins.shape[1]
-        slots = (first + torch.arange(tokens, device=bins.device)) % self.layout.slots
-        positions = self.position_embedding.weight[position : position + tokens]
-        return self.token_embedding(bins + self.offsets[slots]) + positions
+        ahead = torch.arange(tokens, device=bins.device)
+        slots = (first + ahead) % self.layout.slots
+        embedded = self.token_embedding(bins + self.columns[slots] * self.config.bins)
+        if self.place_embedding is None:
+            return embedded + self.position_embedding.weight[position : position + tokens]
+        return (
+            embedded
+            + self.position_embedding((position + ahead) // self.layout.slots)
+            + self.place_embedding(self.places[slots])
+        )
 
     def forward(self, bins: Tensor, goals: Tensor | None = None) -> tuple[Tensor, Outcome]:
         """Read whole windows.
@@ -150,16 +203,17 @@ class SequenceModel(nn.Module):
         slots, window = self.layout.slots, self.config.window
         next_slot = torch.arange(1, slots + 1, device=bins.device) % slots
         whole = hidden[:, : window * slots].unflatten(1, (window, slots))  # [B, L, K, D]
-        logits = torch.einsum("blkd,kvd->blkv", whole, self.heads[next_slot]).flatten(1, 2)
+        logits = torch.einsum("blkd,kvd->blkv", whole, self.heads[self.columns[next_slot]]).flatten(1, 2)
         if self.obs_dim > 1:  # the observation after the last step
             rest = hidden[:, window * slots :]
-            logits = torch.cat([logits, torch.einsum("bkd,kvd->bkv", rest, self.heads[1 : self.obs_dim])], dim=1)
+            logits = torch.cat(
+                [logits, torch.einsum("bkd,kvd->bkv", rest, self.heads[self.columns[1 : self.obs_dim]])], dim=1
+            )
         return logits, self.outcome(whole[:, :, -1])
 
     def outcome(self, hidden: Tensor) -> Outcome:
         """Read what follows from steps, at their last tokens: [.., D]."""
-        first = self.layout.slots
-        logits = torch.einsum("...d,ovd->o...v", hidden, self.heads[first:])
+        logits = torch.einsum("...d,ovd->o...v", hidden, self.heads[self.kinds :])
         with outside_autocast(hidden.device):
             head = self.continuation_head
             goes_on = None if head is None else head(hidden.to(head.weight.dtype)).squeeze(-1)
@@ -171,7 +225,7 @@ class SequenceModel(nn.Module):
 
     def column(self, name: str) -> int:
         """Return the number of an output's column of tokens."""
-        return self.layout.slots + self.layout.outputs.index(name)
+        return self.kinds + self.layout.outputs.index(name)
 
     def begin(self, bins: Tensor, goals: Tensor | None = None, room: int = 0) -> Sequences:
         """Read sequences that end with an observation: int64 [E, n K + M]; goals: int64 [E, M].
@@ -187,13 +241,15 @@ class SequenceModel(nn.Module):
 
     def next(self, sequences: Sequences) -> Tensor:
         """Return logits of the next token, [B, V]."""
-        return sequences.hidden @ self.heads[sequences.tokens % self.layout.slots].T
+        return sequences.hidden @ self.heads[self.columns[sequences.tokens % self.layout.slots]].T
 
     def feed(self, sequences: Sequences, bins: Tensor) -> None:
-        """Add one token to each sequence, int64 [B]."""
-        x = self.embed(bins[:, None], sequences.tokens % self.layout.slots, sequences.tokens)
-        sequences.hidden = self.trunk(x, cache=sequences.cache).squeeze(1)
-        sequences.tokens += 1
+        """Add one token to each sequence, int64 [B], or several at once, [B, S]."""
+        bins = bins[:, None] if bins.ndim == 1 else bins
+        tokens = bins.shape[1]
+        x = self.embed(bins, sequences.tokens % self.layout.slots, sequences.tokens)
+        sequences.hidden = self.trunk(x, stride=tokens, cache=sequences.cache).squeeze(1)
+        sequences.tokens += tokens
 
     def imagine(self, sequences: Sequences) -> None:
         """Feed the likeliest next observation, dimension by dimension."""
@@ -203,32 +259,79 @@ class SequenceModel(nn.Module):
             self.feed(sequences, bins[-1])
         sequences.bins = torch.stack(bins, dim=-1)
 
+    def imagine_rewards(self, sequences: Sequences) -> Tensor:
+        """Read the reward that came with the newest observations, [B]; its likeliest bin is what is fed next."""
+        logits, columns = self.next(sequences), self.columns_of("rewards")
+        likeliest = logits.argmax(dim=-1)
+        sequences.waiting = torch.stack([likeliest, torch.zeros_like(likeliest)], dim=-1)
+        return self.tokens.expectation(logits.float().softmax(dim=-1), int(columns[0]))
+
+    def act(self, sequences: Sequences, actions: Tensor, noise: Tensor, proposed: Tensor) -> Tensor:
+        """Take actions [B, N], or where `proposed` [B] the model's own policy's means plus noise [B, N]; returns them.
+
+        Each number depends on those before it. `step` is not to take them again: it is given None.
+        """
+        assert sequences.waiting is not None
+        self.feed(sequences, sequences.waiting)
+        sequences.waiting = None
+        taken = []
+        for n, column in enumerate(self.columns_of("actions")):
+            mean = self.tokens.expectation(self.next(sequences).float().softmax(dim=-1), int(column))
+            wanted = torch.where(proposed, (mean + noise[:, n]).clamp(-1, 1), actions[:, n])
+            bins = self.tokens.encode(wanted[:, None], column[None])
+            self.feed(sequences, bins)
+            taken.append(self.tokens.decode(bins, column[None]))
+        return torch.cat(taken, dim=-1)
+
     def start(self, context: TensorTree) -> Sequences:
-        """Begin at the newest observations, without a history: as contracts.DynamicsModel."""
-        return self.begin(self.tokens.encode(context["observations"]))
+        """Begin at the newest observations, as contracts.DynamicsModel.
+
+        context may hold `history`, bins of the steps before, int64 [E, n K], as `remember` returns them.
+        """
+        now = self.tokens.encode(context["observations"], self.columns_of("observations"))
+        sequences = self.begin(torch.cat([context["history"], now], dim=1) if "history" in context else now)
+        if self.layout.imagines_rewards:
+            self.imagine_rewards(sequences)
+        return sequences
+
+    def remember(self, root: Sequences, actions: Tensor) -> Tensor:
+        """Make a root's newest step into bins, given the actions [E, N] that were chosen: int64 [E, K].
+
+        The reward is the one that the model expects: whoever acts is not told it, nor is who plans for him.
+        """
+        assert root.waiting is not None
+        acted = self.tokens.encode(actions, self.columns_of("actions"))
+        return torch.cat([root.bins, root.waiting, acted], dim=1)
 
     def select(self, rollout: Sequences, index: Tensor, room: int, out: Sequences | None = None) -> Sequences:
         """Copy sequences by number, int64 [B], with room for so many steps: as contracts.DynamicsModel."""
         tokens = rollout.cache.length + room * self.layout.slots
         cache = rollout.cache.select(index, tokens, out.cache if out is not None else None)
-        return Sequences(cache, rollout.hidden[index], rollout.tokens, rollout.bins[index])
+        waiting = None if rollout.waiting is None else rollout.waiting[index]
+        return Sequences(cache, rollout.hidden[index], rollout.tokens, rollout.bins[index], waiting)
 
-    def step(self, rollout: Sequences, actions: Tensor) -> Step:
-        """Take actions [B, N], and imagine the likeliest observation after them: as contracts.DynamicsModel."""
-        for bins in self.tokens.encode(actions, self.layout.first("actions")).unbind(dim=-1):
-            self.feed(rollout, bins)
+    def step(self, rollout: Sequences, actions: Tensor | None) -> Step:
+        """Take actions [B, N], and imagine the likeliest observation after them: as contracts.DynamicsModel.
+
+        actions: None after `act`.
+        """
+        if actions is not None:
+            bins = self.tokens.encode(actions, self.columns_of("actions"))
+            self.feed(rollout, bins if rollout.waiting is None else torch.cat([rollout.waiting, bins], dim=1))
+            rollout.waiting = None
         outcome = self.outcome(rollout.hidden)
         self.imagine(rollout)
-        return Step(self.mean(outcome, "rewards"), outcome.continuation_logits)
+        rewards = self.imagine_rewards(rollout) if self.layout.imagines_rewards else self.mean(outcome, "rewards")
+        return Step(rewards, outcome.continuation_logits)
 
     def state(self, rollout: Sequences) -> TensorTree:
         """Return the newest observations, [B, M]."""
-        return {"observations": self.tokens.decode(rollout.bins)}
+        return {"observations": self.tokens.decode(rollout.bins, self.columns_of("observations"))}
 
     def quantise(self, actions: Tensor) -> Tensor:
         """Bring actions [.., N] to the middle of their bins."""
-        first = self.layout.first("actions")
-        return self.tokens.decode(self.tokens.encode(actions, first), first)
+        columns = self.columns_of("actions")
+        return self.tokens.decode(self.tokens.encode(actions, columns), columns)
 
     def uniform(self, chance: Tensor) -> Tensor:
         """Turn uniforms in [0, 1), [.., N], into actions uniform in the box."""
@@ -236,4 +339,4 @@ class SequenceModel(nn.Module):
 
     def _embed_goals(self, goals: Tensor) -> Tensor:
         assert self.goal_embedding is not None, "this model was made without goals"
-        return self.goal_embedding(goals + self.offsets[: self.obs_dim])
+        return self.goal_embedding(goals + torch.arange(self.obs_dim, device=goals.device) * self.config.bins)

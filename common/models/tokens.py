@@ -104,14 +104,17 @@ class ScalarTokens(nn.Module):
             self.centres[i, : len(centres)] = centres.float()
             self.low[i], self.high[i] = column.min(), column.max()
 
-    def encode(self, numbers: Tensor, first: int = 0) -> Tensor:
-        """Find bins of numbers [.., n] of the columns first .. first+n-1: int64, same shape; beyond: the end bins."""
-        edges = self.edges[first : first + numbers.shape[-1]]  # [n, V-1]
+    def encode(self, numbers: Tensor, first: int | Tensor = 0) -> Tensor:
+        """Find bins of numbers [.., n] of the columns first .. first+n-1: int64, same shape; beyond: the end bins.
+
+        first: here and below also the columns themselves, int64 [n].
+        """
+        edges = self.edges[_columns(first, numbers)]  # [n, V-1]
         return (numbers.unsqueeze(-1) >= edges).sum(dim=-1)
 
-    def decode(self, bins: Tensor, first: int = 0) -> Tensor:
+    def decode(self, bins: Tensor, first: int | Tensor = 0) -> Tensor:
         """Return the numbers that bins [.., n] of the columns first .. first+n-1 stand for: float32, same shape."""
-        centres = self.centres[first : first + bins.shape[-1]]  # [n, V]
+        centres = self.centres[_columns(first, bins)]  # [n, V]
         return centres.expand(*bins.shape, -1).gather(-1, bins.unsqueeze(-1)).squeeze(-1)
 
     def expectation(self, probabilities: Tensor, column: int) -> Tensor:
@@ -124,7 +127,12 @@ class ScalarTokens(nn.Module):
         index = torch.where(reached.any(dim=-1), reached.int().argmax(dim=-1), probabilities.shape[-1] - 1)
         return self.centres[column][index]
 
-    def clipped(self, numbers: Tensor, first: int = 0) -> Tensor:
+    def clipped(self, numbers: Tensor, first: int | Tensor = 0) -> Tensor:
         """Say which numbers [.., n] lie beyond all that `fit` saw: bool, same shape."""
-        columns = slice(first, first + numbers.shape[-1])
+        columns = _columns(first, numbers)
         return (numbers < self.low[columns]) | (numbers > self.high[columns])
+
+
+def _columns(first: int | Tensor, numbers: Tensor) -> slice | Tensor:
+    """Index the columns of numbers [.., n]."""
+    return slice(first, first + numbers.shape[-1]) if isinstance(first, int) else first

@@ -13,6 +13,7 @@ AGENTS = {
     "iql": "qttdm.deploy.agents.iql:IQLAgent",
     "trajectory-transformer": "qttdm.deploy.agents.trajectory_transformer:TrajectoryTransformer",
     "twm": "qttdm.deploy.agents.twm:TWMAgent",
+    "generalist": "qttdm.deploy.agents.generalist:Generalist",
     "simulator-shooting": "qttdm.deploy.agents.simulator_shooting:SimulatorShooting",
 }
 OWN = "own"

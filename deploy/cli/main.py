@@ -357,9 +357,9 @@ def monitor(
 @app.command
 def tasks() -> None:
     """List the tasks, one a line."""
-    from qttdm.common.environments.make import OPTIONAL, list_tasks
+    from qttdm.common.environments.make import OPTIONAL, list_numbered, list_tasks
 
-    print(*list_tasks(), sep="\n")
+    print(*list_tasks(), *list_numbered(), sep="\n")
     for family, extra in OPTIONAL.items():
         if missing(extra):
             print(f"{family}/..: pip install 'qttdm[{extra}]'")

@@ -70,9 +70,9 @@ def settings_of(
     that does not say, the task is `logs/NAME`: there is no simulator, and nothing is evaluated.
     """
     from qttdm.common.environments.make import LOGS
-    from qttdm.replay.datasets import open_dataset
+    from qttdm.replay.datasets import open_all
 
-    dataset = open_dataset(name)
+    dataset = open_all(name)[0]
     items = [f"training.dataset={json.dumps(name)}", "training.env_steps=0"]
     task = choice.task or dataset.task
     if task is None:

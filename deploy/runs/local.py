@@ -26,6 +26,7 @@ from qttdm.actors.evaluator import Evaluator
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError, dump_config
+from qttdm.common.contracts import resized
 from qttdm.common.disk import DiskError, replace_file, sync_file, write_file
 from qttdm.common.environments.rendering import RenderError
 from qttdm.common.episode import EnvironmentFailure
@@ -40,7 +41,7 @@ from qttdm.deploy.configs.run_config import RunConfig, load_saved_config, with_e
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.build import exploration, make_learner, make_task_env
 from qttdm.deploy.runs.machine import machine
-from qttdm.deploy.runs.offline import fill, logged_task
+from qttdm.deploy.runs.offline import LOGGED, fill, logged_task, mixture
 from qttdm.deploy.runs.saved_task import save_task
 from qttdm.deploy.runs.trained import newest_checkpoint
 from qttdm.deploy.screens.progress import Progress
@@ -50,6 +51,7 @@ from qttdm.learner.metrics import report_run
 from qttdm.learner.permits import Permit
 from qttdm.replay.limiter import Pace
 from qttdm.replay.metrics import report_sizes
+from qttdm.replay.mixed import MixedReplay
 from qttdm.replay.shard import ReplayShard, ShardConfig
 from qttdm.replay.source import LocalShards
 
@@ -239,7 +241,11 @@ class LocalRun:
         c, folder = self.config, self.run_dir.path / "replay"
         if checkpoint is None and folder.exists() and self.learner.generation == 0:
             shutil.rmtree(folder)  # the run begins again, with the same episodes; a cluster's are kept
-        number = max(1, len(list(folder.glob("shard-*"))))
+        mixed = mixture(c, self.agent.spec)
+        number = len(mixed) if mixed else max(1, len(list(folder.glob("shard-*"))))
+        data = (
+            [resized(self.agent.data, d.obs_dim, d.action_dim) for d in mixed] if mixed else [self.agent.data] * number
+        )
         share = c.replay.model_copy(update={"capacity": -(-c.replay.capacity // number)})
         config = ShardConfig(replay=share, fsync=c.cluster.fsync, keep_states=c.training.keep_checkpoints + 1)
         shards: list[ReplayShard] = []
@@ -247,7 +253,7 @@ class LocalRun:
         seed = derive_seed(c.seed, "replay")
         try:
             for i, directory in enumerate(folder / f"shard-{i}" for i in range(number)):
-                shards.append(ReplayShard(directory, config, self.agent.data, seed + i))
+                shards.append(ReplayShard(directory, config, data[i], seed + i))
                 report_sizes(shards[-1], directory, telemetry[i])
         except MemoryError as error:
             raise ConfigError(f"replay.capacity={c.replay.capacity} does not fit into memory ({error})") from None
@@ -255,7 +261,14 @@ class LocalRun:
             raise self._does_not_fit(error) from error
         except RuntimeError as error:
             raise ConfigError(str(error)) from None
-        return LocalShards(shards, telemetry, self.agent.agent.batch_size, derive_seed(c.seed, "draw"))
+        batch_size, seed = self.agent.agent.batch_size, derive_seed(c.seed, "draw")
+        if mixed:
+            lengths, weights = (
+                [(d.obs_dim, d.action_dim) for d in mixed],
+                [c.training.shares.get(d.name, 1.0) for d in mixed],
+            )
+            return MixedReplay(shards, telemetry, batch_size, seed, lengths, weights, LOGGED)
+        return LocalShards(shards, telemetry, batch_size, seed)
 
     def _make_loop(self, checkpoint: Checkpoint | None, accept_losses: bool) -> LearningLoop:
         c = self.config

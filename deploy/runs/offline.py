@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.make import LOGS
 from qttdm.deploy.configs.run_config import RunConfig
-from qttdm.replay.datasets import open_dataset
+from qttdm.replay.datasets import Dataset, open_all, open_dataset
 from qttdm.replay.source import LocalShards
 
 LOGGED = 2**20
@@ -26,31 +27,56 @@ def logged_task(config: RunConfig) -> TaskSpec | None:
     return open_dataset(config.task.removeprefix(LOGS)).task_spec if config.task.startswith(LOGS) else None
 
 
+def mixture(config: RunConfig, task: TaskSpec) -> list[Dataset] | None:
+    """Open the data sets of an agent that learns from many tasks at once; None for any other. ConfigError."""
+    many = getattr(config.make_agent(task), "many_tasks", False)
+    return open_all(config.training.dataset) if many and config.training.dataset is not None else None
+
+
 def with_dataset(config: RunConfig, task: TaskSpec) -> RunConfig:
     """Return the settings of a run that begins with its data set, if it names one. ConfigError if that does not fit."""
     if config.training.dataset is None:
         return config
-    dataset = open_dataset(config.training.dataset)
-    dataset.check(task)
-    own = config.training.env_steps // task.action_repeat + task.episode_decisions
-    held = max(config.replay.capacity, dataset.decisions) if config.training.env_steps == 0 else dataset.decisions + own
+    mixed = mixture(config, task)
+    if mixed is None:
+        dataset = open_dataset(config.training.dataset)
+        dataset.check(task)
+        decisions = dataset.decisions
+        own = config.training.env_steps // task.action_repeat + task.episode_decisions
+        held = max(config.replay.capacity, decisions) if config.training.env_steps == 0 else decisions + own
+    else:
+        if config.training.env_steps:
+            raise ConfigError(
+                f"training.env_steps={config.training.env_steps}: {config.agent} learns from data sets alone; want 0"
+            )
+        unknown = config.training.shares.keys() - {dataset.name for dataset in mixed}
+        if unknown:
+            known = ", ".join(dataset.name for dataset in mixed[:5])
+            raise ConfigError(f"training.shares: there is no data set {sorted(unknown)[0]!r}; there are {known}, ..")
+        decisions = sum(dataset.decisions for dataset in mixed)
+        held = len(mixed) * max(dataset.decisions for dataset in mixed)
     return config.model_copy(
         update={
             "replay": config.replay.model_copy(update={"capacity": held}),
-            "training": config.training.model_copy(update={"seed_decisions": dataset.decisions}),
+            "training": config.training.model_copy(update={"seed_decisions": decisions}),
         }
     )
 
 
 def fill(replay: LocalShards, name: str, say: Callable[[str], object]) -> int:
-    """Put a data set's episodes into replay; returns how many decisions they have. ConfigError, DiskError."""
-    dataset = open_dataset(name)
+    """Put the episodes of a data set, or of a group of them, into replay; returns how many decisions they have.
+
+    ConfigError, DiskError.
+    """
     decisions = 0
-    for episode in dataset.episodes(actor=LOGGED):
-        replay.insert(episode)
-        decisions += episode.decisions
-    kept = f"{name}: {decisions:,} decisions in {dataset.stored_episodes - dataset.dropped:,} episodes"
-    dropped = f", {dataset.dropped} dropped that hold NaN or an infinity" if dataset.dropped else ""
-    clipped = f", {dataset.clipped:,} actions beyond the box clipped" if dataset.clipped else ""
-    say(kept + dropped + clipped)
+    for number, dataset in enumerate(open_all(name)):
+        own = 0
+        for episode in dataset.episodes(actor=LOGGED + number):
+            replay.insert(episode)
+            own += episode.decisions
+        kept = f"{dataset.name}: {own:,} decisions in {dataset.stored_episodes - dataset.dropped:,} episodes"
+        dropped = f", {dataset.dropped} dropped that hold NaN or an infinity" if dataset.dropped else ""
+        clipped = f", {dataset.clipped:,} actions beyond the box clipped" if dataset.clipped else ""
+        say(kept + dropped + clipped)
+        decisions += own
     return decisions

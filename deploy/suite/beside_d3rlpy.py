@@ -78,7 +78,7 @@ def returns_of(model: Any, dataset: Dataset, target: float, seed: int) -> list[f
     returns = []
     if dataset.task is None:
         raise ConfigError(f"data set {dataset.name} names no task to evaluate in")
-    with closing(make_env(dataset.task, EnvConfig(action_repeat=dataset.action_repeat))) as env:
+    with closing(make_env(dataset.task, EnvConfig(action_repeat=dataset.action_repeat or 1))) as env:
         for number in range(EPISODES):
             act: Callable[[np.ndarray, float], np.ndarray]
             if hasattr(model, "as_stateful_wrapper"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -79,25 +80,25 @@ class SequenceLearner:
 
     def prepare(self, batches: Iterator[Batch]) -> None:
         """Fit bins to as many batches as make FITTED_STEPS steps, once each."""
-        layout, seen, steps = self.network.layout, [], 0
+        layout, shared, steps = self.network.layout, self.network.config.shared, 0
+        seen: dict[str, list[Tensor]] = {name: [] for name in (*layout.inputs, *layout.outputs)}
         for batch in batches:
             tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
             mask = tensors["mask"]
-            known = self.values_known(tensors)
             rows = {
-                "values": self.values(tensors)[known].unsqueeze(-1),
                 "rewards": tensors["rewards"][mask].unsqueeze(-1),
+                "observations": tensors["observations"][:, :-1][mask],
+                "actions": tensors["actions"][mask],
+                "separator": torch.zeros(1, 1),
             }
-            rows |= {"observations": tensors["observations"][:, :-1][mask], "actions": tensors["actions"][mask]}
-            seen.append(rows)
+            if "values" in layout.outputs:
+                rows["values"] = self.values(tensors)[self.values_known(tensors)].unsqueeze(-1)
+            for name, numbers in seen.items():
+                numbers.append(rows[name].reshape(-1, 1) if shared else rows[name])
             steps += mask.numel()
             if steps >= FITTED_STEPS:
                 break
-        columns = [
-            column
-            for name in (*layout.inputs, *layout.outputs)
-            for column in torch.cat([rows[name] for rows in seen]).unbind(dim=-1)
-        ]
+        columns = [column for numbers in seen.values() for column in torch.cat(numbers).unbind(dim=-1)]
         self.network.tokens.fit([column if len(column) else torch.zeros(1) for column in columns])
 
     def values(self, batch: Tensors) -> Tensor:
@@ -111,22 +112,33 @@ class SequenceLearner:
         return batch["mask"] & (batch["ends"][:, None] | ~cut)
 
     def targets(self, batch: Tensors) -> Targets:
-        """Encode a batch of windows."""
-        model, mask = self.network, batch["mask"]
+        """Encode a batch of windows; where rewards are inputs it has one step more, in front, for the first reward."""
+        model, mask, seen = self.network, batch["mask"], batch["observations"]
+        numbers = {"actions": batch["actions"]}
+        observed = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)  # [B, L+1], of observations
+        if model.layout.imagines_rewards:
+            lengths = {"observations": seen.shape[-1], "actions": batch["actions"].shape[-1]}
+            model.use(replace(model.layout, inputs={**model.layout.inputs, **lengths}))
+            rewards = batch["rewards"][:, :-1].unsqueeze(-1)
+            numbers = {"actions": batch["actions"][:, 1:], "rewards": rewards, "separator": torch.zeros_like(rewards)}
+            mask, seen, observed = mask[:, 1:], seen[:, 1:], observed[:, 1:]
         layout, tokens = model.layout, model.tokens
-        columns = {"observations": batch["observations"][:, :-1], "actions": batch["actions"]}
-        inputs = torch.cat([columns[name] for name in layout.inputs], dim=-1)  # [B, L, K]
-        last = batch["observations"][:, -1]
-        bins = torch.cat([tokens.encode(inputs).flatten(1), tokens.encode(last)], dim=1)
-        observed = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1).unsqueeze(-1).expand(-1, -1, model.obs_dim)
-        others = mask.unsqueeze(-1).expand(-1, -1, layout.slots - model.obs_dim)
-        exists = torch.cat([torch.cat([observed[:, :-1], others], dim=-1).flatten(1), observed[:, -1]], dim=1)
-        known = {"rewards": (batch["rewards"], mask), "values": (self.values(batch), self.values_known(batch))}
+        numbers["observations"] = seen[:, :-1]
+        inputs = torch.cat([numbers[name] for name in layout.inputs], dim=-1)  # [B, L, K]
+        last = tokens.encode(seen[:, -1], model.columns_of("observations"))
+        bins = torch.cat([tokens.encode(inputs, model.columns).flatten(1), last], dim=1)
+        came_with = dict.fromkeys(("observations", "rewards"), observed[:, :-1])
+        there = [came_with.get(name, mask).unsqueeze(-1).expand(-1, -1, n) for name, n in layout.inputs.items()]
+        exists = torch.cat([torch.cat(there, dim=-1).flatten(1), observed[:, -1:].expand(-1, model.obs_dim)], dim=1)
+        known = {"rewards": (batch["rewards"], mask)}
+        if "values" in layout.outputs:
+            known["values"] = (self.values(batch), self.values_known(batch))
         outputs = {
             name: (tokens.encode(known[name][0].unsqueeze(-1), model.column(name)).squeeze(-1), known[name][1])
             for name in layout.outputs
         }
-        return Targets(bins, exists, outputs, masked_mean(tokens.clipped(inputs).float().mean(dim=-1), mask))
+        clipped = tokens.clipped(inputs, model.columns).float().mean(dim=-1)
+        return Targets(bins, exists, outputs, masked_mean(clipped, mask))
 
     def loss(self, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the weighted mean over all tokens, and the parts' own means."""
@@ -138,15 +150,18 @@ class SequenceLearner:
         logits, outcome = model(targets.bins, goals)
         wanted, exists = targets.bins[:, 1:], targets.exists[:, 1:]
         nats = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
-        first = model.layout.first("actions")
         slot = torch.arange(1, 1 + wanted.shape[1], device=wanted.device) % model.layout.slots
-        is_action = (slot >= first) & (slot < first + model.layout.inputs["actions"])
+        of_input = {
+            "observations": ("loss_observation_tokens", c.observation_weight),
+            "rewards": ("loss_reward_token", c.reward_weight),
+            "actions": ("loss_action_tokens", c.action_weight),
+        }
         total, count = nats.new_zeros(()), exists.sum()
         metrics = {}
-        for name, where, weight in (
-            ("loss_observation_tokens", exists & ~is_action, c.observation_weight),
-            ("loss_action_tokens", exists & is_action, c.action_weight),
-        ):
+        for input_name in model.layout.inputs.keys() & of_input.keys():  # the separator says nothing
+            name, weight = of_input[input_name]
+            first = model.layout.first(input_name)
+            where = exists & (slot >= first) & (slot < first + model.layout.inputs[input_name])
             summed = (nats * where).sum()
             total = total + weight * summed
             metrics[name] = summed / where.sum().clamp_min(1)
@@ -160,9 +175,10 @@ class SequenceLearner:
         loss = total / count
         metrics["loss_going_on"] = torch.zeros_like(loss)
         if (goes_on := outcome.continuation_logits) is not None:
-            want = (~batch["terminated"]).to(goes_on.dtype)
+            steps = slice(1 if model.layout.imagines_rewards else 0, None)
+            want = (~batch["terminated"][:, steps]).to(goes_on.dtype)
             cross = F.binary_cross_entropy_with_logits(goes_on, want, reduction="none")
-            metrics["loss_going_on"] = masked_mean(cross, batch["mask"])
+            metrics["loss_going_on"] = masked_mean(cross, batch["mask"][:, steps])
             loss = loss + metrics["loss_going_on"]
         metrics["clipped_share"] = targets.clipped
         return loss, {name: value.detach() for name, value in metrics.items()}

@@ -1,21 +1,23 @@
 """Random shooting: imagine many random action sequences once, execute the first action of the best.
 
 The baseline that every planner is held against, and the planner of the generalist dynamics model. It uses nothing but
-the contracts. Letters beyond the usual: J sequences.
+the contracts; of a model with a memory (a SequenceModel whose rewards are tokens) it also keeps the last steps, and
+mixes in what the model's own policy proposes. Letters beyond the usual: J sequences, C steps of context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from qttdm.common.config import Config
-from qttdm.common.contracts import DynamicsModel, Plan, ValueFunction
-from qttdm.common.trees import TensorTree
+from qttdm.common.config import Config, ConfigError
+from qttdm.common.contracts import DynamicsModel, Plan, Prediction, ValueFunction
+from qttdm.common.models.sequence_model import SequenceModel
+from qttdm.common.trees import TensorTree, take
 from qttdm.planner_service.planners.returns import Returns, repeated, without_goal
 
 
@@ -32,6 +34,15 @@ class RandomShootingConfig(Config):
     """white: each step by itself; brownian: each step adds an increment to the one before"""
     std: float = Field(default=0.5, gt=0)
     """of a step (white) or of an increment (brownian), in action units; the action range is [-1, 1]"""
+    start: Literal["zero", "uniform"] = "zero"
+    """of brownian noise: at 0 and clipped to the box; or uniform in the box and reflected at its edges, so that every
+    step covers it"""
+    proposals: int = Field(default=0, ge=0)
+    """sequences, of the samples, whose actions are the model's own policy's and noise; for models that have one"""
+    proposal_std: float = Field(default=0.2, ge=0)
+    """of that noise, white, in action units"""
+    context: int = Field(default=0, ge=0)
+    """C, steps before the newest observation that a model with a memory is given"""
     compile: bool = False
     """torch.compile the whole decision as one graph, on a GPU a CUDA graph; needs a C++ compiler, minutes to start"""
 
@@ -40,6 +51,12 @@ class RandomShootingConfig(Config):
     ) -> RandomShooting:
         """Make the planner with these numbers."""
         return RandomShooting(self, discount, action_dim, dynamics, value_function)
+
+    @model_validator(mode="after")
+    def _fits(self) -> RandomShootingConfig:
+        if self.proposals > self.samples:
+            raise ValueError(f"proposals={self.proposals} are some of samples={self.samples}; want at most as many")
+        return self
 
 
 class RandomShooting:
@@ -56,6 +73,13 @@ class RandomShooting:
         self.config, self.discount, self.action_dim = config, discount, action_dim
         self.dynamics: DynamicsModel = dynamics
         self.value_function: ValueFunction | None = value_function
+        remembers = isinstance(dynamics, SequenceModel) and dynamics.layout.imagines_rewards
+        if not remembers and (config.proposals or config.context):
+            raise ConfigError(
+                f"planner.proposals={config.proposals}, planner.context={config.context}: this model has no memory of "
+                f"an episode and no policy of its own; want 0 of both"
+            )
+        self.memory = cast(SequenceModel, dynamics if remembers else None)
 
     @property
     def horizon(self) -> int:
@@ -63,14 +87,36 @@ class RandomShooting:
         return self.config.horizon
 
     def begin(self, environments: int, device: torch.device, goal: Any = None) -> dict[str, Tensor]:
-        """Carry the number of decisions from one to the next, int64 [E]: nothing else is needed."""
+        """Carry the number of decisions from one to the next, int64 [E], and of a model with a memory the last C steps.
+
+        Those are bins, int64 [E, C K], the newest at the end.
+        """
         without_goal(goal)
-        return {"decisions": torch.zeros(environments, dtype=torch.int64, device=device)}
+        carry = {"decisions": torch.zeros(environments, dtype=torch.int64, device=device)}
+        if self.memory is not None and self.config.context:
+            slots = self.memory.layout.slots
+            carry["history"] = carry["decisions"].new_zeros(environments, self.config.context * slots)
+        return carry
 
     def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Draw standard normal [E, J, H, N], each environment's from its own generator."""
-        shape = (self.config.samples, self.config.horizon, self.action_dim)
-        return {"normal": torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])}
+        c = self.config
+        shapes = {"normal": (c.samples, c.horizon, self.action_dim)}
+        if c.proposals:
+            shapes["proposal"] = (c.proposals, c.horizon, self.action_dim)
+        drawn = [{n: torch.randn(s, generator=g, device=g.device) for n, s in shapes.items()} for g in generators]
+        return {name: torch.stack([one[name] for one in drawn]) for name in shapes}
+
+    def sequences(self, normal: Tensor) -> Tensor:
+        """Turn standard normal numbers [.., H, N] into actions in the box."""
+        c = self.config
+        if c.noise == "white":
+            return (c.std * normal).clamp(-1, 1)
+        if c.start == "zero":
+            return (c.std * normal).cumsum(dim=-2).clamp(-1, 1)
+        first = torch.erf(normal[..., :1, :] / 2**0.5)  # uniform in the box
+        walk = torch.cat([first, c.std * normal[..., 1:, :]], dim=-2).cumsum(dim=-2)
+        return 1 - ((walk + 1) % 4 - 2).abs()  # back and forth between the edges
 
     def plan(
         self,
@@ -81,20 +127,54 @@ class RandomShooting:
         more: Callable[[int], bool] | None = None,
     ) -> Plan:
         """Decide for each environment, as contracts.Planner says."""
-        steps = self.config.std * noise["normal"]  # [E, J, H, N]
-        if self.config.noise == "brownian":
-            steps = steps.cumsum(dim=2)
-        actions = self.dynamics.quantise(steps.clamp(-1, 1))
+        if "history" not in carry:
+            return self._plan(context, carry, noise)
+        known = carry["decisions"].clamp(max=self.config.context)  # [E]
+        plans, order = [], []
+        for steps in known.unique().tolist():  # those that know as much are planned for together
+            index = (known == steps).nonzero().squeeze(1)
+            own = take(carry, index)
+            recent = own["history"][:, own["history"].shape[1] - steps * self.memory.layout.slots :]
+            plans.append(self._plan({**take(context, index), "history": recent}, own, take(noise, index)))
+            order.append(index)
+        back = torch.cat(order).argsort()
+        return Plan(
+            torch.cat([plan.actions for plan in plans])[back],
+            {name: torch.cat([plan.carry[name] for plan in plans])[back] for name in carry},
+            torch.cat([plan.values for plan in plans])[back],
+            {},
+            iterations=1,
+        )
+
+    def _plan(self, context: TensorTree, carry: TensorTree, noise: TensorTree) -> Plan:
+        """Decide for environments whose episodes are remembered for as many steps."""
+        actions = self.dynamics.quantise(self.sequences(noise["normal"]))  # [E, J, H, N]
         environments, samples = actions.shape[:2]
         root = self.dynamics.start(context)
         rollout = self.dynamics.select(root, repeated(environments, samples, actions.device), self.horizon)
         returns = Returns(self.discount)
+        first = actions[:, :, 0]
+        proposals = self.config.proposals
+        if proposals:
+            proposed = (torch.arange(samples, device=actions.device) < proposals).repeat(environments)  # [E J]
+            moved = self.config.proposal_std * noise["proposal"]
+            moved = torch.cat([moved, moved.new_zeros(environments, samples - proposals, *moved.shape[2:])], dim=1)
         for step in range(self.horizon):
-            prediction = self.dynamics.step(rollout, actions[:, :, step].flatten(0, 1))
+            taken = actions[:, :, step].flatten(0, 1)
+            if proposals:
+                taken = self.memory.act(rollout, taken, moved[:, :, step].flatten(0, 1), proposed)
+                first = taken.view(environments, samples, -1) if step == 0 else first
+                prediction: Prediction = self.memory.step(rollout, None)
+            else:
+                prediction = self.dynamics.step(rollout, taken)
             returns.add(prediction.rewards, prediction.continuation_logits)
         total = returns.total
         if self.value_function is not None:
             total = total + returns.weight * self.value_function.value(self.dynamics.state(rollout))
         values, best = total.view(environments, samples).max(dim=1)  # [E]
-        chosen = actions[:, :, 0].take_along_dim(best[:, None, None], dim=1).squeeze(1)  # [E, N]
-        return Plan(chosen, {"decisions": carry["decisions"] + 1}, values, {}, iterations=1)
+        chosen = first.take_along_dim(best[:, None, None], dim=1).squeeze(1)  # [E, N]
+        after = {"decisions": carry["decisions"] + 1}
+        if "history" in carry:
+            now = self.memory.remember(root, chosen)
+            after["history"] = torch.cat([carry["history"], now], dim=1)[:, now.shape[1] :]
+        return Plan(chosen, after, values, {}, iterations=1)

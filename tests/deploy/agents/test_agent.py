@@ -126,7 +126,7 @@ class TestOwn:
             ),
             (
                 "dreamer",
-                "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, trajectory-transformer, twm, ",
+                "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, trajectory-transformer, twm, generalist, ",
             ),
         ],
     )

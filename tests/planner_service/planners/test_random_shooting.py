@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from qttdm.common.config import ConfigError
 from qttdm.planner_service.planners.random_shooting import RandomShooting, RandomShootingConfig
-from tests.fakes import FakeDynamics, FakeValue, tiny_tdm
+from tests.fakes import FakeDynamics, FakeValue, tiny_generalist, tiny_tdm
 
 
 def target(states, actions):
@@ -79,3 +80,78 @@ def test_each_environment_is_planned_as_if_alone_with_a_real_model():
         alone = plan(planner, observations[e : e + 1], [seed])
         torch.testing.assert_close(alone.actions[0], together.actions[e], atol=1e-5, rtol=0)
         torch.testing.assert_close(alone.values[0], together.values[e], atol=1e-5, rtol=0)
+
+
+def test_brownian_noise_may_begin_anywhere_and_is_reflected():
+    """It covers the box at every step, without drift; increments have their variance, but for reflections."""
+    config = RandomShootingConfig(horizon=6, samples=1, noise="brownian", std=0.3, start="uniform")
+    planner = RandomShooting(config, 1.0, 1, FakeDynamics(lambda s, a: (s, a[:, 0], None), 1, 21))
+    normal = torch.randn(100_000, 6, 1, generator=generators(0)[0])
+    walk = planner.sequences(normal).squeeze(-1)  # [J, H]
+    assert walk.abs().max() <= 1
+    assert walk.mean(dim=0).abs().max() < 0.01
+    assert walk.var(dim=0).numpy() == pytest.approx([1 / 3] * 6, abs=0.01)  # uniform, at each step
+    inside = (walk[:, 0].abs() < 0.1) & (walk[:, 1].abs() < 0.9)
+    change = (walk[:, 1] - walk[:, 0])[inside]
+    assert change.std().item() == pytest.approx(0.3, rel=0.05)
+    for row in range(200):  # the obvious way
+        place = torch.special.ndtr(normal[row, 0, 0]) * 2 - 1
+        for step in range(6):
+            place = place + config.std * normal[row, step, 0] if step else place
+            folded = place
+            while abs(folded) > 1:
+                folded = torch.sign(folded) * 2 - folded
+            assert walk[row, step].item() == pytest.approx(folded.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("proposals", [0, 5])
+def test_each_episode_is_remembered_as_if_alone(proposals):
+    """Two episodes that began at different times, decided for together, and one of them alone."""
+    config = RandomShootingConfig(horizon=2, samples=8, context=2, proposals=proposals)
+    planner = RandomShooting(config, 1.0, 2, tiny_generalist(0))
+    seen = torch.rand(5, 2, 3, generator=generators(1)[0]) * 2 - 1
+
+    def alone(episode, first):
+        carry, chosen = planner.begin(1, torch.device("cpu")), []
+        for step in range(first, 5):
+            noise = planner.draw(generators(10 * step + episode))
+            made = planner.plan({"observations": seen[step, [episode]]}, carry, noise, explore=False)
+            carry = made.carry
+            chosen.append(made.actions)
+        return torch.cat(chosen), carry
+
+    wanted = [alone(0, 0), alone(1, 2)]
+    carry = planner.begin(1, torch.device("cpu"))
+    for step in range(5):
+        if step == 2:
+            new = planner.begin(1, torch.device("cpu"))
+            carry = {name: torch.cat([carry[name], new[name]]) for name in carry}
+        together = [0] if step < 2 else [0, 1]
+        noise = planner.draw(generators(*(10 * step + episode for episode in together)))
+        made = planner.plan({"observations": seen[step, together]}, carry, noise, explore=False)
+        carry = made.carry
+        for row, episode in enumerate(together):
+            torch.testing.assert_close(made.actions[row], wanted[episode][0][step - 2 * episode])
+    assert torch.equal(carry["history"][0], wanted[0][1]["history"][0])
+    bins = planner.memory.tokens.encode(seen[4, 0], planner.memory.columns_of("observations"))
+    slots = planner.memory.layout.slots
+    assert torch.equal(carry["history"][0, -slots : -slots + 3], bins)  # the newest is at the end
+
+
+def test_proposals_alone_without_noise_are_the_policy():
+    generalist, now = tiny_generalist(0), torch.rand(1, 3)
+    config = RandomShootingConfig(horizon=1, samples=1, proposals=1, proposal_std=0.0)
+    made = plan(RandomShooting(config, 1.0, 2, generalist), now, [0])
+    acted = generalist.act(
+        generalist.select(generalist.start({"observations": now}), torch.tensor([0]), 1),
+        torch.zeros(1, 2),
+        torch.zeros(1, 2),
+        torch.tensor([True]),
+    )
+    assert torch.equal(made.actions, acted)
+
+
+@pytest.mark.parametrize("wrong", [{"proposals": 2}, {"context": 1}])
+def test_a_model_without_memory_is_one_line(wrong):
+    with pytest.raises(ConfigError, match="this model has no memory of an episode and no policy"):
+        RandomShooting(RandomShootingConfig(**wrong), 1.0, 2, tiny_tdm(0))

@@ -204,7 +204,7 @@ class TestFits:
                 "agent=ppo",
                 [
                     "agent: there is no 'ppo'",
-                    "qt-tdm, tdm, qt, iql, trajectory-transformer, twm, generalist, simulator-shooting, or module:Class",
+                    "trajectory-transformer, twm, generalist, simulator-shooting, or module:Class",
                 ],
             ),
             ("qt-tdm.discount=1.0", ["qt-tdm.discount: got 1.0", "< 1"]),

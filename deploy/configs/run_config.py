@@ -36,8 +36,8 @@ class RunConfig(Config):
     task: str
     """<family>/<name>; `qttdm tasks` lists them"""
     agent: str = DEFAULT_AGENT
-    """which agent learns: qt-tdm, tdm, qt, iql, trajectory-transformer, simulator-shooting, or module:Class of one's
-    own, in section `own`"""
+    """which agent learns: qt-tdm, tdm, qt, iql, trajectory-transformer, generalist, simulator-shooting, or
+    module:Class of one's own, in section `own`"""
     seed: int = Field(default=0, ge=0)
     """every random stream derives from it"""
     device: str = "auto"

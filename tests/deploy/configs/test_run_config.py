@@ -40,7 +40,7 @@ def test_every_preset_has_every_agent_and_comes_back_from_what_is_saved(preset, 
 def test_an_unknown_preset_is_told_which_there_are():
     with pytest.raises(
         ConfigError,
-        match=r"^--preset lapdog: .*debug, faithful, laptop, paper-dmc, paper-metaworld, tt-laptop, tt-paper",
+        match=r"^--preset lapdog: .*debug, faithful, generalist-laptop, laptop, paper-dmc, paper-metaworld, tt-laptop, tt",
     ):
         preset_path("lapdog")
 
@@ -190,7 +190,7 @@ class TestFits:
     def test_another_kind_of_planner_begins_from_its_own_defaults(self):
         config = tiny_config("tdm.planner={kind: random-shooting, horizon: 4}", agent="tdm")
         assert config.settings.planner == RandomShootingConfig(horizon=4, samples=8)  # of the preset: none
-        with pytest.raises(ConfigError, match=r"unknown key tdm.planner.elites; .* horizon, kind, noise, samples, std"):
+        with pytest.raises(ConfigError, match=r"unknown key tdm.planner.elites; .* context, horizon, kind, noise, "):
             tiny_config("tdm.planner.kind=random-shooting", "tdm.planner.elites=3", agent="tdm")
         with pytest.raises(ConfigError, match=r"of kind mppi or random-shooting"):
             tiny_config("tdm.planner.kind=beam", agent="tdm")
@@ -202,7 +202,7 @@ class TestFits:
                 "agent=ppo",
                 [
                     "agent: there is no 'ppo'",
-                    "qt-tdm, tdm, qt, iql, trajectory-transformer, simulator-shooting, or module:Class",
+                    "qt-tdm, tdm, qt, iql, trajectory-transformer, generalist, simulator-shooting, or module:Class",
                 ],
             ),
             ("qt-tdm.discount=1.0", ["qt-tdm.discount: got 1.0", "< 1"]),

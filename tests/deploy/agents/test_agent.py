@@ -124,7 +124,7 @@ class TestOwn:
             ),
             (
                 "dreamer",
-                "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, trajectory-transformer, generalist, simulator",
+                "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, trajectory-transformer, generalist, ",
             ),
         ],
     )

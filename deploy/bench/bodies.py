@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 from mujoco import rollout
 
-from qttdm.common.environments import universe
+from qttdm.common.environments import bodies as universe
 from qttdm.common.environments.config import EnvConfig
 from qttdm.deploy.bench.timing import in_turns
 from qttdm.deploy.bodies import gaits

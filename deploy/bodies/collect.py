@@ -16,7 +16,7 @@ from itertools import count
 import numpy as np
 
 from qttdm.common.contracts import TaskSpec
-from qttdm.common.environments import universe
+from qttdm.common.environments import bodies as universe
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.episode import Episode
 from qttdm.common.seeding import derive_seed

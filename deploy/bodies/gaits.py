@@ -17,7 +17,7 @@ import numpy as np
 from mujoco import rollout
 from numpy.typing import NDArray
 
-from qttdm.common.environments import universe
+from qttdm.common.environments import bodies as universe
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
 

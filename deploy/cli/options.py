@@ -61,11 +61,12 @@ class Choice(Overrides):
     """Which agent on which task."""
 
     preset: str | None = None
-    """debug, faithful, laptop (default), paper-dmc, paper-metaworld, tt-laptop, tt-paper or a .yaml file"""
+    """laptop (default), debug, faithful, generalist-laptop, paper-dmc, paper-metaworld, tt-laptop, tt-paper or a .yaml
+    file"""
     task: str | None = None
     """such as dmc/walker-walk; `qttdm tasks` lists them"""
     agent: str | None = None
-    """qt-tdm (default), tdm, qt, iql, trajectory-transformer, simulator-shooting, or module:Class of your own"""
+    """qt-tdm (default), tdm, qt, iql, trajectory-transformer, generalist, simulator-shooting, or module:Class"""
 
     shortcuts: ClassVar[dict[str, str]] = {}
     """key of the setting that an option stands for"""

@@ -1,4 +1,4 @@
-"""common/environments/universe.py and dmc_random.py: bodies by number. QTTDM_SEEDS=200 tries so many of each family."""
+"""common/environments/{bodies,universe,dmc_random}.py: bodies by number. QTTDM_SEEDS=200 tries so many of each family."""
 
 import os
 
@@ -9,10 +9,10 @@ import torch
 from dm_control.utils import rewards
 
 from qttdm.common.config import ConfigError
-from qttdm.common.environments import dmc_random, universe
+from qttdm.common.environments.bodies import AXES, FAMILIES, TORSO_PARENT, body, ends, mjcf, reward_of
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import list_numbered, make_env
-from qttdm.common.environments.universe import AXES, FAMILIES, TORSO_PARENT, body, ends, mjcf
+from qttdm.common.environments.rendering import choose_gl
 from qttdm.common.models.simulator import Simulator
 
 SEEDS = range(int(os.environ.get("QTTDM_SEEDS", "4")))
@@ -91,11 +91,14 @@ def test_what_is_shown_is_what_mujoco_says():
 @pytest.mark.parametrize("speed", [-0.5, 0.0, 0.3, 1.0, 1.4, 2.5])
 def test_the_reward_is_dm_controls(speed):
     want = rewards.tolerance(speed, (1.0, 1.0), margin=1.0, value_at_margin=0.0, sigmoid="linear")
-    assert universe.reward_of(np.array(speed)) == pytest.approx(want)
+    assert reward_of(np.array(speed)) == pytest.approx(want)
 
 
 def test_a_random_body_is_scaled():
     """A fixed seed, against the task it is made from: longer, heavier, geared otherwise; else the same."""
+    choose_gl()
+    from qttdm.common.environments import dmc_random  # it loads what draws, which has to be chosen before
+
     xml = dmc_random.xml_of(dmc_random.dmc.load("cartpole-swingup")[0].physics.model.ptr)
     assert dmc_random.scaled(xml, 3) == dmc_random.scaled(xml, 3) != dmc_random.scaled(xml, 6)
     old, new = (mujoco.MjModel.from_xml_string(text) for text in (xml, dmc_random.scaled(xml, 3)))

@@ -88,7 +88,7 @@ def tokens(seeds: Sequence[int]) -> list[Row]:
     dataset = cartpole("medium-expert", 200)
     rows: list[Row] = [("bins", *head(seeds))]
     for kind in ("quantile", "uniform"):
-        settings = {f"{TT}.model.tokens": kind, "training.offline_updates": 1_500, **REPEAT}
+        settings = {f"{TT}.model.tokens": kind, "training.offline_updates": 1_000, **REPEAT}
         runs = [trained(f"tokens-{kind}-{seed}", CART, seed, dataset, **settings) for seed in seeds]
         returns = [TrainedAgent(run).evaluate(20).returns for run in runs]
         rows.append((kind, *map(mean, (*returns, chain(*returns)))))
@@ -135,7 +135,7 @@ def mazes(seeds: Sequence[int]) -> list[Row]:
     # As published for mazes, but for the rates, which are the preset laptop's.
     iql: dict[str, Any] = {"expectile": 0.9, "temperature": 10.0, "ema_coefficient": 0.02}
     iql |= {"values.learning_rate": 1e-3, "policy.learning_rate": 1e-3}
-    settings = {TT: {"critic": True, "iql.width": 64, "learner.iql": iql}, "training.offline_updates": 2_000}
+    settings = {TT: {"critic": True, "iql.width": 64, "learner.iql": iql}, "training.offline_updates": 1_500}
     settings["env.episode_steps"] = DECISIONS
     runs = [trained(f"mazes-{seed}", task, seed, dataset, **settings) for seed in seeds]
     kinds: dict[str, tuple[str, ...]] = {

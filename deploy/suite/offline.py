@@ -102,7 +102,9 @@ def goals(seeds: Sequence[int]) -> list[Row]:
     # straight on, as walks mostly do.
     model: dict[str, Any] = {"goals": True, "model.tokens": "uniform", "model.window": 2, "learner.batch_size": 128}
     model |= {f"planner.{name}": value for name, value in GREEDY.items()}
-    run = trained(f"goals-{seeds[0]}", LOGS + dataset, seeds[0], dataset, **{TT: model})
+    run = trained(
+        f"goals-{seeds[0]}", LOGS + dataset, seeds[0], dataset, **{TT: model, "training.offline_updates": 6_000}
+    )
     sampled = {"likeliest action": (), "sampled action": (f"{TT}.planner.mode=offline", f"{TT}.planner.nucleus=0.9")}
     rows: list[Row] = [("goals", "acts by", "reached", "without the goal")]
     for kind in ("walks end there", "walks only pass there"):

@@ -25,6 +25,8 @@ Point = NDArray[np.float32]
 
 STEP = 0.15
 """longest way of one decision along an axis; the square reaches from -1 to 1"""
+SPEED = 0.8
+"""of walks, as a share of the fastest: few of their noisy actions are cut to 1, which would then be the likeliest"""
 DOOR = 0.15
 """half of a door's width; its middle is at 0.5 or -0.5"""
 REACHED = 0.15
@@ -83,7 +85,7 @@ def towards(position: Point, goal: Point, first: int) -> Point:
         target[axis] = 0.1 * np.sign(goal[axis])  # a little beyond the door
         target[1 - axis] = 0.5 * np.sign(position[1 - axis])
     way = (target - position) / STEP
-    return way / max(1.0, float(np.abs(way).max()))
+    return SPEED * way / max(SPEED, float(np.linalg.norm(way)))
 
 
 def random_point(rng: np.random.Generator) -> Point:

@@ -88,7 +88,7 @@ def tokens(seeds: Sequence[int]) -> list[Row]:
     dataset = cartpole("medium-expert", 200)
     rows: list[Row] = [("bins", *head(seeds))]
     for kind in ("quantile", "uniform"):
-        settings = {f"{TT}.model.tokens": kind, "training.offline_updates": 1_500, **REPEAT}
+        settings = {f"{TT}.model.tokens": kind, "training.offline_updates": 1_000, **REPEAT}
         runs = [trained(f"tokens-{kind}-{seed}", CART, seed, dataset, **settings) for seed in seeds]
         returns = [TrainedAgent(run).evaluate(20).returns for run in runs]
         rows.append((kind, *map(mean, (*returns, chain(*returns)))))
@@ -100,18 +100,22 @@ def goals(seeds: Sequence[int]) -> list[Row]:
     dataset = logged("rooms/walks-v0", lambda: walks(2_000, seed=0))
     # Uniform bins: of unequal ones the likeliest is often the widest. No context: who sees where it came from goes
     # straight on, as walks mostly do.
-    model: dict[str, Any] = {"goals": True, "model.tokens": "uniform", "model.window": 4, "learner.batch_size": 64}
+    model: dict[str, Any] = {"goals": True, "model.tokens": "uniform", "model.window": 2, "learner.batch_size": 128}
     model |= {f"planner.{name}": value for name, value in GREEDY.items()}
-    run = trained(f"goals-{seeds[0]}", LOGS + dataset, seeds[0], dataset, **{TT: model})
-    policy, rng = planning(TrainedAgent(run)), np.random.default_rng(1)
-    rows: list[Row] = [("goals", "reached", "without the goal")]
+    run = trained(
+        f"goals-{seeds[0]}", LOGS + dataset, seeds[0], dataset, **{TT: model, "training.offline_updates": 6_000}
+    )
+    sampled = {"likeliest action": (), "sampled action": (f"{TT}.planner.mode=offline", f"{TT}.planner.nucleus=0.9")}
+    rows: list[Row] = [("goals", "acts by", "reached", "without the goal")]
     for kind in ("walks end there", "walks only pass there"):
-        pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        rng, pairs = np.random.default_rng(1), list[tuple[np.ndarray, np.ndarray]]()
         while len(pairs) < 50:
             start, goal = random_point(rng), random_point(rng)
             if (start * goal < 0).any() and passed_through(goal) == ("pass" in kind):
                 pairs.append((start, goal))
-        rows.append((kind, share(reached(policy, pairs, True)), share(reached(policy, pairs, False))))
+        for how, overrides in sampled.items():
+            policy = planning(TrainedAgent(run, overrides))
+            rows.append((kind, how, *(share(reached(policy, pairs, told)) for told in (True, False))))
     return rows
 
 
@@ -133,7 +137,8 @@ def mazes(seeds: Sequence[int]) -> list[Row]:
     # As published for mazes, but for the rates, which are the preset laptop's.
     iql: dict[str, Any] = {"expectile": 0.9, "temperature": 10.0, "ema_coefficient": 0.02}
     iql |= {"values.learning_rate": 1e-3, "policy.learning_rate": 1e-3}
-    settings = {TT: {"critic": True, "iql.width": 64, "learner.iql": iql}, "training.offline_updates": 2_000}
+    settings = {TT: {"critic": True, "iql.width": 64, "learner.iql": iql}, "training.offline_updates": 1_500}
+    settings["env.episode_steps"] = DECISIONS
     runs = [trained(f"mazes-{seed}", task, seed, dataset, **settings) for seed in seeds]
     kinds: dict[str, tuple[str, ...]] = {
         "TT(+Q)": (),

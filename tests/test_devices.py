@@ -128,6 +128,27 @@ def test_both_losses_and_their_gradients(action_dim, states_per_window):
     assert all(p.grad.device == META for p in learner.networks.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("spec", ["vector", "image"])
+def test_a_world_models_losses_and_what_it_imagines(spec):
+    image = (6, 6, 2) if spec == "image" else None
+    task = TaskSpec(72 if image else 3, 1, 8, 80, terminates=True, choices=4 if image else None, image_shape=image)
+    c = tiny_config("twm.world_model.dropout=0", agent="twm")
+    learner = make_learner(c, task, torch.device("cpu"))
+    batch = {name: torch.from_numpy(array).to(META) for name, array in random_batch(c.make_agent(task)).items()}
+    world, acting = learner.parts
+    for network in (*learner.networks.values(), world.decoder, world.dynamics, acting.target):
+        network.to(META)
+    acting.range = acting.range.to(META)
+    with OneDevice(), NoUploads():
+        if world.network.scale is not None:
+            world.network.scale.follow(batch["observations"][:, :-1], batch["mask"], 3)
+        loss, _, world.seen = world.loss(batch)
+        loss.backward()
+        actor, critic, _ = acting.loss(acting.imagine())
+        (actor + critic).backward()
+    assert all(p.grad.device == META for p in learner.networks.parameters() if p.grad is not None)
+
+
 class Part:
     """Training of a network, as far as Learner asks for it."""
 

@@ -174,7 +174,7 @@ class ActorCriticLearner:
 
     def _unit(self, returns: Tensor) -> Tensor:
         """Follow the range of returns, and return it, at least 1."""
-        low, high = torch.quantile(returns.flatten(), torch.tensor([0.05, 0.95], device=returns.device))
+        low, high = (torch.quantile(returns.flatten(), share) for share in (0.05, 0.95))
         before = self.range.to(returns.device)
         decay = torch.where(before > 0, self.config.range_decay, 0.0)
         self.range = torch.lerp(high - low, before, decay)

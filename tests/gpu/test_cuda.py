@@ -31,6 +31,7 @@ def config(*overrides: str, agent: str = "qt-tdm") -> RunConfig:
         "tdm": "{tdm: {dropout: 0.0, head_dropout: 0.0}, planner: {samples: 64}}",
         "qt": "{qt: {dropout: 0.0}}",
         "iql": "{iql: {width: 64}}",
+        "twm": "{world_model: {dropout: 0.0}}",
     }
     overrides = (f"{agent}={small[agent]}", f"{agent}.learner.batch_size=8", *overrides)
     return load_config(RunConfig, preset_path("paper-dmc"), overrides=overrides, agent=agent)
@@ -57,7 +58,7 @@ def test_bfloat16_updates_come_close():
     assert losses("cuda", "bfloat16") == pytest.approx(losses("cpu", "float32"), rel=0.1, abs=0.05)
 
 
-@pytest.mark.parametrize("agent", ["qt-tdm", "tdm", "qt", "iql"])
+@pytest.mark.parametrize("agent", ["qt-tdm", "tdm", "qt", "iql", "twm"])
 def test_policies_act_on_the_gpu(agent):
     c = config(agent=agent)
     policy = make_policy(c, SPEC, torch.device("cuda"))

@@ -6,12 +6,14 @@ TDMLearner (Eq. 8), QTLearner (Eq. 2, 9) on the same batches (Algorithm 1)
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import TaskSpec, vector_data
+from qttdm.common.contracts import Policy, TaskSpec, vector_data
 from qttdm.common.models.qt import QT, QTConfig
 from qttdm.common.models.tdm import TDM, TDMConfig
 from qttdm.deploy.agents.checks import check_horizon, check_targets, check_vectors, check_window
@@ -20,6 +22,7 @@ from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
 from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
 from qttdm.planner_service.planners.choice import PlannerConfig
 from qttdm.planner_service.planners.mppi import MPPIConfig
+from qttdm.planner_service.policies.greedy import EpsilonConfig, GreedyPolicy
 from qttdm.planner_service.policies.planning import PlanningPolicy
 
 
@@ -43,6 +46,8 @@ class QTTDMConfig(Config):
     """the Q-Transformer"""
     planner: PlannerConfig = MPPIConfig()
     """what searches in the dynamics model"""
+    act: Literal["plan", "policy"] = "plan"
+    """policy: the Q-Transformer's own action, in a fraction of the time: to evaluate and serve a trained run"""
     learner: QTTDMLearnerConfig = QTTDMLearnerConfig()
     """how both learn"""
 
@@ -79,17 +84,18 @@ class QTTDM:
         parts: list[Part] = [TDMLearner(c.tdm, tdm, c.compile), QTLearner(c.qt, qt, self.settings.discount, c.compile)]
         return Learner(c, parts, device, total_updates, bfloat16)
 
-    def policy(self, device: torch.device, bfloat16: bool) -> PlanningPolicy:
-        """Plan with both."""
+    def policy(self, device: torch.device, bfloat16: bool) -> Policy:
+        """Plan with both; or act by the QT alone, keeping the TDM's weights so that a run's checkpoints fit."""
         c, tdm, qt = self.settings, self._tdm(), self._qt()
+        networks = nn.ModuleDict({"tdm": tdm, "qt": qt})
+        if c.act == "policy":
+            return GreedyPolicy(qt, networks, self.data, device)
         planner = c.planner.make(c.discount, self.task.action_dim, tdm, qt)
-        return PlanningPolicy(
-            planner, nn.ModuleDict({"tdm": tdm, "qt": qt}), self.data, device, bfloat16, c.planner.compile
-        )
+        return PlanningPolicy(planner, networks, self.data, device, bfloat16, c.planner.compile)
 
     def exploration(self, progress: float) -> float:
-        """Explore as the planner is configured to."""
-        return 1.0
+        """Explore as the planner is configured to; without one, by uniform actions, fewer and fewer."""
+        return 1.0 if self.settings.act == "plan" else EpsilonConfig().at(progress)
 
     def _tdm(self) -> TDM:
         return TDM(self.settings.tdm, self.task.obs_dim, self.task.action_dim, self.task.terminates)

@@ -24,7 +24,7 @@ from qttdm.deploy.runs.build import (
 from qttdm.deploy.runs.local import new_run
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.deploy.screens.progress import Progress
-from qttdm.planner_service.policies.greedy import GreedyPolicy
+from qttdm.planner_service.policies.greedy import GreedyPolicy, greedy_beside
 from qttdm.planner_service.policies.planning import PlanningPolicy
 from tests.fakes import tiny_config
 
@@ -70,6 +70,19 @@ def test_how_each_agent_acts():
     assert policies["tdm"].planner.value_function is None  # no proposals, no terminal value
     assert policies["tdm"].planner.config.qt_samples == 0
     assert policies["qt-tdm"].planner.value_function is not None
+
+
+def test_qt_tdm_acts_by_its_own_policy_where_it_is_asked_to():
+    """As the greedy policy beside the planner, with the weights of the same run."""
+    learner = make_learner(tiny_config(), SPEC, CPU)
+    planning, bare = make_policy(tiny_config(), SPEC, CPU), make_policy(tiny_config("qt-tdm.act=policy"), SPEC, CPU)
+    assert isinstance(bare, GreedyPolicy)
+    for policy in (planning, bare):
+        policy.load(learner.weights())
+    shown = {"observations": np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)}
+    beside = greedy_beside(planning)
+    actions = [p.decide([p.start(i, 0.0) for i in range(4)], shown).actions for p in (bare, beside)]
+    assert np.array_equal(*actions)
 
 
 @pytest.mark.parametrize("terminates", [False, True])

@@ -1,4 +1,4 @@
-"""common/environments/{bodies,universe,dmc_random}.py: bodies by number. QTTDM_SEEDS=200 tries 200 of each family."""
+"""common/environments: bodies.py, universe.py, dmc_random.py. QTTDM_SEEDS=200 tries so many bodies of each family."""
 
 import os
 

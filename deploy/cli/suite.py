@@ -59,7 +59,7 @@ class SuiteSettings(Overrides):
         for task in tasks:
             need_family(task)
         if wrong := [task for task in tasks if task not in known]:
-            raise ConfigError(f"--tasks: there is no {wrong[0]!r} in dmc/ or metaworld/; `qttdm tasks` lists them")
+            raise ConfigError(f"--tasks: there is no {wrong[0]!r} among those that `qttdm tasks` lists")
         if len({*tasks}) < len(tasks):
             raise ConfigError(f"--tasks: got {self.tasks!r}, want each task once")
         if own := [item for item in self.set if item.partition("=")[0] in ("task", "seed")]:

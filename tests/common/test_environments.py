@@ -137,7 +137,9 @@ def test_every_task_of_both_suites_is_listed():
     assert len(set(tasks)) == len(tasks)
     assert sum(task.startswith("metaworld/") for task in tasks) == 50
     assert sum(task.startswith("dmc/") for task in tasks) == 51
-    assert {"dmc/ball_in_cup-catch", "dmc/humanoid_CMU-run", "metaworld/reach"} <= set(tasks)
+    assert {"dmc/ball_in_cup-catch", "dmc/humanoid_CMU-run", "metaworld/reach", "minatar/breakout"} <= set(tasks)
+    classic = {"gym/CartPole-v1", "gym/Acrobot-v1", "gym/MountainCar-v0", "gym/Pendulum-v1"}  # the newest of each alone
+    assert {task for task in tasks if task.startswith("gym/")} == {*classic, "gym/MountainCarContinuous-v0"}
 
 
 @pytest.mark.parametrize("task", [task for task in REAL if not task.startswith("gym/")])

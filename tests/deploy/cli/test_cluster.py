@@ -49,7 +49,7 @@ def refused(capsys, *arguments):
     ("arguments", "words"),
     [
         (["--task", "dmc/walker-wlak"], ["dmc/walker-wlak", "dmc/walker-walk"]),
-        (["--preset", "debgu"], ["debgu", "debug, faithful, laptop"]),
+        (["--preset", "debgu"], ["debgu", "debug, faithful, "]),
         (["--agent", "td-mpc"], ["agent", "td-mpc", "qt-tdm"]),
         (["--seeds", "0,0,x"], ["--seeds", "'0,0,x'", "such as 0,1,2"]),
         (["--seeds", "0,0"], ["--seeds", "'0,0'", "different"]),

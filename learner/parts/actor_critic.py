@@ -137,8 +137,9 @@ class ActorCriticLearner:
         """Take one step of both; the batch is the one that the world model has just seen."""
         self.optimizer.clear()
         self.critic_optimizer.clear()
+        imagined = self.imagine()  # under autocast where that is on, as the memory that it starts from was made
         with outside_autocast(batch["rewards"].device):
-            actor, critic, metrics = self.loss(self.imagine())
+            actor, critic, metrics = self.loss(imagined)
         (actor + critic).backward()
         norms = {
             "grad_norm_critic": self.critic_optimizer.step(progress),

@@ -241,6 +241,20 @@ def test_imagined_experience_reaches_actor_and_critic_alone():
     assert all(p.grad is not None for p in [*part.network.actor.parameters(), *part.network.critic.parameters()])
 
 
+def test_updates_in_bfloat16_come_close():
+    drained = []
+    for bfloat16 in (False, True):
+        world = make_world()
+        parts = [world, make_actor_critic(world)]
+        learner = Learner(LearnerConfig(batch_size=B), parts, torch.device("cpu"), 100, bfloat16)
+        torch.manual_seed(5)
+        learner.update(make_batch())
+        drained.append(learner.drain())
+    exact, rounded = drained
+    for name in ("loss_reconstruction", "loss_latents", "loss_emitted_reward", "loss_discount"):
+        assert rounded[name] == pytest.approx(exact[name], rel=0.1, abs=0.05)
+
+
 def test_a_saved_learner_goes_on_bit_for_bit():
     def learner() -> Learner:
         world = make_world()

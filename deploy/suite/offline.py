@@ -137,13 +137,16 @@ def mazes(seeds: Sequence[int]) -> list[Row]:
     # As published for mazes, but for the rates, which are the preset laptop's.
     iql: dict[str, Any] = {"expectile": 0.9, "temperature": 10.0, "ema_coefficient": 0.02}
     iql |= {"values.learning_rate": 1e-3, "policy.learning_rate": 1e-3}
-    settings = {TT: {"critic": True, "iql.width": 64, "learner.iql": iql}, "training.offline_updates": 1_500}
-    settings["env.episode_steps"] = DECISIONS
+    settings: dict[str, Any] = {
+        TT: {"critic": True, "iql.width": 64, "learner.iql": iql},
+        "training.offline_updates": 1_500,
+    }
+    settings |= {"env.episode_steps": DECISIONS, "env.action_repeat": 1}
     runs = [trained(f"mazes-{seed}", task, seed, dataset, **settings) for seed in seeds]
     kinds: dict[str, tuple[str, ...]] = {
         "TT(+Q)": (),
         "TT": (f"{TT}.critic=false",),
-        "IQL, the same critic": ("agent=iql",),
+        "IQL, the same critic": ("agent=iql", "iql.iql.width=64"),
         "TT, imitation": (f"{TT}.critic=false", *IMITATE),
     }
     rows: list[Row] = [("agent", *head(seeds))]

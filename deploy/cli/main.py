@@ -184,6 +184,20 @@ def evaluate(
 
 
 @app.command
+def scores(*paths: Path) -> None:
+    """Compare Atari 100k scores with a human's: mean, median, interquartile mean, optimality gap.
+
+    Args:
+        paths: runs of atari/ tasks, whose newest evaluation counts, and JSON files {"Pong": [score of each seed]}
+    """
+    from qttdm.deploy.screens.scores import read_scores, table
+
+    if not paths:
+        raise ConfigError("scores: name runs of atari/ tasks, or JSON files of scores")
+    print(table(read_scores(paths)))
+
+
+@app.command
 def dream(run: RunPath, /, *, steps: Count = 15, at: Seed | None = None, overrides: Overrides = Overrides()) -> None:
     """Let a run's world model imagine how one of its episodes goes on, and draw that beside how it went.
 

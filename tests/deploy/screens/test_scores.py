@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qttdm.common.config import ConfigError
+from qttdm.common.metrics.lines import COUNTERS
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.main import main
 from qttdm.deploy.screens.scores import read_scores, references, summary
@@ -41,7 +42,9 @@ def test_the_command(tmp_path, capsys):
     assert "Pong" in out
     run = RunDir.create(tmp_path / "run")
     run.config_path.write_text("task: atari/Pong\nagent: twm\n")
-    run.metrics_path.write_text('{"kind": "eval", "episode_return": 3.0}\n{"kind": "eval", "episode_return": 14.6}\n')
+    counters = dict.fromkeys(COUNTERS, 1)
+    lines = [json.dumps({"kind": "eval", **counters, "episode_return": score}) for score in (3.0, 14.6)]
+    run.metrics_path.write_text("\n".join([*lines, ""]))
     assert read_scores([run.path]) == {"Pong": [14.6]}
     assert main(["scores", str(run.path)]) == 0
     assert "mean 1.000" in capsys.readouterr().out

@@ -78,11 +78,7 @@ def _check(env: TaskEnv, observation: np.ndarray, reward: float) -> None:
     """Raise ValueError for a wrong shape, FloatingPointError naming the first offender: observation [M]."""
     spec = env.task_spec
     if observation.shape != spec.obs_shape:
-        got, want = (
-            (f"{observation.size} numbers", spec.obs_dim)
-            if spec.image_shape is None
-            else (f"shape {observation.shape}", spec.image_shape)
-        )
+        got, want = spec.describe_mismatch(observation)
         raise ValueError(f"observation has {got}, its space declares {want}")
     if not np.isfinite(observation).all():
         worst = int(np.flatnonzero(~np.isfinite(observation))[0])

@@ -81,6 +81,12 @@ class TaskSpec:
         """Shape of an observation."""
         return (self.obs_dim,) if self.image_shape is None else self.image_shape
 
+    def describe_mismatch(self, observation: np.ndarray) -> tuple[str, str]:
+        """Say what an observation of another shape is, and what it should be."""
+        if self.image_shape is None:
+            return f"{observation.size} numbers", str(self.obs_dim)
+        return f"shape {observation.shape}", str(self.image_shape)
+
     @property
     def decision_seconds(self) -> float | None:
         """Time from one decision to the next; None: not known."""

@@ -96,11 +96,7 @@ def _random_action(spec: TaskSpec, rng: np.random.Generator) -> Any:
 def _check_observation(env: TaskEnv, said_by: str, observation: np.ndarray) -> None:
     spec, task = env.task_spec, env.task_spec.name
     if observation.shape != spec.obs_shape:
-        got, want = (
-            (f"{observation.size} numbers", spec.obs_dim)
-            if spec.image_shape is None
-            else (f"shape {observation.shape}", spec.image_shape)
-        )
+        got, want = spec.describe_mismatch(observation)
         raise ConfigError(f"{task}: {said_by} returned an observation of {got}, its space declares {want}")
     if not np.isfinite(observation).all():
         where = int(np.flatnonzero(~np.isfinite(observation))[0])

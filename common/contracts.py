@@ -325,6 +325,12 @@ class Learner(Protocol):
         batches: endless, drawn, and counted as drawn, as for updates. A learner that fits nothing takes none.
         """
 
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take the networks of another learner's `state`, and what was fitted for them; `prepare` is not called then.
+
+        ValueError, one line, if they are others than this learner's.
+        """
+
     def update(self, batch: Batch) -> None:
         """Make one update. It need not wait for the device."""
 

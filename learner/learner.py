@@ -103,6 +103,24 @@ class Learner:
         for part, same in zip(self.parts, tee(map(self._scaled, batches), len(self.parts)), strict=True):
             part.prepare(same)
 
+    def start_from(self, state: Tensors) -> None:
+        """Take another learner's networks, as contracts.Learner; optimisers begin anew.
+
+        Of a run that was exported without its target network, that begins as the network.
+        """
+        for part in self.parts:
+            saved, fresh = under(part.name, state), part.state()
+            taken = {name: tensor for name, tensor in fresh.items() if not name.startswith("adam")}
+            for name, tensor in taken.items():
+                found = saved.get(name, saved.get(name.replace("target/", "network/", 1)))
+                if found is None and tensor.ndim == 0:  # a count
+                    continue
+                if found is None or found.shape != tensor.shape:
+                    got = "nothing" if found is None else list(found.shape)
+                    raise ValueError(f"got {got} as {part.name}/{name}, want {list(tensor.shape)}")
+                taken[name] = found
+            part.load_state(fresh | taken)
+
     def update(self, batch: Batch) -> None:
         """Make one update of every part."""
         self._update(self._stage(batch))

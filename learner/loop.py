@@ -36,6 +36,7 @@ from qttdm.learner.evaluations import EvaluationDesk, Evaluations
 from qttdm.learner.learner import NonFiniteLossError
 from qttdm.learner.metrics import Rates, open_metrics, seconds_per_update, time_spent
 from qttdm.learner.permits import Permit, Rounds
+from qttdm.learner.saved import start_from
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.replay.feed import PAGE_EPISODES, EpisodePage, EpisodesLostError, StoredEpisode
 from qttdm.replay.limiter import Pace
@@ -89,6 +90,8 @@ class LearningLoop:
         self._failures: dict[int, list[str]] = {}  # of each actor's environments, since its last episode
         self._stop, self._stored = threading.Event(), threading.Event()
         metrics_bytes = self._load(checkpoint, accept_losses) if checkpoint is not None else 0
+        if checkpoint is None and training.start_from is not None:
+            start_from(learner, training.start_from)
         self.metrics = open_metrics(run_dir.metrics_path, metrics_bytes, self.telemetry, accept_losses)
         self._opened = self._moved_at = self._complained_at = time.monotonic()
         self._read_at, self._has_read = 0.0, False
@@ -292,7 +295,7 @@ class LearningLoop:
         """Make one update (lines 3-14); publish and log when due."""
         try:
             with self.spent.on("waiting_for_batches"):
-                if self.learner.updates == 0:
+                if self.learner.updates == 0 and self.training.start_from is None:
                     self.learner.prepare(self._batches(on_step))
                 batch = self.replay.next()
         except TimeoutError as error:

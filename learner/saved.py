@@ -1,13 +1,18 @@
-"""What a run's checkpoint says besides tensors and blobs, checked before anything goes on from it."""
+"""What is taken from a saved run: what its checkpoint says besides tensors and blobs; or its networks alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from qttdm.common.checkpoint import CheckpointError, CheckpointStore
+from qttdm.common.config import ConfigError
+from qttdm.common.contracts import Learner
+from qttdm.common.run_dir import RunDir
 from qttdm.learner.counters import Counters
 
 
@@ -24,6 +29,18 @@ class Meta:
     handed_in: list[tuple[dict[str, Any], int, int]]
     metrics_bytes: int
     finished: bool
+
+
+def start_from(learner: Learner, path: Path) -> None:
+    """Give a learner the networks of the newest good checkpoint of a run. ConfigError."""
+    asked = f"training.start_from={path}"
+    try:
+        checkpoint = CheckpointStore(RunDir.open(path).checkpoints_dir).load_latest(blobs=False)
+        if checkpoint is None:
+            raise ConfigError(f"{asked}: there is no checkpoint in it yet")
+        learner.start_from(checkpoint.tensors)
+    except (CheckpointError, ValueError) as error:
+        raise ConfigError(f"{asked}: its networks are others than this run's: {error}") from None
 
 
 def check_meta(meta: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from qttdm.common.config import Config
@@ -10,8 +12,12 @@ from qttdm.common.config import Config
 class TrainingConfig(Config):
     """Algorithm 1's schedule."""
 
+    start_from: Path | None = None
+    """a run whose networks are learned on from, with all that was fitted for them; null: fresh ones"""
     dataset: str | None = None
     """a Minari data set, by its id or folder, whose episodes are in replay before the first update; null: none"""
+    dataset_episodes: int | None = Field(default=None, gt=0)
+    """so many episodes of each data set, drawn by the seed; null: all"""
     shares: dict[str, float] = Field(default_factory=dict)
     """of an agent that learns from many data sets: how often each is drawn, against 1 of those that are not named"""
     offline_updates: int = Field(default=0, ge=0)

@@ -57,6 +57,7 @@ class Dataset:
         """actions, of the same pass, with a number beyond the box"""
         if not self.stored_episodes:
             raise ConfigError(f"data set {name} has no episodes")
+        self._chosen: Sequence[int] = range(self.stored_episodes)
 
     @property
     def observed(self) -> list[str]:
@@ -83,7 +84,7 @@ class Dataset:
     @property
     def task_spec(self) -> TaskSpec:
         """Describe the task as far as the logs tell, for a task without a simulator; reads each episode's length."""
-        lengths = (int(m["total_steps"]) for m in self._storage.get_episode_metadata(range(self.stored_episodes)))
+        lengths = (int(m["total_steps"]) for m in self._storage.get_episode_metadata(self._chosen))
         low, high = (tuple(map(float, end.flat)) for end in (self.box.low, self.box.high))
         shape = None if len(self.box.shape) == 1 else self.box.shape
         return TaskSpec(
@@ -97,6 +98,15 @@ class Dataset:
             action_shape=shape,
             observation_parts=self.parts,
         )
+
+    def choose(self, episodes: int, seed: int) -> None:
+        """Be so many of its episodes alone, drawn by that seed. ConfigError if there are fewer."""
+        if episodes > self.stored_episodes:
+            raise ConfigError(f"data set {self.name} has {self.stored_episodes} episodes; want at most as many of it")
+        order = np.random.default_rng(seed).permutation(self.stored_episodes)
+        self._chosen = sorted(order[:episodes].tolist())
+        self.stored_episodes = episodes
+        self.decisions = sum(int(m["total_steps"]) for m in self._storage.get_episode_metadata(self._chosen))
 
     def check(self, task: TaskSpec) -> None:
         """Raise ConfigError, one line, unless its numbers mean what the task's do."""
@@ -123,8 +133,8 @@ class Dataset:
         ConfigError, naming the episode, where the file is damaged or is no episode; also if all were dropped.
         """
         self.dropped = self.clipped = number = 0
-        stored = iter(self._storage.get_episodes(range(self.stored_episodes)))
-        for index in range(self.stored_episodes):
+        stored = iter(self._storage.get_episodes(self._chosen))
+        for index in self._chosen:
             try:
                 episode, clipped = self._episode(next(stored), actor, number)
             except Exception as error:  # of a damaged file HDF5 says anything

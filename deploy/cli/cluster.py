@@ -53,10 +53,11 @@ class SeedSettings(Settings):
         """Resolve one configuration for each seed. ConfigError if they do not fit together or to the task."""
         seeds = seed_list(self.seeds)
         from qttdm.deploy.configs.run_config import check_cluster
-        from qttdm.deploy.runs.build import task_spec
+        from qttdm.deploy.runs.build import check_start, task_spec
 
         configs = [self.load(seed) for seed in seeds]
-        check_cluster(configs[0], task_spec(configs[0]))
+        check_cluster(configs[0], task := task_spec(configs[0]))
+        check_start(configs[0], task)
         return configs
 
 

@@ -98,7 +98,7 @@ def train(
         others = {**vars(settings), "env_steps": None, "seed": seed, "run_dir": run_dir}
         given = [n for n, v in others.items() if v not in (None, ())]
         if given:
-            option = given[0].replace("_", "-")
+            option = given[0].replace("start_from", "from").replace("_", "-")
             raise ConfigError(
                 f"--resume goes on with the run as it was configured, with more --env-steps if given; it cannot take "
                 f"--{option}"

@@ -23,6 +23,7 @@ def offline(
     mode: Mode | None = None,
     goal: str | None = None,
     updates: Count | None = None,
+    episodes: Count | None = None,
     choice: Choice = Choice(),
     seed: Seed | None = None,
     run_dir: Path | None = None,
@@ -37,6 +38,7 @@ def offline(
         mode: of the Trajectory Transformer: search for return, imitate, or imitate what leads to a goal
         goal: observation that evaluations are to reach, such as 0.5,-1
         updates: how many are made on it
+        episodes: so many of its episodes alone, drawn by the seed
         seed: every random stream derives from it
         run_dir: default: runs/<task>-<time>; must not exist
         max_minutes: end cleanly after so long
@@ -44,7 +46,7 @@ def offline(
     from qttdm.deploy.runs.local import new_run
     from qttdm.deploy.runs.training import make_directory, train_in
 
-    config, directory = make_directory(settings_of(choice, dataset, mode, goal, updates, seed), run_dir)
+    config, directory = make_directory(settings_of(choice, dataset, mode, goal, updates, episodes, seed), run_dir)
     train_in(directory, partial(new_run, config, directory), max_minutes)
 
 
@@ -62,7 +64,13 @@ def of_mode(mode: Mode | None, goal: str | None) -> list[str]:
 
 
 def settings_of(
-    choice: Choice, name: str, mode: Mode | None, goal: str | None, updates: int | None, seed: int | None
+    choice: Choice,
+    name: str,
+    mode: Mode | None,
+    goal: str | None,
+    updates: int | None,
+    episodes: int | None,
+    seed: int | None,
 ) -> RunConfig:
     """Resolve the settings of an offline run. ConfigError.
 
@@ -85,5 +93,7 @@ def settings_of(
         items.append("trajectory-transformer.goals=true")
     if updates is not None:
         items.append(f"training.offline_updates={updates}")
+    if episodes is not None:
+        items.append(f"training.dataset_episodes={episodes}")
     preset = choice.preset or "tt-laptop"
     return replace(choice, preset=preset, task=task, set=(*items, *choice.set)).load(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from cyclopts.validators import Number
 
 from qttdm.common.config import ConfigError, read_yaml
 from qttdm.common.extras import need
+from qttdm.common.run_dir import RunDir
 
 if TYPE_CHECKING:
     from qttdm.deploy.configs.run_config import RunConfig
@@ -68,12 +70,16 @@ class Choice(Overrides):
     agent: str | None = None
     """qt-tdm (default), tdm, qt, iql, trajectory-transformer, generalist, simulator-shooting, or module:Class"""
 
+    start_from: Annotated[Path | None, Parameter(name="--from")] = None
+    """a run, or pretrained/NAME: its agent, with its settings and networks, is what learns on"""
+
     shortcuts: ClassVar[dict[str, str]] = {}
     """key of the setting that an option stands for"""
 
     def load(self, seed: int | None = None) -> RunConfig:
         """Resolve the configuration. ConfigError."""
-        from qttdm.deploy.configs.run_config import load_run_config, preset_path
+        from qttdm.deploy.configs.run_config import load_run_config, load_saved_config, preset_path
+        from qttdm.deploy.runs.pretrained import find_run
 
         items = [*self.set]
         for name, key in self.shortcuts.items():
@@ -83,8 +89,15 @@ class Choice(Overrides):
                     option = name.replace("_", "-")
                     raise ConfigError(f"--{option} and --set {key} are the same setting; give one of them")
                 items.append(f"{key}={value}")
-        path = preset_path(self.preset or "laptop")
-        return load_run_config(path, items, self.planner, task=self.task, seed=seed, agent=self.agent)
+        path, agent, section = preset_path(self.preset or "laptop"), self.agent, dict[str, Any]()
+        if self.start_from is not None:
+            run = RunDir.open(find_run(self.start_from)).path.absolute()
+            start = load_saved_config(run / "config.yaml")
+            if agent not in (None, start.agent):
+                raise ConfigError(f"--from {self.start_from} is of agent {start.agent}; want no other --agent")
+            agent, section = start.agent, {start.section: start.settings.model_dump(mode="json")}
+            items.append(f"training.start_from={json.dumps(str(run))}")
+        return load_run_config(path, items, self.planner, task=self.task, seed=seed, agent=agent, **section)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from qttdm.common.contracts import Learner, Policy, TaskSpec
 from qttdm.common.environments.make import make_env
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.learner.saved import start_from
 
 
 def choose_device(name: str) -> torch.device:
@@ -49,6 +50,12 @@ def make_learner(config: RunConfig, task: TaskSpec, device: torch.device) -> Lea
     decisions = training.env_steps // task.action_repeat - random
     total_updates = max(1, training.offline_updates + round(decisions * training.update_ratio))
     return config.make_agent(task).learner(device, total_updates, use_bfloat16(config, device))
+
+
+def check_start(config: RunConfig, task: TaskSpec) -> None:
+    """Raise ConfigError if the run begins with networks that are not there, or others than its own."""
+    if config.training.start_from is not None:
+        start_from(make_learner(config, task, torch.device("cpu")), config.training.start_from)
 
 
 def make_policy(config: RunConfig, task: TaskSpec, device: torch.device) -> Policy:

@@ -112,7 +112,7 @@ class LocalRun:
         self.replay = self._open_replay(checkpoint)
         try:
             if checkpoint is None and config.training.dataset is not None:
-                fill(self.replay, config.training.dataset, print)
+                fill(self.replay, config, print)
             self.loop = self._make_loop(checkpoint, accept_losses)
         except BaseException:
             self.replay.close()

@@ -27,10 +27,20 @@ def logged_task(config: RunConfig) -> TaskSpec | None:
     return open_dataset(config.task.removeprefix(LOGS)).task_spec if config.task.startswith(LOGS) else None
 
 
+def datasets(config: RunConfig) -> list[Dataset]:
+    """Open what a run learns from: its data set, or all of a group; with as many episodes as it wants. ConfigError."""
+    assert config.training.dataset is not None
+    opened = open_all(config.training.dataset)
+    if config.training.dataset_episodes is not None:
+        for dataset in opened:
+            dataset.choose(config.training.dataset_episodes, config.seed)
+    return opened
+
+
 def mixture(config: RunConfig, task: TaskSpec) -> list[Dataset] | None:
     """Open the data sets of an agent that learns from many tasks at once; None for any other. ConfigError."""
     many = getattr(config.make_agent(task), "many_tasks", False)
-    return open_all(config.training.dataset) if many and config.training.dataset is not None else None
+    return datasets(config) if many and config.training.dataset is not None else None
 
 
 def with_dataset(config: RunConfig, task: TaskSpec) -> RunConfig:
@@ -39,7 +49,12 @@ def with_dataset(config: RunConfig, task: TaskSpec) -> RunConfig:
         return config
     mixed = mixture(config, task)
     if mixed is None:
-        dataset = open_dataset(config.training.dataset)
+        dataset, *others = datasets(config)
+        if others:
+            raise ConfigError(
+                f"training.dataset={config.training.dataset} is a group of data sets, and {config.agent} learns from "
+                f"one; want one of them, such as {dataset.name}"
+            )
         dataset.check(task)
         decisions = dataset.decisions
         own = config.training.env_steps // task.action_repeat + task.episode_decisions
@@ -63,13 +78,13 @@ def with_dataset(config: RunConfig, task: TaskSpec) -> RunConfig:
     )
 
 
-def fill(replay: LocalShards, name: str, say: Callable[[str], object]) -> int:
-    """Put the episodes of a data set, or of a group of them, into replay; returns how many decisions they have.
+def fill(replay: LocalShards, config: RunConfig, say: Callable[[str], object]) -> int:
+    """Put the episodes that a run learns from into replay; returns how many decisions they have.
 
     ConfigError, DiskError.
     """
     decisions = 0
-    for number, dataset in enumerate(open_all(name)):
+    for number, dataset in enumerate(datasets(config)):
         own = 0
         for episode in dataset.episodes(actor=LOGGED + number):
             replay.insert(episode)

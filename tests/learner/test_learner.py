@@ -460,6 +460,33 @@ def test_stopping_and_going_on_changes_not_one_bit(stop_at: int):
         assert torch.equal(value, theirs[name]), name
 
 
+def test_another_s_networks_are_taken_and_its_optimiser_is_not():
+    batch, other, learner = make_batch(), make_learner(seed=7), make_learner()
+    for _ in range(5):
+        other.update(batch)
+    learner.start_from(saved(other))
+    for one, two in zip(parameters_of(learner), parameters_of(other), strict=True):
+        assert torch.equal(one, two)
+    assert learner.updates == 0
+    assert not [name for name in learner.state() if "/adam/" in name]
+
+
+def test_an_exported_agent_s_target_begins_as_its_network():
+    other, learner = make_learner(seed=7), make_learner()
+    learner.start_from({name: tensor for name, tensor in saved(other).items() if "/network/" in name})
+    qt = part(learner, "qt")
+    for one, two in zip(qt.target.parameters(), part(other, "qt").network.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_networks_of_another_size_are_named():
+    state = saved(make_learner(seed=7))
+    with pytest.raises(ValueError, match=r"^got nothing as tdm/network/\S+, want \[\d+"):
+        make_learner().start_from({name: tensor for name, tensor in state.items() if not name.startswith("tdm")})
+    with pytest.raises(ValueError, match=r"^got \[1\] as tdm/network/\S+, want \[\d+"):
+        make_learner().start_from({name: torch.zeros(1) for name in state})
+
+
 def test_bfloat16_leaves_parameters_in_float32_and_losses_where_they_were():
     learner, narrow, batch = make_learner(dropout=0.0, awake=True), make_learner(dropout=0.0, awake=True), make_batch()
     narrow.bfloat16 = True

@@ -187,6 +187,24 @@ def test_damage_is_one_line(damage, says):
     assert "\n" not in str(error.value)
 
 
+def test_some_of_its_episodes_are_chosen_by_a_seed():
+    written = [make_episode(number, steps=number + 1) for number in range(6)]
+    write(*written)
+    seen = []
+    for seed in (1, 1, 2):
+        dataset = open_dataset("toy-v0")
+        dataset.choose(3, seed)
+        chosen = list(dataset.episodes())
+        assert (dataset.stored_episodes, dataset.decisions) == (3, sum(e.decisions for e in chosen))
+        assert [e.number for e in chosen] == [0, 1, 2]  # as they are named in replay
+        for episode in chosen:
+            assert_same(replace(episode, number=episode.decisions - 1), written[episode.decisions - 1], exact=False)
+        seen.append([e.decisions for e in chosen])
+    assert seen[0] == seen[1] != seen[2]
+    with pytest.raises(ConfigError, match=r"^data set toy-v0 has 6 episodes; want at most as many of it$"):
+        open_dataset("toy-v0").choose(7, 0)
+
+
 def test_an_id_that_is_not_there_names_those_that_are(root):
     with pytest.raises(ConfigError, match=r"no data set 'toy-v1', .*; there is none yet"):
         open_dataset("toy-v1")

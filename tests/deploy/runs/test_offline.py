@@ -92,6 +92,24 @@ def test_a_resumed_run_does_what_it_would_have_done(dataset, tmp_path, monkeypat
     assert all(torch.equal(newest[0][name], newest[1][name]) for name in newest[0])
 
 
+def test_a_run_begins_with_another_s_networks_and_with_some_episodes(dataset, tmp_path):
+    config, first = make_directory(config_of(dataset), tmp_path / "first")
+    train(first, partial(new_run, config, first))
+    before = CheckpointStore(first.checkpoints_dir).load_latest().tensors
+    # Others than the first's, which would be fitted anew to them; and nothing that is learned moves at a rate of 0.
+    more = ["training.dataset_episodes=2", "trajectory-transformer.learner.sequence.learning_rate=1e-30"]
+    settings = [*more, f"training.start_from={first.path}", "seed=5"]
+    config, second = make_directory(config_of(dataset, *settings), tmp_path / "second")
+    train(second, partial(new_run, config, second), stop_after=6)
+    lines = train(second, partial(resume_run, second))
+    after = CheckpointStore(second.checkpoints_dir).load_latest().tensors
+    for name, tensor in before.items():
+        if "/network/" in name:
+            torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-20)
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    assert [(e["updates"], e["decisions"]) for e in evaluations] == [(5, 20), (10, 20), (12, 20)]
+
+
 def test_own_episodes_follow_the_offline_updates(dataset, tmp_path):
     """20 decisions are 160 simulator steps, and as many updates; nothing is collected at random."""
     config = config_of(dataset, "training.env_steps=160", agent="qt")

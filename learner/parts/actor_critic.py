@@ -11,21 +11,20 @@ critics (published: of the critic itself); advantages are divided by the range o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from qttdm.common.batch import Batch
 from qttdm.common.config import Config
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.actor_critic import ActorCritic
 from qttdm.common.models.transformer import outside_autocast
-from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.common.tensors import Tensors
 from qttdm.learner.parts.imagination import ImaginationConfig, Imagined, draw_noise, imagine
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
 from qttdm.learner.parts.targets import advantages
+from qttdm.learner.parts.trained import TrainedPart, follow
 from qttdm.learner.parts.world_model import WorldModelLearner
 
 declare(
@@ -81,7 +80,7 @@ class ActorCriticLearnerConfig(Config):
     """how far the critic in the returns moves to the critic with each update; 1: they are the same (published)"""
 
 
-class ActorCriticLearner:
+class ActorCriticLearner(TrainedPart):
     """Learns from what the world model imagines, starting from the batch that it has just learned from."""
 
     name = "actor_critic"
@@ -92,9 +91,12 @@ class ActorCriticLearner:
         self.range = torch.zeros(())
         self.optimizer = AdamStep(config.actor, network.actor)
         self.critic_optimizer = AdamStep(config.critic, network.critic)
-
-    def prepare(self, batches: Iterator[Batch]) -> None:
-        """Fit nothing."""
+        self.saved = {
+            "network": network,
+            "target": self.target,
+            "adam": self.optimizer,
+            "adam_critic": self.critic_optimizer,
+        }
 
     def imagine(self) -> Imagined:
         """Imagine from the world model's newest batch."""
@@ -145,32 +147,16 @@ class ActorCriticLearner:
             "grad_norm_critic": self.critic_optimizer.step(progress),
             "grad_norm_actor": self.optimizer.step(progress),
         }
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.target.parameters()), list(self.network.critic.parameters()), self.config.target_rate
-            )
+        follow(self.target, self.network.critic, self.config.target_rate)
         return metrics | norms
 
-    def now(self) -> dict[str, Tensor]:
-        """Return nothing: `update` returns all there is."""
-        return {}
-
     def state(self) -> dict[str, Tensor]:
-        """Return parameters, target, range and optimisers."""
-        return (
-            prefixed("network", self.network.state_dict())
-            | prefixed("target", self.target.state_dict())
-            | prefixed("adam", self.optimizer.state())
-            | prefixed("adam_critic", self.critic_optimizer.state())
-            | {"range": self.range}
-        )
+        """Return what is saved, and the range of returns."""
+        return super().state() | {"range": self.range}
 
     def load_state(self, state: Tensors) -> None:
         """Undo `state`."""
-        self.network.load_state_dict(under("network", state))
-        self.target.load_state_dict(under("target", state))
-        self.optimizer.load_state(under("adam", state))
-        self.critic_optimizer.load_state(under("adam_critic", state))
+        super().load_state(state)
         self.range = state["range"].clone()
 
     def _unit(self, returns: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ from qttdm.common.metrics.lines import declare
 from qttdm.common.models.iql import IQL
 from qttdm.common.models.scale import BATCHES
 from qttdm.common.models.transformer import outside_autocast
-from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.common.tensors import Tensors
 from qttdm.learner.parts.losses import expectile_loss, masked_mean
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.parts.trained import TrainedPart, follow
 
 declare(
     ("loss_value", "1", "IQL: expectile loss of V against the lower target Q, in units of its own reward scale"),
@@ -79,7 +80,7 @@ class IQLLearnerConfig(Config):
     """how far the target Qs move towards the Qs with each update"""
 
 
-class IQLLearner:
+class IQLLearner(TrainedPart):
     """All steps of a window count, so its length may be anything."""
 
     name = "iql"
@@ -89,6 +90,12 @@ class IQLLearner:
         self.target = copy.deepcopy(network.critics).eval().requires_grad_(False)
         self.value_optimizer = AdamStep(config.values, nn.ModuleList([network.values, network.critics]))
         self.optimizer = AdamStep(config.policy, network.actor)
+        self.saved = {
+            "network": network,
+            "target": self.target,
+            "adam": self.value_optimizer,
+            "adam_policy": self.optimizer,
+        }
         self.loss = torch.compile(self._loss) if compile else self._loss
 
     def prepare(self, batches: Iterator[Batch]) -> None:
@@ -136,28 +143,5 @@ class IQLLearner:
             "grad_norm_iql": self.value_optimizer.step(progress),
             "grad_norm_policy": self.optimizer.step(progress),
         }
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.target.parameters()), list(self.network.critics.parameters()), self.config.ema_coefficient
-            )
+        follow(self.target, self.network.critics, self.config.ema_coefficient)
         return metrics | norms
-
-    def now(self) -> dict[str, Tensor]:
-        """Return nothing: `update` returns all there is."""
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return parameters, targets and optimisers."""
-        return (
-            prefixed("network", self.network.state_dict())
-            | prefixed("target", self.target.state_dict())
-            | prefixed("adam", self.value_optimizer.state())
-            | prefixed("adam_policy", self.optimizer.state())
-        )
-
-    def load_state(self, state: Tensors) -> None:
-        """Undo `state`."""
-        self.network.load_state_dict(under("network", state))
-        self.target.load_state_dict(under("target", state))
-        self.value_optimizer.load_state(under("adam", state))
-        self.optimizer.load_state(under("adam_policy", state))

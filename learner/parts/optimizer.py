@@ -61,13 +61,13 @@ class AdamStep:
         decay = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[self.config.schedule]
         return self.config.learning_rate * decay
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return moments and step counts by parameter number; empty before the first step."""
         state = self.adam.state_dict()["state"]
         return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Undo `state_dict`."""
         entries: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             index, key = name.split(".")

@@ -13,10 +13,11 @@ from qttdm.common.batch import Batch
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.qt import QT
 from qttdm.common.models.scale import Unit, rescale
-from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.common.tensors import Tensors
 from qttdm.learner.parts.losses import masked_mean, q_loss
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
 from qttdm.learner.parts.targets import bellman_targets, n_step_returns
+from qttdm.learner.parts.trained import TrainedPart, follow
 
 declare(
     ("loss_q", "1", "smooth L1 to the targets, mean over action dimensions and the two heads"),
@@ -50,7 +51,7 @@ class QTLearnerConfig(OptimizerConfig):
     off must not have been worse than nothing"""
 
 
-class QTLearner:
+class QTLearner(TrainedPart):
     """Algorithm 1, lines 10-14. The target network is always in eval mode: targets carry no dropout noise."""
 
     name = "qt"
@@ -59,6 +60,7 @@ class QTLearner:
         self.config, self.network, self.discount = config, network, discount
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = AdamStep(self.config, network)
+        self.saved = {"network": network, "target": self.target, "adam": self.optimizer}
         self.updates = 0
         self.loss = torch.compile(self._loss) if compile else self._loss
 
@@ -117,7 +119,7 @@ class QTLearner:
             self._keep_unit(self.network.value_unit, targets, batch)
         self.updates += 1
         if self.updates % self.config.ema_every == 0:
-            self._follow()
+            follow(self.target, self.network, self.config.ema_coefficient)  # line 14
         return {"loss_q": loss.detach(), "grad_norm_qt": norm, **values}
 
     def _keep_unit(self, unit: Unit, targets: Tensor, batch: Tensors) -> None:
@@ -133,13 +135,6 @@ class QTLearner:
             rescale(head, change)
         if self.target.value_unit is not None:
             self.target.value_unit.size.copy_(unit.size)
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the target towards the network by zeta (line 14)."""
-        torch._foreach_lerp_(
-            list(self.target.parameters()), list(self.network.parameters()), self.config.ema_coefficient
-        )
 
     def now(self) -> dict[str, Tensor]:
         """Return `target_drift`, a scalar on the device."""
@@ -157,17 +152,10 @@ class QTLearner:
         return distance / norm
 
     def state(self) -> dict[str, Tensor]:
-        """Return parameters, target, optimiser and the count that paces the target."""
-        return (
-            prefixed("network", self.network.state_dict())
-            | prefixed("target", self.target.state_dict())
-            | prefixed("adam", self.optimizer.state())
-            | {"updates": torch.tensor(self.updates)}
-        )
+        """Return what is saved, and the count that paces the target."""
+        return super().state() | {"updates": torch.tensor(self.updates)}
 
     def load_state(self, state: Tensors) -> None:
         """Undo `state`."""
-        self.network.load_state_dict(under("network", state))
-        self.target.load_state_dict(under("target", state))
-        self.optimizer.load_state(under("adam", state))
+        super().load_state(state)
         self.updates = int(state["updates"])

@@ -15,9 +15,10 @@ from torch import Tensor
 from qttdm.common.batch import Batch
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.sequence_model import SequenceModel
-from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.common.tensors import Tensors
 from qttdm.learner.parts.losses import masked_mean
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.parts.trained import TrainedPart
 
 declare(
     ("loss_observation_tokens", "nats", "cross-entropy of an observation's token, sequence model"),
@@ -69,7 +70,7 @@ class Targets(NamedTuple):
     """share of numbers beyond the bins, a scalar"""
 
 
-class SequenceLearner:
+class SequenceLearner(TrainedPart):
     """Predicts every next token of windows that start anywhere."""
 
     name = "sequence"
@@ -77,6 +78,7 @@ class SequenceLearner:
     def __init__(self, config: SequenceLearnerConfig, network: SequenceModel, discount: float) -> None:
         self.config, self.network, self.discount = config, network, discount
         self.optimizer = AdamStep(config, network)
+        self.saved = {"network": network, "adam": self.optimizer}
 
     def prepare(self, batches: Iterator[Batch]) -> None:
         """Fit bins to as many batches as make FITTED_STEPS steps, once each."""
@@ -189,16 +191,3 @@ class SequenceLearner:
         loss, metrics = self.loss(batch)
         loss.backward()
         return metrics | {"grad_norm_sequence": self.optimizer.step(progress)}
-
-    def now(self) -> dict[str, Tensor]:
-        """Return nothing: `update` returns all there is."""
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return parameters and optimiser."""
-        return prefixed("network", self.network.state_dict()) | prefixed("adam", self.optimizer.state())
-
-    def load_state(self, state: Tensors) -> None:
-        """Undo `state`."""
-        self.network.load_state_dict(under("network", state))
-        self.optimizer.load_state(under("adam", state))

@@ -13,9 +13,10 @@ from qttdm.common.batch import Batch
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.scale import rescale
 from qttdm.common.models.tdm import TDM
-from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.common.tensors import Tensors
 from qttdm.learner.parts.losses import dynamics_loss
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.parts.trained import TrainedPart
 
 declare(
     (
@@ -47,7 +48,7 @@ class TDMLearnerConfig(OptimizerConfig):
     """beta_2, of the reward's loss"""
 
 
-class TDMLearner:
+class TDMLearner(TrainedPart):
     """Algorithm 1, lines 5-9."""
 
     name = "tdm"
@@ -55,6 +56,7 @@ class TDMLearner:
     def __init__(self, config: TDMLearnerConfig, network: TDM, compile: bool = False) -> None:
         self.config, self.network = config, network
         self.optimizer = AdamStep(self.config, network)
+        self.saved = {"network": network, "adam": self.optimizer}
         self.loss = torch.compile(self._loss) if compile else self._loss
 
     def prepare(self, batches: Iterator[Batch]) -> None:
@@ -92,16 +94,3 @@ class TDMLearner:
             "loss_continuation": loss.continuation.detach(),
             "grad_norm_tdm": norm,
         }
-
-    def now(self) -> dict[str, Tensor]:
-        """Return nothing: `update` returns all there is."""
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return parameters and optimiser."""
-        return prefixed("network", self.network.state_dict()) | prefixed("adam", self.optimizer.state())
-
-    def load_state(self, state: Tensors) -> None:
-        """Undo `state`."""
-        self.network.load_state_dict(under("network", state))
-        self.optimizer.load_state(under("adam", state))

@@ -10,21 +10,20 @@ Windows end with their episode (replay pads them), so nothing attends across an 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from qttdm.common.batch import Batch
 from qttdm.common.config import Config
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.latent import Decoder, Encoder, straight_through
 from qttdm.common.models.world_model import Dynamics, Seen
-from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.common.tensors import Tensors
 from qttdm.learner.parts.losses import masked_mean
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.parts.trained import TrainedPart
 
 declare(
     ("loss_reconstruction", "nats", "world model: half the squared error of an observation, summed over its numbers"),
@@ -70,8 +69,12 @@ class WorldModelLearnerConfig(Config):
     """of the discount in the dynamics' loss"""
 
 
-class WorldModelLearner:
-    """Encoder, decoder and dynamics; acting needs the encoder alone, which is the part's network."""
+class WorldModelLearner(TrainedPart):
+    """Encoder, decoder and dynamics; acting needs the encoder alone, which is the part's network.
+
+    Nothing is fitted beforehand: the scale of vectors follows what is seen, since a policy that learns goes where none
+    was.
+    """
 
     name = "world_model"
 
@@ -79,13 +82,17 @@ class WorldModelLearner:
         self.config, self.network, self.decoder, self.dynamics = config, encoder, decoder, dynamics
         self.observation_optimizer = AdamStep(config.observation_model, nn.ModuleList([encoder, decoder]))
         self.optimizer = AdamStep(config.dynamics, dynamics)
+        self.saved = {
+            "network": encoder,
+            "decoder": decoder,
+            "dynamics": dynamics,
+            "adam": self.optimizer,
+            "adam_observations": self.observation_optimizer,
+        }
         self.batches = torch.zeros((), dtype=torch.int64)
         """that the scale of vectors has followed"""
         self.seen: Seen | None = None
         """the newest batch, for parts that imagine from it"""
-
-    def prepare(self, batches: Iterator[Batch]) -> None:
-        """Fit nothing: the scale of vectors follows what is seen, since a policy that learns goes where none was."""
 
     def loss(self, batch: Tensors) -> tuple[Tensor, dict[str, Tensor], Seen]:
         """Compute the sum of both losses, whose gradients are apart, the numbers to report, and what was seen."""
@@ -146,28 +153,13 @@ class WorldModelLearner:
         }
         return metrics | norms
 
-    def now(self) -> dict[str, Tensor]:
-        """Return nothing: `update` returns all there is."""
-        return {}
-
     def state(self) -> dict[str, Tensor]:
-        """Return parameters and optimisers."""
-        return (
-            prefixed("network", self.network.state_dict())
-            | prefixed("decoder", self.decoder.state_dict())
-            | prefixed("dynamics", self.dynamics.state_dict())
-            | prefixed("adam", self.optimizer.state())
-            | prefixed("adam_observations", self.observation_optimizer.state())
-            | {"batches": self.batches.clone()}
-        )
+        """Return what is saved, and how many batches the scale has followed."""
+        return super().state() | {"batches": self.batches.clone()}
 
     def load_state(self, state: Tensors) -> None:
         """Undo `state`."""
-        self.network.load_state_dict(under("network", state))
-        self.decoder.load_state_dict(under("decoder", state))
-        self.dynamics.load_state_dict(under("dynamics", state))
-        self.optimizer.load_state(under("adam", state))
-        self.observation_optimizer.load_state(under("adam_observations", state))
+        super().load_state(state)
         self.batches = state["batches"].clone()
 
     def _wanted(self, observations: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from qttdm.common.contracts import vector_data
 from qttdm.common.episode import Episode
 from qttdm.replay.buffer import ReplayConfig
 from qttdm.replay.feed import Totals
-from qttdm.replay.remote import RemoteReplay, ReplaySettings, start_shards
+from qttdm.replay.remote import RemoteReplay, ReplaySettings, ShardActor, start_shards
 from qttdm.replay.shard import ShardConfig
 from tests.remote.live import PATIENCE
 
@@ -41,14 +44,50 @@ def episode(actor: int, number: int, decisions: int = 10) -> Episode:
     )
 
 
-@pytest.fixture
-def replay(cluster, tmp_path, request):
-    config = ShardConfig(replay=ReplayConfig(capacity=10_000))
-    settings = ReplaySettings(config, vector_data(OBS, ACTION, WINDOW, 0.9))
-    shards = start_shards(request.node.name, tmp_path, settings, seed=0, shards=2)
-    yield RemoteReplay(shards, seed=0, batch_size=64, prefetch=2, timeout_s=PATIENCE)
+SETTINGS = ReplaySettings(ShardConfig(replay=ReplayConfig(capacity=10_000)), vector_data(OBS, ACTION, WINDOW, 0.9))
+
+
+def started(name: str, directory: Path) -> Iterator[list[Any]]:
+    """Two shards, which end when the caller does."""
+    shards = start_shards(name, directory, SETTINGS, seed=0, shards=2)
+    yield shards
     for shard in shards:
         ray.kill(shard)
+
+
+def client(shards: list[Any]) -> RemoteReplay:
+    return RemoteReplay(shards, seed=0, batch_size=64, prefetch=2, timeout_s=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def processes(cluster, tmp_path_factory):
+    """Those of two shards, for all tests that kill none."""
+    yield from started("shared", tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture
+def replay(processes, tmp_path):
+    """Empty."""
+    for i, shard in enumerate(processes):
+        ray.get(shard.__ray_call__.remote(begin_anew, tmp_path / f"shard-{i}", i), timeout=PATIENCE)
+    replay = client(processes)
+    yield replay
+    replay.timeout_s = PATIENCE
+    for answers in replay._under_way:  # nothing of this test comes to the next one's shards
+        ray.get(answers, timeout=PATIENCE)
+
+
+def begin_anew(shard: ShardActor, directory: Path, index: int) -> None:
+    """Runs in an actor: it is a shard of another directory now."""
+    shard.close()
+    ShardActor.__init__(shard, directory, SETTINGS, seed=index, index=index)
+
+
+@pytest.fixture
+def mortal(cluster, tmp_path):
+    """An empty one, with processes of its own."""
+    for shards in started("mortal", tmp_path):
+        yield client(shards)
 
 
 def process_of(shard) -> int:
@@ -143,8 +182,7 @@ def test_closed_it_holds_no_batches(replay):
 
 
 def test_shards_start_where_and_how_the_caller_says(cluster, tmp_path):
-    settings = ReplaySettings(ShardConfig(), vector_data(OBS, ACTION, WINDOW, 0.9))
-    shards = start_shards("run/seed-3", tmp_path, settings, seed=0, shards=2, namespace="elsewhere", num_cpus=0.5)
+    shards = start_shards("run/seed-3", tmp_path, SETTINGS, seed=0, shards=2, namespace="elsewhere", num_cpus=0.5)
     try:
         for i in range(2):
             found = ray.get_actor(f"run/seed-3/replay-{i}", namespace="elsewhere")
@@ -176,58 +214,58 @@ def test_a_retried_insert_is_stored_once(replay):
     assert inserted(replay) == Totals(1, 10, 10)
 
 
-def test_killed_in_the_middle_nothing_acknowledged_is_lost_or_doubled(replay):
+def test_killed_in_the_middle_nothing_acknowledged_is_lost_or_doubled(mortal):
     for number in range(20):
-        replay.insert(episode(0, number))
-    assert len(seen_in(replay, 30)) == 20
-    pids = [process_of(shard) for shard in replay.shards]
+        mortal.insert(episode(0, number))
+    assert len(seen_in(mortal, 30)) == 20
+    pids = [process_of(shard) for shard in mortal.shards]
     os.kill(pids[0], signal.SIGKILL)
     for number in range(20, 40):  # goes on while the shard restarts: Ray sends again, the shard knows what it has
-        replay.insert(episode(0, number))
-    names = seen_in(replay, 60)
-    assert process_of(replay.shards[0]) != pids[0]
+        mortal.insert(episode(0, number))
+    names = seen_in(mortal, 60)
+    assert process_of(mortal.shards[0]) != pids[0]
     assert names == {(0, number) for number in range(40)}
-    assert inserted(replay) == Totals(40, 400, 400)
+    assert inserted(mortal) == Totals(40, 400, 400)
 
 
-def test_batches_under_way_come_all_the_same_when_a_shard_is_killed(replay):
+def test_batches_under_way_come_all_the_same_when_a_shard_is_killed(mortal):
     for number in range(20):
-        replay.insert(episode(0, number))
-    replay.prefetch, replay.per_request = 6, 2
-    replay.next()
-    pids = [process_of(shard) for shard in replay.shards]
+        mortal.insert(episode(0, number))
+    mortal.prefetch, mortal.per_request = 6, 2
+    mortal.next()
+    pids = [process_of(shard) for shard in mortal.shards]
     os.kill(pids[1], signal.SIGSTOP)  # so that its answers are surely not there yet
     for _ in range(3):
-        replay._under_way.append(replay._request())
+        mortal._under_way.append(mortal._request())
     os.kill(pids[1], signal.SIGKILL)
-    asked = list(replay._under_way)
+    asked = list(mortal._under_way)
     assert len(asked) == 6
-    for _ in range(len(replay._arrived) + 2 * len(asked)):
-        batch = replay.next()
+    for _ in range(len(mortal._arrived) + 2 * len(asked)):
+        batch = mortal.next()
         assert len(batch["mask"]) == 64
         assert batch["mask"][:, 0].all()
-    assert not any(old is new for old in asked for new in replay._under_way)  # each of them was used
-    assert not replay._arrived
-    assert len(seen_in(replay, 30)) == 20
-    assert process_of(replay.shards[1]) != pids[1]
+    assert not any(old is new for old in asked for new in mortal._under_way)  # each of them was used
+    assert not mortal._arrived
+    assert len(seen_in(mortal, 30)) == 20
+    assert process_of(mortal.shards[1]) != pids[1]
 
 
-def test_episodes_are_read_once_across_a_kill(replay):
+def test_episodes_are_read_once_across_a_kill(mortal):
     told, cursors = [], [0, 0]
 
     def listen() -> int:
-        pages = replay.episodes_since(cursors)
+        pages = mortal.episodes_since(cursors)
         for i, page in enumerate(pages):
             told.extend((e.actor, e.number, e.decisions, e.episode_return, e.success) for e in page.episodes)
             cursors[i] = page.cursor
         return sum(page.totals.env_steps for page in pages)
 
     for number in range(10):
-        replay.insert(episode(0, number))
+        mortal.insert(episode(0, number))
     assert listen() == 100
-    os.kill(process_of(replay.shards[0]), signal.SIGKILL)
+    os.kill(process_of(mortal.shards[0]), signal.SIGKILL)
     for number in range(10, 20):
-        replay.insert(episode(0, number))
+        mortal.insert(episode(0, number))
     assert listen() == 200
     assert listen() == 200
     assert sorted(told) == [(0, number, 10, 10.0, None) for number in range(20)]

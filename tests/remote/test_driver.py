@@ -67,18 +67,27 @@ def only_seed(folder: Path) -> SeedRun:
     return seed
 
 
-def test_a_run_that_is_killed_stopped_and_resumed_until_it_is_finished(cluster, tmp_path):
+def test_a_run_goes_on_after_the_cluster_and_the_driver_died_and_a_stop_until_it_is_finished(cluster, tmp_path):
     objects = objects_stored()[0]
-    driver = train(cluster.address, tmp_path, env_steps=4800)
+    doomed = Nodes(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 80 * 2**20})
+    driver = train(doomed.address, tmp_path, env_steps=4800)
     wait_for_checkpoints(driver, tmp_path)
+    processes = list(workers(doomed))
+    doomed.head_node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+    driver.kill()
+    driver.communicate()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), "its processes have ended")
+    assert only_seed(tmp_path).state == "queued"
+    kept = newest_checkpoint(only_seed(tmp_path).run_dir).meta["counters"]
+
+    driver = command(cluster.address, tmp_path, "resume", "run")  # on another cluster
+    steps = wait_for_checkpoints(driver, tmp_path, beyond=kept["env_steps"])
     driver.kill()
     driver.communicate()
     nothing_is_left(cluster, objects)
-    assert only_seed(tmp_path).state == "queued"
-    kept = newest_checkpoint(only_seed(tmp_path).run_dir)
 
     driver = command(cluster.address, tmp_path, "resume", "run")
-    wait_for_checkpoints(driver, tmp_path, beyond=kept.meta["counters"]["env_steps"])
+    wait_for_checkpoints(driver, tmp_path, beyond=steps)
     stopped = answer(command(cluster.address, tmp_path, "stop", "run"))
     assert "stopped; go on with: qttdm cluster resume run" in stopped
     assert "saved; go on with: qttdm cluster resume run" in answer(driver)
@@ -86,6 +95,8 @@ def test_a_run_that_is_killed_stopped_and_resumed_until_it_is_finished(cluster, 
     seed = only_seed(tmp_path)
     assert seed.state == "queued"
     check_books(seed)
+    a_replay_that_is_gone_is_gone_on_without_only_if_asked_for(cluster, tmp_path / "without", tmp_path / "run")
+    nothing_is_left(cluster, objects)
 
     answer(command(cluster.address, tmp_path, "resume", "run"))
     nothing_is_left(cluster, objects)
@@ -93,8 +104,9 @@ def test_a_run_that_is_killed_stopped_and_resumed_until_it_is_finished(cluster, 
     assert seed.state == "finished"
     books = check_books(seed)
     assert books.meta["counters"]["env_steps"] >= 4800
+    assert books.meta["counters"]["episodes"] > kept["episodes"]
     assert {line["env_steps"] // 1600 for line in books.evals} == {1, 2, 3}
-    assert seed.run_dir.events_path.read_text().count("goes on from the checkpoint") == 2
+    assert seed.run_dir.events_path.read_text().count("goes on from the checkpoint") == 3
     assert updates_of(max(e.newest_weights for e in books.stored)) <= books.meta["pace"]["updates"]
 
     generation = (seed.run_dir.path / "generation").read_text()
@@ -104,48 +116,19 @@ def test_a_run_that_is_killed_stopped_and_resumed_until_it_is_finished(cluster, 
     nothing_is_left(cluster, objects)
 
 
-def test_the_whole_cluster_dies(cluster, tmp_path):
-    objects = objects_stored()[0]
-    doomed = Nodes(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 80 * 2**20})
-    driver = train(doomed.address, tmp_path, env_steps=2400)
-    wait_for_checkpoints(driver, tmp_path)
-    processes = list(workers(doomed))
-    doomed.head_node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-    driver.kill()
-    driver.communicate()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), "its processes have ended")
-    before = only_seed(tmp_path)
-    counted = newest_checkpoint(before.run_dir).meta["counters"]["episodes"]
-
-    answer(command(cluster.address, tmp_path, "resume", "run"))  # on another cluster
-    nothing_is_left(cluster, objects)
-    seed = only_seed(tmp_path)
-    assert seed.state == "finished"
-    books = check_books(seed)
-    assert books.meta["counters"]["env_steps"] >= 2400
-    assert books.meta["counters"]["episodes"] > counted
-    assert "goes on from the checkpoint" in seed.run_dir.events_path.read_text()
-
-
-def test_a_replay_that_is_gone_is_gone_on_without_only_if_asked_for(cluster, tmp_path):
-    objects = objects_stored()[0]
-    driver = train(cluster.address, tmp_path, env_steps=2400)
-    wait_for_checkpoints(driver, tmp_path)
-    driver.kill()
-    driver.communicate()
-    nothing_is_left(cluster, objects)
-    shutil.rmtree(tmp_path / "run/seed-0/replay")
-
-    refused = command(cluster.address, tmp_path, "resume", "run")
+def a_replay_that_is_gone_is_gone_on_without_only_if_asked_for(cluster, folder: Path, run: Path) -> None:
+    """In a copy of a run that was stopped."""
+    shutil.copytree(run, folder / "run")
+    shutil.rmtree(folder / "run/seed-0/replay")
+    refused = command(cluster.address, folder, "resume", "run")
     said, _ = refused.communicate(timeout=3 * PATIENCE)
     assert refused.returncode == 1, said
     assert "decisions in replay, its shards have had 0 (shard 0: all from number 0 to " in said
     assert "--accept-losses" in said
-    nothing_is_left(cluster, objects)
 
-    answer(command(cluster.address, tmp_path, "resume", "run", "--accept-losses"))
-    seed = only_seed(tmp_path)
+    more = str(newest_checkpoint(only_seed(folder).run_dir).meta["counters"]["env_steps"] + 800)
+    answer(command(cluster.address, folder, "resume", "run", "--accept-losses", "--env-steps", more))
+    seed = only_seed(folder)
     assert seed.state == "finished"
     assert "goes on with those, as was asked for" in seed.run_dir.events_path.read_text()
-    assert newest_checkpoint(seed.run_dir).meta["counters"]["env_steps"] >= 2400
-    nothing_is_left(cluster, objects)
+    assert newest_checkpoint(seed.run_dir).meta["counters"]["env_steps"] >= int(more)

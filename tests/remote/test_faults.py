@@ -13,7 +13,7 @@ from qttdm.common.weights import GENERATION
 from qttdm.deploy.cluster.exporter_actor import ensure_exporter, remove_exporter
 from qttdm.deploy.runs.trained import newest_checkpoint
 from tests.remote.live import Live, check_books, gone, settings
-from tests.remote.scraping import exporter_pid, free_port, scrape
+from tests.remote.scraping import free_port, scrape
 
 pytestmark = pytest.mark.ray
 
@@ -119,27 +119,6 @@ def test_killed_evaluator(live):
     live.until(lambda: live.status.get("eval_env_steps", 0) > asked + 2 * 800, "evaluations that were under way")
     steps = [line["env_steps"] for line in read_metrics(live.seeds[0].run_dir.metrics_path) if line["kind"] == "eval"]
     assert len({step // 800 for step in steps}) == len(steps)
-
-
-def test_killed_exporter(live):
-    port = live.seeds[0].config.cluster.metrics_port
-    episodes = "qttdm_episodes_total", "0", "learner", "0"
-
-    def counters() -> dict:
-        """Of the run's processes."""
-        return {key: value for key, value in scrape(port).items() if key[0].endswith("_total") and key[1] == "0"}
-
-    before = live.until(lambda: (now := counters()).get(episodes) and now, "the run's episodes are served")
-    pid = exporter_pid()
-    os.kill(pid, signal.SIGKILL)
-    gone(pid, "the exporter")
-    live.progress()  # does not need it
-    there = len(live.stored())
-    live.until(lambda: counters().get(episodes, 0) >= there, "it serves all that happened meanwhile")
-    after = live.until(counters, "it answers")
-    assert after[episodes] <= len(live.stored())
-    assert {key: value for key, value in before.items() if after[key] < value} == {}
-    assert exporter_pid() != pid
 
 
 def test_the_books_are_right_after_all_that(live):

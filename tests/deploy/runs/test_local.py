@@ -61,6 +61,11 @@ def reopen(run, how=open_run):
     return again
 
 
+def copied(run, folder):
+    """The files of a run, to be changed."""
+    return RunDir.open(shutil.copytree(run.run_dir.path, folder / "copy"))
+
+
 def train(run, should_stop=lambda: False):
     """Train to the end or until stopped; returns what was printed."""
     output = Output()
@@ -109,6 +114,16 @@ def scales(run):
     state = run.learner.state()
     places = "tdm/network/state_embedding.scale", "qt/network/scale"
     return [state[f"{place}.{name}"] for place in places for name in ("mean", "std")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Uninterrupted runs, one per agent."""
+    runs = {}
+    for agent in AGENTS:
+        runs[agent] = start(tmp_path_factory.mktemp("whole"), "training.eval_every=240", agent=agent)
+        train(runs[agent])
+    return runs
 
 
 class TestAlternation:
@@ -232,10 +247,8 @@ class TestAgents:
             ("iql", {"loss_value", "loss_critic", "loss_policy", "lr_iql"}, {"loss_q", "loss_state"}),
         ],
     )
-    def test_each_trains_its_own_parts(self, tmp_path, agent, there, absent):
-        run = start(tmp_path, agent=agent)
-        train(run)
-        keys = lines(run, "update")[-1].keys()
+    def test_each_trains_its_own_parts(self, whole, agent, there, absent):
+        keys = lines(whole[agent], "update")[-1].keys()
         assert there <= keys
         assert not absent & keys
 
@@ -244,21 +257,6 @@ class TestAgents:
         permits = spied_permits(run)
         train(run)
         assert [permit.exploration for permit in permits] == pytest.approx([1.0, 1 - 0.99 / 1.2, 0.01, 0.01])
-
-
-class TestSeeds:
-    @pytest.mark.parametrize("agent", AGENTS)
-    def test_same_seed_same_run_other_seed_other_run(self, tmp_path, agent):
-        runs = []
-        for i, seed in enumerate((1, 1, 2)):
-            torch.manual_seed(i)  # a run owes nothing to what was before it
-            runs.append(start(tmp_path, name=f"{i}", agent=agent, seed=seed))
-            train(runs[-1])
-        first, again, other = map(reopen, runs)
-        assert lines(first, "train", "update") == lines(again, "train", "update")
-        assert_same_state(first, again)
-        returns = [{line["episode_return"] for line in lines(run, "train")} for run in (first, other)]
-        assert not returns[0] & returns[1]
 
 
 @dataclass
@@ -288,11 +286,11 @@ class StopAt:
 
 
 STOPS = {
+    "in the seed episode": lambda: StopAt(lambda c: c.episodes == 0, calls=5),
     "between episodes": lambda: StopAt(lambda c: c.updates == 10 and c.backlog < 1),
     "in an episode": lambda: StopAt(lambda c: c.episodes == 2 and c.updates == 10, calls=8),
-    "in the seed episode": lambda: StopAt(lambda c: c.episodes == 0, calls=5),
-    "in the updates": lambda: StopAt(lambda c: c.updates == 13),
     "in an evaluation": lambda: StopAt(lambda c: c.updates == 20 and c.backlog < 1, calls=4),
+    "in the updates": lambda: StopAt(lambda c: c.updates == 13),
 }
 
 
@@ -370,30 +368,29 @@ class TestFailures:
 
 
 class TestResume:
-    @pytest.fixture(scope="class")
-    def whole(self, tmp_path_factory):
-        """Uninterrupted runs, one per agent."""
-        runs = {}
-        for agent in AGENTS:
-            runs[agent] = start(tmp_path_factory.mktemp("whole"), "training.eval_every=240", agent=agent)
-            train(runs[agent])
-        return runs
+    @pytest.mark.parametrize("agent", AGENTS)
+    @pytest.mark.parametrize("places", [[*STOPS][:-1], ["in the updates"]], ids=["elsewhere", "in the updates"])
+    def test_stopped_and_resumed_equals_uninterrupted(self, tmp_path, whole, agent, places):
+        torch.manual_seed(1)  # a run owes nothing to what was before it
+        run = start(tmp_path, "training.eval_every=240", agent=agent)
+        for where in places:
+            assert "stopped early" in train(run, STOPS[where]().of(run))
+            assert run.loop.counters.env_steps < 320
+            torch.manual_seed(123)  # another process would start with other random numbers
+            run = reopen(run)
+        train(run)
+        uninterrupted = reopen(whole[agent])  # as it was saved: comparing draws a batch
+        assert_same_state(reopen(run), uninterrupted)
+        assert lines(run, "train", "eval") == lines(uninterrupted, "train", "eval")
+        if "in the updates" not in places:  # there the averages are split in two
+            assert lines(run, "update") == lines(uninterrupted, "update")
 
     @pytest.mark.parametrize("agent", AGENTS)
-    @pytest.mark.parametrize("where", STOPS)
-    def test_stopped_and_resumed_equals_uninterrupted(self, tmp_path, whole, agent, where):
-        run = start(tmp_path, "training.eval_every=240", agent=agent)
-        stop = STOPS[where]().of(run)
-        assert "stopped early" in train(run, stop)
-        assert run.loop.counters.env_steps < 320
-        torch.manual_seed(123)  # another process would start with other random numbers
-        resumed = reopen(run)
-        train(resumed)
-        uninterrupted = reopen(whole[agent])  # as it was saved: comparing draws a batch
-        assert_same_state(reopen(resumed), uninterrupted)
-        assert lines(resumed, "train", "eval") == lines(uninterrupted, "train", "eval")
-        if where != "in the updates":  # there the averages are split in two
-            assert lines(resumed, "update") == lines(uninterrupted, "update")
+    def test_another_seed_is_another_run(self, tmp_path, whole, agent):
+        other = start(tmp_path, agent=agent, seed=1)
+        train(other)
+        returns = [{line["episode_return"] for line in lines(run, "train")} for run in (whole[agent], other)]
+        assert not returns[0] & returns[1]
 
     def test_two_episodes_and_two_more_are_four(self, tmp_path, whole):
         """The state as it is in memory, not as loaded, for what loading might hide."""
@@ -437,6 +434,8 @@ class TestResume:
             calls = iter([False, True])
             run.train(Output().progress, time_is_up=lambda calls=calls: next(calls, True))
             run = reopen(run)
+            if run.loop.finished:
+                break
         assert_same_state(reopen(run), reopen(whole["qt-tdm"]))
 
 
@@ -480,13 +479,12 @@ class TestDamage:
         train(whole)
         assert lines(resumed, "train", "update") == lines(whole, "train", "update")
 
-    def test_nothing_but_damage_is_one_line(self, tmp_path):
-        run = start(tmp_path)
-        train(run)
-        for folder in run.run_dir.checkpoints_dir.iterdir():
+    def test_nothing_but_damage_is_one_line(self, tmp_path, whole):
+        run_dir = copied(whole["qt-tdm"], tmp_path)
+        for folder in run_dir.checkpoints_dir.iterdir():
             (folder / "SHA256SUMS").write_text("")
         with pytest.raises(ConfigError, match="no checkpoint can be loaded"):
-            reopen(run)
+            open_run(run_dir)
 
     def test_a_replay_that_is_not_whole_is_named_and_gone_on_without_if_asked_for(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("qttdm.replay.log.FILE_BYTES", 1000)  # an episode in each file
@@ -511,13 +509,11 @@ class TestDamage:
         assert resumed.learner.updates == 30 + 50  # one for each decision collected since
         assert_same_state(reopen(resumed), resumed)  # accepted once and for all
 
-    def test_an_index_that_is_gone_costs_nothing(self, tmp_path):
-        run = start(tmp_path, name="whole")
-        train(run)
-        run.close()
-        shutil.copytree(run.run_dir.path, tmp_path / "copy")
-        (tmp_path / "copy/replay/shard-0/index").unlink()
-        assert_same_state(open_run(RunDir.open(tmp_path / "copy")), reopen(run))
+    def test_an_index_that_is_gone_costs_nothing(self, tmp_path, whole):
+        run = reopen(whole["qt-tdm"])
+        run_dir = copied(run, tmp_path)
+        (run_dir.path / "replay/shard-0/index").unlink()
+        assert_same_state(open_run(run_dir), run)
 
     @pytest.mark.parametrize(
         ("most", "refused"),
@@ -541,15 +537,8 @@ class TestDamage:
         assert not list(tmp_path.glob("run/**/*tmp*"))  # nothing half written takes room
         resumed = reopen(run)
         train(resumed)
-        assert lines(resumed, "train", "eval") == lines(whole, "train", "eval")
-        assert resumed.learner.weights().checksum == whole.learner.weights().checksum
-
-    @pytest.fixture(scope="class")
-    def whole(self, tmp_path_factory):
-        """An uninterrupted run."""
-        run = start(tmp_path_factory.mktemp("whole"), "training.eval_every=240", "training.checkpoint_every=80")
-        train(run)
-        return run
+        assert lines(resumed, "train", "eval") == lines(whole["qt-tdm"], "train", "eval")
+        assert resumed.learner.weights().checksum == whole["qt-tdm"].learner.weights().checksum
 
     def test_a_clock_that_is_set_back_changes_nothing(self, tmp_path, whole, monkeypatch):
         now = itertools.count(2_000_000_000, -3600)
@@ -558,17 +547,16 @@ class TestDamage:
         train(run, StopAt(lambda c: c.episodes == 2).of(run))
         resumed = reopen(run)
         train(resumed)
-        assert lines(resumed, "train", "eval") == lines(whole, "train", "eval")
-        assert resumed.learner.weights().checksum == whole.learner.weights().checksum
+        assert lines(resumed, "train", "eval") == lines(whole["qt-tdm"], "train", "eval")
+        assert resumed.learner.weights().checksum == whole["qt-tdm"].learner.weights().checksum
 
     @pytest.mark.parametrize("change", ["qt-tdm.tdm.embed_dim=32", "qt-tdm.discount=0.5", "replay.capacity=999"])
-    def test_a_checkpoint_that_does_not_fit_is_one_line(self, tmp_path, change):
-        run = start(tmp_path)
-        train(run)
-        config = load_config(RunConfig, run.run_dir.config_path, overrides=[change])
-        run.run_dir.config_path.write_text(dump_config(config))
+    def test_a_checkpoint_that_does_not_fit_is_one_line(self, tmp_path, whole, change):
+        run_dir = copied(whole["qt-tdm"], tmp_path)
+        config = load_config(RunConfig, run_dir.config_path, overrides=[change])
+        run_dir.config_path.write_text(dump_config(config))
         with pytest.raises(ConfigError, match="its checkpoint does not fit its settings") as error:
-            reopen(run)
+            open_run(run_dir)
         assert "\n" not in str(error.value)
 
     def test_a_replay_beyond_memory_is_one_line_and_leaves_no_directory(self, tmp_path):

@@ -8,7 +8,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from qttdm.planner_service.remote import PlannerActor, PlannerSettings, ServiceP
 from qttdm.planner_service.serving.messages import Refusal, ServiceError
 from qttdm.planner_service.serving.service import AskingConfig, ServiceConfig
 from tests.fakes import Acting, tiny_data, tiny_qt, tiny_tdm
-from tests.remote.live import PATIENCE, Live, check_books, settings, status_of, until
+from tests.remote.live import PATIENCE, status_of, until
 
 pytestmark = pytest.mark.ray
 
@@ -60,8 +60,12 @@ def policy(networks: int, trap: Path | None = None) -> PlanningPolicy:
 class Publisher:
     """The learner, as planners see it: weights that it sends, and gives to who asks."""
 
-    def __init__(self, planners: list[str]) -> None:
-        self.broadcast = Broadcast(planners)
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Have published nothing."""
+        self.broadcast = Broadcast([])
 
     def publish(self, networks: int, version: int) -> None:
         self.broadcast.send(Weights.of(policy(networks).networks, version))
@@ -72,10 +76,12 @@ class Publisher:
 
 
 class Service:
-    """A planner with other networks than the learner's to begin with, and that learner."""
+    """A planner with other networks than the learner's to begin with."""
 
-    def __init__(self, directory: Path, published: bool = True, hang_seconds: float = 60.0, **service) -> None:
-        self.trap = directory / "trap"
+    def __init__(
+        self, learner, directory: Path, name: str = "planner", published=True, hang_seconds=60.0, **service
+    ) -> None:
+        self.learner, self.trap = learner, directory / "trap"
         own = PlannerSettings(
             run_dir=directory,
             service=ServiceConfig(**service),
@@ -84,18 +90,18 @@ class Service:
             threads=1,
             hang_seconds=hang_seconds,
         )
-        self.learner = self._create("learner", Publisher, [], concurrency_groups={"control": 1})
-        self.actor = self._create("planner", PlannerActor, own, "learner")
+        ray.get(learner.forget.remote(), timeout=PATIENCE)
+        self.name = name
+        self.actor = create(self.name, PlannerActor, own, "learner")
         self.pid()  # it has started: how long clients wait for an answer does not include that
         if published:
             self.publish(0, VERSION)
 
-    @staticmethod
-    def _create(name, kind, *arguments, **options):
-        return ray.remote(**RESTARTED, name=name, namespace=NAMESPACE, num_cpus=0, **options)(kind).remote(*arguments)
-
     def publish(self, networks: int, version: int) -> None:
         ray.get(self.learner.publish.remote(networks, version), timeout=PATIENCE)
+
+    def status(self) -> dict[str, Any]:
+        return ray.get(self.actor.__ray_call__.remote(status_of), timeout=PATIENCE)
 
     def pid(self) -> int:
         return ray.get(self.actor.__ray_call__.remote(lambda self: os.getpid()), timeout=PATIENCE)
@@ -104,25 +110,40 @@ class Service:
         """An actor's policy, which has the learner's weights as well."""
         own = local().policy
         greedy = greedy_beside(own)
-        return Acting(ServicePolicy(AskingConfig(**asking), "planner", own, greedy, max_staleness))
+        return Acting(ServicePolicy(AskingConfig(**asking), self.name, own, greedy, max_staleness))
 
-    def close(self) -> None:
-        for actor in (self.actor, self.learner):
-            ray.kill(actor)
+
+def create(name: str, kind: type, *arguments: Any, **options: Any) -> Any:
+    return ray.remote(**RESTARTED, name=name, namespace=NAMESPACE, num_cpus=0, **options)(kind).remote(*arguments)
+
+
+@pytest.fixture(scope="module")
+def learner(cluster):
+    actor = create("learner", Publisher, concurrency_groups={"control": 1})
+    yield actor
+    ray.kill(actor)
 
 
 @pytest.fixture
-def start(cluster, tmp_path):
+def start(learner, tmp_path):
     """Makes a Service, whose end is the test's."""
     made = []
 
     def make(**more):
-        made.append(Service(tmp_path, **more))
+        made.append(Service(learner, tmp_path, **more))
         return made[-1]
 
     yield make
     for service in made:
-        service.close()
+        ray.kill(service.actor)
+
+
+@pytest.fixture(scope="module")
+def service(learner, tmp_path_factory):
+    """One for all tests that leave its weights and its process as they are."""
+    shared = Service(learner, tmp_path_factory.mktemp("shared"), "shared-planner", max_wait_ms=50.0)
+    yield shared
+    ray.kill(shared.actor)
 
 
 def local(networks: int = 0) -> Acting:
@@ -142,8 +163,8 @@ def play(it, seeds, decisions, exploration=0.0, first=0):
     return np.stack([it.act(observations(len(seeds), first + step)) for step in range(decisions)])
 
 
-def test_actions_are_the_local_policys_with_the_learners_weights(start):
-    client = start().client()
+def test_actions_are_the_local_policys_with_the_learners_weights(service):
+    client = service.client()
     got = play(client, [3, 4], 5, exploration=1.0)
     np.testing.assert_allclose(got, play(local(), [3, 4], 5, exploration=1.0), atol=1e-5)
     assert not np.allclose(got, play(local(99), [3, 4], 5, exploration=1.0))
@@ -151,9 +172,8 @@ def test_actions_are_the_local_policys_with_the_learners_weights(start):
     assert client.lost == 0
 
 
-def test_actors_together_get_what_each_would_have_had_alone(start):
-    service = start(max_wait_ms=50.0)
-    got = {}
+def test_actors_together_get_what_each_would_have_had_alone(service):
+    got, before = {}, service.status()
 
     def act(seed: int) -> None:
         got[seed] = play(service.client(), [seed], 6)
@@ -165,17 +185,18 @@ def test_actors_together_get_what_each_would_have_had_alone(start):
         thread.join()
     for seed in range(4):
         np.testing.assert_allclose(got[seed], play(local(), [seed], 6), atol=1e-5)
-    status = ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)
-    assert status["answers"] == 24
-    assert status["batches"] < 24
+    after = service.status()
+    assert after["answers"] - before["answers"] == 24
+    assert after["batches"] - before["batches"] < 24
 
 
-def test_episodes_that_ended_are_released(start):
-    service = start()
+def test_episodes_that_ended_are_released(service):
     client = service.client()
-    for seed in range(3):
+    play(client, [0, 0], 2)
+    before = service.status()["episodes"]
+    for seed in (1, 2):
         play(client, [seed, seed], 2)
-    assert ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["episodes"] == 2
+    assert service.status()["episodes"] == before
 
 
 def test_new_weights_are_used_from_the_next_decision_on(start):
@@ -257,10 +278,10 @@ class TestStale:
         client.act(observations(1, 2))
         assert client.weights_version == self.NEW
         service.publish(5, self.NEW)
-        before = ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["answers"]
+        before = service.status()["answers"]
         client.act(observations(1, 3))
         assert client.weights_version == self.NEW
-        assert ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["answers"] == before + 1
+        assert service.status()["answers"] == before + 1
 
     def test_weights_of_a_learner_that_is_no_more_are_too_old_whatever_the_count(self, start):
         service = start()
@@ -292,10 +313,9 @@ class TestGone:
         np.testing.assert_allclose(play(client, [1], 3), play(local(), [1], 3), atol=1e-5)
         assert client.lost == 1
         assert client.weights_version == VERSION  # fetched from the learner: nothing was published meanwhile
-        assert ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["answers"] == 3
+        assert service.status()["answers"] == 3
 
-    def test_stopped_it_is_noticed_in_the_stated_time(self, start):
-        service = start()
+    def test_stopped_it_is_noticed_in_the_stated_time(self, service):
         client = service.client(timeout_seconds=5.0)
         play(client, [0], 2)
         pid = service.pid()
@@ -321,7 +341,7 @@ class TestGone:
         after = [client.act(observations(1, step)) for step in range(2, 5)]
         assert client.lost >= 1
         np.testing.assert_allclose(after, play(local(), [0], 3, first=2), atol=1e-5)
-        assert ray.get(service.actor.__ray_call__.remote(status_of), timeout=PATIENCE)["answers"] == 3
+        assert service.status()["answers"] == 3
 
     def test_a_batch_that_hangs_ends_the_process_which_leaves_its_stacks(self, start, tmp_path):
         service = start(hang_seconds=3.0)
@@ -337,8 +357,7 @@ class TestGone:
         (stacks,) = (tmp_path / "hung").glob("planner-0.*.txt")
         assert "in decide" in stacks.read_text()
 
-    def test_episodes_that_it_no_longer_knows_are_begun_anew(self, start):
-        service = start()
+    def test_episodes_that_it_no_longer_knows_are_begun_anew(self, service):
         client = service.client()
         play(client, [0], 2)
         ray.get(service.actor.end.remote(client.policy._begun), timeout=PATIENCE)
@@ -346,45 +365,22 @@ class TestGone:
         np.testing.assert_allclose(after, play(local(), [0], 3, first=2), atol=1e-5)
         assert client.lost == 0
 
-    def test_a_mistake_is_no_failure_of_the_service(self, start):
-        client = start().client()
+    def test_a_mistake_is_no_failure_of_the_service(self, service):
+        client = service.client()
         client.begin([0], 0.0)
         with pytest.raises(ServiceError, match="bad_observation"):
             client.act(observations(1, 0)[:, :2])
         assert client.lost == 0
 
 
-class TestBusy:
+def test_who_is_refused_by_a_busy_service_asks_again_or_acts_greedily_this_once(start):
     """A queue of one, and two environments that ask at once: the second is refused."""
-
-    QUEUE: ClassVar = {"max_queue": 1, "max_batch": 1}
-
-    def test_who_is_to_wait_asks_again(self, start):
-        client = start(**self.QUEUE).client(when_busy="wait")
-        np.testing.assert_allclose(play(client, [0, 1], 4), play(local(), [0, 1], 4), atol=1e-5)
-
-    def test_or_acts_greedily_this_once(self, start):
-        client = start(**self.QUEUE).client(when_busy="greedy")
-        first, second = play(client, [0, 1], 4).swapaxes(0, 1)
-        np.testing.assert_allclose(first, play(local(), [0, 1], 4)[:, 0], atol=1e-5)
-        greedy = Acting(greedy_beside(policy(0)))
-        np.testing.assert_allclose(second, play(greedy, [0, 1], 4)[:, 1], atol=1e-5)
-        assert client.lost == 0
-
-
-def test_a_run_with_several_planners(cluster, tmp_path):
-    service = "cluster={planning: service, planners: 2, actors: 3, planner_cpus: 0.25}"
-    with Live(cluster, tmp_path / "run", [settings(service)]) as live:
-        live.progress()
-        for index in range(2):
-            name = f"planner-{index}"
-            live.until(
-                lambda name=name: live.ask(name, "__ray_call__", status_of)["answers"] > 0,
-                f"{name} plans: its actors have turns",
-            )
-            status = live.ask(name, "__ray_call__", status_of)
-            assert status["refusals"].keys() <= {"busy"}
-            assert status["weights_version"] > 0
-        live.progress()
-    books = check_books(live.seeds[0])
-    assert {episode.actor for episode in books.stored} == {0, 1, 2}
+    service = start(max_queue=1, max_batch=1)
+    waiting = service.client(when_busy="wait")
+    np.testing.assert_allclose(play(waiting, [0, 1], 4), play(local(), [0, 1], 4), atol=1e-5)
+    client = service.client(when_busy="greedy")
+    first, second = play(client, [0, 1], 4).swapaxes(0, 1)
+    np.testing.assert_allclose(first, play(local(), [0, 1], 4)[:, 0], atol=1e-5)
+    greedy = Acting(greedy_beside(policy(0)))
+    np.testing.assert_allclose(second, play(greedy, [0, 1], 4)[:, 1], atol=1e-5)
+    assert client.lost == 0

@@ -55,7 +55,7 @@ test: $(VENV)/installed ## the test suite: CPU, no GPU, a few minutes
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not learning and not gpu and not ray' $(ARGS)
 
 test-cluster: $(VENV)/installed ## the tests that start Ray: three at a time, since they wait more than they compute
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m ray $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m ray $(or $(ARGS),tests/remote)
 
 test-learning: $(VENV)/installed ## train for real and assert the return: half an hour
 	$(BIN)/python -m pytest -m learning $(ARGS)

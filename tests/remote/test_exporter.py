@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,16 +19,6 @@ from tests.remote.scraping import exporter_pid, free_port, scrape
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture
-def port(cluster) -> Any:
-    """Of the cluster's exporter, which is there for one test."""
-    number = free_port()
-    line = ensure_exporter("127.0.0.1", number)
-    assert line == f"metrics: http://127.0.0.1:{number}/metrics, on the cluster's head node"
-    yield number
-    remove_exporter()
-
-
 def process(component: Component = "actor") -> Telemetry:
     return Telemetry(Identity("run", "0", "task", component))
 
@@ -41,32 +30,29 @@ def reported(t: Telemetry) -> bool:
     return send(t.report(fail), 10)
 
 
-def test_it_is_found_by_name_and_comes_back_from_a_kill_with_what_it_had(port):
-    t = process()
-    t.inc("qttdm_acted_total", 5)
-    assert reported(t)
-    assert scrape(port)["qttdm_acted_total", "0", "actor", "0"] == 5
-    pid = exporter_pid()
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{pid}").exists(), "it is dead")
-    until(lambda: scrape(port), "it serves again")
-    assert scrape(port)["qttdm_acted_total", "0", "actor", "0"] == 5
-    t.inc("qttdm_acted_total", 1)
-    key = ("qttdm_acted_total", "0", "actor", "0")
-    # Again and again, as reporters do: what is sent while Ray still calls it restarting is lost.
-    until(lambda: reported(t) and scrape(port).get(key) == 6, "a report gets through, and it counts on")
-    assert exporter_pid() != pid
-
-
-def test_starting_it_again_finds_the_one_that_is_there(port):
-    pid = exporter_pid()
-    assert ensure_exporter("127.0.0.1", port).startswith(f"metrics: http://127.0.0.1:{port}/metrics")
-    other = free_port()
-    assert ensure_exporter("127.0.0.1", other) == (
-        f"metrics: http://127.0.0.1:{port}/metrics, on the cluster's head node; not at 127.0.0.1:{other}: a cluster "
-        f"has one exporter"
-    )
-    assert exporter_pid() == pid
+def test_one_is_found_by_name_and_comes_back_from_a_kill_with_what_it_had(cluster):
+    port, other = free_port(), free_port()
+    line = f"metrics: http://127.0.0.1:{port}/metrics, on the cluster's head node"
+    try:
+        assert ensure_exporter("127.0.0.1", port) == line
+        pid = exporter_pid()
+        assert ensure_exporter("127.0.0.1", port) == line
+        assert ensure_exporter("127.0.0.1", other) == f"{line}; not at 127.0.0.1:{other}: a cluster has one exporter"
+        assert exporter_pid() == pid
+        t, key = process(), ("qttdm_acted_total", "0", "actor", "0")
+        t.inc("qttdm_acted_total", 5)
+        assert reported(t)
+        assert scrape(port)[key] == 5
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{pid}").exists(), "it is dead")
+        until(lambda: scrape(port), "it serves again")
+        assert scrape(port)[key] == 5
+        t.inc("qttdm_acted_total", 1)
+        # Again and again, as reporters do: what is sent while Ray still calls it restarting is lost.
+        until(lambda: reported(t) and scrape(port).get(key) == 6, "a report gets through, and it counts on")
+        assert exporter_pid() != pid
+    finally:
+        remove_exporter()
 
 
 def test_a_port_in_use_is_one_line_and_is_taken_when_it_is_free(cluster):

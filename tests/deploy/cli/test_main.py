@@ -148,15 +148,6 @@ class TestMistakes:
         assert status == 0
         assert "\nseed: 2\n" in out
 
-    def test_from_a_shell(self, here):
-        """The exit status and the one line as a user's shell sees them."""
-        child = process(here, "train", "--preset", "debug", "--task", "dmc/cartpole-swngup")
-        out, err = child.communicate(timeout=120)
-        assert (child.returncode, out) == (2, "")
-        assert err.count("\n") == 1
-        assert "nearest: dmc/cartpole-swingup" in err
-        assert list(here.iterdir()) == []
-
     def test_an_existing_run_directory_is_not_trained_in(self, trained, capsys):
         before = (trained / "0" / "metrics.jsonl").read_bytes()
         status, _, err = run_main(capsys, *TOY, "--run-dir", trained / "0")

@@ -94,7 +94,7 @@ def local_actions(path, seed, steps):
     return np.stack([policy.act(observation(step)[None])[0] for step in steps])
 
 
-@pytest.mark.parametrize("agent", ["qt-tdm", "tdm", "qt"])
+@pytest.mark.parametrize("agent", ["qt-tdm", "qt"])
 def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, agent):
     run = pendulum_run(tmp_path / "run", agent)
     with serving(run.run_dir.path) as child:
@@ -117,12 +117,15 @@ def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, age
     assert np.allclose(got, 2 * local_actions(run.run_dir.path, 3, range(4)), atol=1e-5)  # torques, up to 2
 
 
-def test_one_checkpoint_by_name(tmp_path):
-    run = pendulum_run(tmp_path / "run")
+def test_one_checkpoint_by_name_whose_metrics_name_the_run_of_a_clusters_seed(tmp_path):
+    run = pendulum_run(tmp_path / "walk" / "seed-0")
+    run.run_dir.events_path.touch()
     first = run.loop.store.newest()
     save(run, updates=2)
     with serving(first) as child, Client(port=child.port) as client:
         assert client.call("info")["weights_version"] == 1
+        text = urllib.request.urlopen(f"http://127.0.0.1:{child.port}/metrics", timeout=30).read().decode()
+    assert set(re.findall(r'[{,]run="([^"]*)"', text)) == {"walk"}
 
 
 def test_follows_a_run_that_is_training_without_dropping_a_connection(tmp_path, monkeypatch):
@@ -187,14 +190,6 @@ def test_a_disk_that_fails_for_a_moment_does_not_end_the_following(tmp_path, mon
 
 def throw(error):
     raise error
-
-
-def test_metrics_name_the_run_of_a_clusters_seed(tmp_path):
-    run = pendulum_run(tmp_path / "walk" / "seed-0")
-    run.run_dir.events_path.touch()
-    with serving(run.run_dir.path) as child:
-        text = urllib.request.urlopen(f"http://127.0.0.1:{child.port}/metrics", timeout=30).read().decode()
-    assert set(re.findall(r'[{,]run="([^"]*)"', text)) == {"walk"}
 
 
 def test_a_token_opens_it_and_is_never_printed(trained, tmp_path):

@@ -172,6 +172,10 @@ class Prediction(Protocol):
 class DynamicsModel(Protocol):
     """Imagines. A rollout is the model's own: where B sequences stand. Shapes: actions [B, N] as DataSpec.actions."""
 
+    @property
+    def window(self) -> int | None:
+        """Return how many steps a sequence may have, those before its root included; None: any number."""
+
     def start(self, context: TensorTree) -> Any:
         """Begin at the newest observations of E environments, by name [E, ..]: the roots."""
 

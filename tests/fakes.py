@@ -44,6 +44,8 @@ class FakeRollout:
 class FakeDynamics:
     """A dynamics model, to the planner, that is a function; remembers what was imagined."""
 
+    window: int | None = None
+
     def __init__(self, step: StepFunction, action_dim: int, bins: int) -> None:
         self.step_function, self.action_dim = step, action_dim
         self.tokenizer = ActionTokenizer(bins)

@@ -69,8 +69,12 @@ class ObservationScale(nn.Module):
     def fit(self, batches: Iterator[Batch]) -> None:
         """Take mean and standard deviation of the observations [M] in the next batches."""
         seen = [torch.from_numpy(b["observations"][:, :-1][b["mask"]]) for b in islice(batches, BATCHES)]  # [.., M]
-        std, mean = torch.std_mean(torch.cat(seen), dim=0)
-        size = torch.cat(seen).abs().amax(dim=0)
+        self.fit_to(torch.cat(seen))
+
+    def fit_to(self, rows: Tensor) -> None:
+        """Take mean and standard deviation of rows [.., M]; what does not move keeps a standard deviation of 1."""
+        std, mean = torch.std_mean(rows, dim=0)
+        size = rows.abs().amax(dim=0)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > STILL * size, std, 1.0))
 

@@ -150,6 +150,11 @@ class SequenceModel(nn.Module):
         self.kinds = kinds
         self.use(layout)
 
+    @property
+    def window(self) -> int:
+        """Return how many steps a sequence may have."""
+        return self.config.window
+
     columns: Tensor
     """of each slot, int64 [K]"""
     places: Tensor
@@ -297,11 +302,10 @@ class SequenceModel(nn.Module):
     def remember(self, root: Sequences, actions: Tensor) -> Tensor:
         """Make a root's newest step into bins, given the actions [E, N] that were chosen: int64 [E, K].
 
-        The reward is the one that the model expects: whoever acts is not told it, nor is who plans for him.
+        A reward among them is the one that the model expects: whoever acts is not told it, nor is who plans for him.
         """
-        assert root.waiting is not None
         acted = self.tokens.encode(actions, self.columns_of("actions"))
-        return torch.cat([root.bins, root.waiting, acted], dim=1)
+        return torch.cat([root.bins, *([] if root.waiting is None else [root.waiting]), acted], dim=1)
 
     def select(self, rollout: Sequences, index: Tensor, room: int, out: Sequences | None = None) -> Sequences:
         """Copy sequences by number, int64 [B], with room for so many steps: as contracts.DynamicsModel."""

@@ -48,6 +48,8 @@ class SimulatorPrediction:
 class Simulator:
     """DynamicsModel of a task whose environments show `simulator_state`; on the CPU, without parameters."""
 
+    window: int | None = None
+
     def __init__(self, task: TaskSpec, threads: int | None = None) -> None:
         """threads: of one step; None: as many as torch uses."""
         self.task = task

@@ -94,6 +94,11 @@ class TDM(nn.Module):
         self.reward_unit = Unit() if config.normalise else None
         self.continuation_head = prediction_head(config, 1) if can_terminate else None
 
+    @property
+    def window(self) -> int:
+        """Return how many steps a sequence may have."""
+        return self.config.window
+
     def forward(self, observations: Tensor, actions: Tensor) -> Prediction:
         """Predict from windows: observations [B, L, M], actions [B, L, N] in [-1, 1] -> Prediction [B, L, ..]."""
         check_shape(observations, "B L M", M=self.obs_dim)

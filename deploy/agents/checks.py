@@ -6,6 +6,8 @@ from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.models.tdm import TDMConfig
 from qttdm.learner.parts.qt import QTLearnerConfig
+from qttdm.planner_service.planners.choice import PlannerConfig
+from qttdm.planner_service.planners.mppi import MPPIConfig
 
 
 def check_vectors(task: TaskSpec) -> None:
@@ -32,6 +34,15 @@ def check_horizon(horizon: int, tdm: TDMConfig) -> None:
         raise ValueError(
             f"planner.horizon={horizon} is longer than tdm.window={tdm.window}, the longest sequence the TDM learns; "
             f"want planner.horizon from 1 to {tdm.window}"
+        )
+
+
+def check_elites(planner: PlannerConfig) -> None:
+    """Raise ValueError unless an iteration without a QT's proposals has as many sequences as elites."""
+    if isinstance(planner, MPPIConfig) and planner.elites > planner.samples:
+        raise ValueError(
+            f"planner.elites={planner.elites} is more than the {planner.samples} samples of an iteration, and this "
+            f"agent has no QT to propose others; want planner.elites from 1 to {planner.samples}"
         )
 
 

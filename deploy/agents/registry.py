@@ -10,6 +10,7 @@ AGENTS = {
     "qt-tdm": "qttdm.deploy.agents.qt_tdm:QTTDM",
     "tdm": "qttdm.deploy.agents.tdm:TDMAgent",
     "qt": "qttdm.deploy.agents.qt:QTAgent",
+    "mlp": "qttdm.deploy.agents.mlp_dynamics:MLPAgent",
     "iql": "qttdm.deploy.agents.iql:IQLAgent",
     "trajectory-transformer": "qttdm.deploy.agents.trajectory_transformer:TrajectoryTransformer",
     "twm": "qttdm.deploy.agents.twm:TWMAgent",

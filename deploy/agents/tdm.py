@@ -9,7 +9,7 @@ from torch import nn
 from qttdm.common.config import Config
 from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.tdm import TDM, TDMConfig
-from qttdm.deploy.agents.checks import check_horizon, check_vectors, check_window
+from qttdm.deploy.agents.checks import check_elites, check_horizon, check_vectors, check_window
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
 from qttdm.planner_service.planners.choice import PlannerConfig
@@ -39,12 +39,7 @@ class TDMAgentConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> TDMAgentConfig:
         check_horizon(self.planner.horizon, self.tdm)
-        planner = self.planner
-        if isinstance(planner, MPPIConfig) and planner.elites > planner.samples:
-            raise ValueError(
-                f"planner.elites={planner.elites} is more than the {planner.samples} samples of an iteration, and this "
-                f"agent has no QT to propose others; want planner.elites from 1 to {planner.samples}"
-            )
+        check_elites(self.planner)
         return self
 
 

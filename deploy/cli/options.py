@@ -68,7 +68,8 @@ class Choice(Overrides):
     task: str | None = None
     """such as dmc/walker-walk; `qttdm tasks` lists them"""
     agent: str | None = None
-    """qt-tdm (default), tdm, qt, iql, trajectory-transformer, generalist, simulator-shooting, or module:Class"""
+    """qt-tdm (default), tdm, qt, mlp, iql, trajectory-transformer, twm, generalist, simulator-shooting, or
+    module:Class"""
 
     start_from: Annotated[Path | None, Parameter(name="--from")] = None
     """a run, or pretrained/NAME: its agent, with its settings and networks, is what learns on"""

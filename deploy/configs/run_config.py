@@ -36,7 +36,7 @@ class RunConfig(Config):
     task: str
     """<family>/<name>; `qttdm tasks` lists them"""
     agent: str = DEFAULT_AGENT
-    """which agent learns: qt-tdm, tdm, qt, iql, trajectory-transformer, twm, generalist, simulator-shooting, or
+    """which agent learns: qt-tdm, tdm, qt, mlp, iql, trajectory-transformer, twm, generalist, simulator-shooting, or
     module:Class of one's own, in section `own`"""
     seed: int = Field(default=0, ge=0)
     """every random stream derives from it"""

@@ -11,6 +11,7 @@ import qttdm.learner.learner
 import qttdm.learner.metrics
 import qttdm.learner.parts.actor_critic
 import qttdm.learner.parts.iql
+import qttdm.learner.parts.mlp_dynamics
 import qttdm.learner.parts.qt
 import qttdm.learner.parts.sequence
 import qttdm.learner.parts.tdm

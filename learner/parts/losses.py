@@ -1,4 +1,4 @@
-"""The losses: TDM's (paper, Eq. 8), QT's (Eq. 9), each a mean over the steps that exist, and IQL's expectile loss."""
+"""The losses: TDM's (paper, Eq. 8), QT's (Eq. 9), each a mean over the steps that exist; IQL's and a Gaussian's."""
 
 from __future__ import annotations
 
@@ -59,6 +59,12 @@ def dynamics_loss(
         continuation = masked_mean(F.binary_cross_entropy_with_logits(logits, goes_on, reduction="none"), mask)
         total = total + continuation
     return DynamicsLoss(total, state, reward, continuation)
+
+
+def gaussian_nll(mean: Tensor, log_variance: Tensor | None, target: Tensor) -> Tensor:
+    """Compute -ln N(target; mean, variance) without its constant, all [.., M]; None: the squared error instead."""
+    square = (target - mean).square()
+    return square if log_variance is None else 0.5 * (square * (-log_variance).exp() + log_variance)
 
 
 def q_loss(taken: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

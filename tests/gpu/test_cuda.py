@@ -30,6 +30,7 @@ def config(*overrides: str, agent: str = "qt-tdm") -> RunConfig:
         "qt-tdm": "{tdm: {dropout: 0.0, head_dropout: 0.0}, qt: {dropout: 0.0}, planner: {samples: 64}}",
         "tdm": "{tdm: {dropout: 0.0, head_dropout: 0.0}, planner: {samples: 64}}",
         "qt": "{qt: {dropout: 0.0}}",
+        "mlp": "{model: {members: 2, particles: 2, probabilistic: true}, planner: {samples: 64}}",
         "iql": "{iql: {width: 64}}",
         "twm": "{world_model: {dropout: 0.0}}",
     }
@@ -58,7 +59,7 @@ def test_bfloat16_updates_come_close():
     assert losses("cuda", "bfloat16") == pytest.approx(losses("cpu", "float32"), rel=0.1, abs=0.05)
 
 
-@pytest.mark.parametrize("agent", ["qt-tdm", "tdm", "qt", "iql", "twm"])
+@pytest.mark.parametrize("agent", ["qt-tdm", "tdm", "qt", "mlp", "iql", "twm"])
 def test_policies_act_on_the_gpu(agent):
     c = config(agent=agent)
     policy = make_policy(c, SPEC, torch.device("cuda"))

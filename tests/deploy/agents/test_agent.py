@@ -34,6 +34,7 @@ NETWORKS = {
     "qt-tdm": ["tdm", "qt"],
     "tdm": ["tdm"],
     "qt": ["qt"],
+    "mlp": ["mlp"],
     "iql": ["iql"],
     "trajectory-transformer": ["sequence"],
     "twm": ["world_model", "actor_critic"],
@@ -66,6 +67,7 @@ def test_how_each_agent_acts():
     assert isinstance(policies["iql"], GreedyPolicy)
     assert isinstance(policies["twm"], GreedyPolicy)
     assert isinstance(policies["tdm"], PlanningPolicy)
+    assert isinstance(policies["mlp"], PlanningPolicy)
     assert isinstance(policies["qt-tdm"], PlanningPolicy)
     assert policies["tdm"].planner.value_function is None  # no proposals, no terminal value
     assert policies["tdm"].planner.config.qt_samples == 0
@@ -139,7 +141,7 @@ class TestOwn:
             ),
             (
                 "dreamer",
-                "there is no 'dreamer'; want one of qt-tdm, tdm, qt, iql, trajectory-transformer, twm, generalist, ",
+                "there is no 'dreamer'; want one of qt-tdm, tdm, qt, mlp, iql, trajectory-transformer, twm, ",
             ),
         ],
     )

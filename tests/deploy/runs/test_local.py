@@ -29,7 +29,7 @@ from qttdm.learner.learner import NonFiniteLossError
 from qttdm.replay.codec import decode
 from tests.fakes import Point, tiny_config
 
-AGENTS = ("qt-tdm", "tdm", "qt", "iql", "twm")
+AGENTS = ("qt-tdm", "tdm", "qt", "mlp", "iql", "twm")
 TIMES = ("wall_seconds", "decisions_per_second", "updates_per_second", "eval_seconds")
 
 
@@ -244,6 +244,7 @@ class TestAgents:
             ("qt-tdm", {"loss_state", "loss_reward", "loss_q", "grad_norm_tdm", "grad_norm_qt"}, set()),
             ("tdm", {"loss_state", "loss_reward", "grad_norm_tdm"}, {"loss_q", "grad_norm_qt"}),
             ("qt", {"loss_q", "grad_norm_qt", "q_mean"}, {"loss_state", "grad_norm_tdm"}),
+            ("mlp", {"loss_mlp_state", "loss_mlp_reward", "grad_norm_mlp", "lr_mlp"}, {"loss_q", "loss_state"}),
             ("iql", {"loss_value", "loss_critic", "loss_policy", "lr_iql"}, {"loss_q", "loss_state"}),
         ],
     )

@@ -61,6 +61,7 @@ def train(directory: RunDir, start, stop_after: int | None = None):
             ["trajectory-transformer={goals: true, planner: {mode: imitate, goal: [0, 0.5, 0]}}"],
         ),
         ("iql", []),
+        ("mlp", []),
         ("qt-tdm", []),
     ],
 )

@@ -11,7 +11,7 @@ from qttdm.deploy.runs.local import new_run
 from qttdm.deploy.runs.trained import TrainedAgent, weights_in
 from tests.fakes import randomise, tiny_config
 
-AGENTS = ("qt-tdm", "tdm", "qt", "iql", "twm")
+AGENTS = ("qt-tdm", "tdm", "qt", "mlp", "iql", "twm")
 
 
 def saved_run(folder, agent="qt-tdm", blobs=None):

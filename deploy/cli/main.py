@@ -1,7 +1,7 @@
 """The door: qttdm COMMAND.
 
 train | check | eval | serve | export | plot | report | board | top | monitor | tasks | config | suite | cluster |
-collect | data.
+collect | data | compare-models.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
 """
@@ -24,6 +24,7 @@ from qttdm.common.extras import missing, need
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli import data
 from qttdm.deploy.cli.cluster import cluster
+from qttdm.deploy.cli.compare import compare_models
 from qttdm.deploy.cli.offline import Mode, of_mode, offline
 from qttdm.deploy.cli.options import (
     Choice,
@@ -57,6 +58,7 @@ app.command(offline)
 app.command(suite)
 app.command(data.collect)
 app.command(data.data)
+app.command(compare_models)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

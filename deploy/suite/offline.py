@@ -4,10 +4,10 @@
     tokens      cartpole, medium-expert: quantile bins beside uniform ones
     goals       four rooms: goals given while it acts
     mazes       four rooms, a reward at one point: TT(+Q) beside its own IQL and the search without it
-    open-loop   cartpole: error of 50 imagined steps, beside a network that predicts one step
+    open-loop   cartpole: error of 50 imagined steps, beside a network that predicts one step (agent mlp)
 
 A run or a data set that is there is not made again. Tables go to runs/offline-suite/NAME.md; intervals are 95%
-percentile-bootstrap over episodes (open-loop: over logged episodes).
+percentile-bootstrap over episodes (open-loop: over starts in logged episodes).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.make import LOGS
 from qttdm.common.episode import Episode
-from qttdm.common.models.sequence_model import Outcome, SequenceModel
+from qttdm.common.models.sequence_model import Outcome
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.api import train
 from qttdm.deploy.runs.local import resume_run
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.deploy.runs.training import train_in
 from qttdm.deploy.screens.plot import bootstrap_interval
+from qttdm.deploy.suite.compare_models import compare, rows_of
 from qttdm.deploy.suite.four_rooms import DECISIONS, moved, near, passed_through, random_point, walks
 from qttdm.planner_service.planners.beam_search import BeamSearch
 from qttdm.planner_service.policies.planning import PlanningPolicy
@@ -160,82 +160,11 @@ def open_loop(seeds: Sequence[int]) -> list[Row]:
     """Imagine 50 steps of 40 episodes that were not trained on, by their logged actions."""
     dataset, others = cartpole("medium", 400), cartpole("medium", 40, seed=100)
     run = trained(f"search-{seeds[0]}", CART, seeds[0], dataset, **REPEAT)
-    model = planning(TrainedAgent(run)).planner.model
-    episodes = list(open_dataset(others).episodes())
-    starts = (10, 60)  # the swing-up, and when it is over
-    seen = torch.from_numpy(np.stack([e.observations[s : s + 51] for s in starts for e in episodes]))  # [B, 51, M]
-    acted = torch.from_numpy(np.stack([e.actions[s : s + 50] for s in starts for e in episodes]))  # [B, 50, N]
-    logs = list(open_dataset(dataset).episodes())
-    scale = torch.from_numpy(np.concatenate([e.observations for e in logs]).std(axis=0))
-    mlp = single_step(logs, sum(p.numel() for p in model.parameters()), updates=3_000, batch=32 * 16)
-    rows: list[Row] = [("median error at step", "1", "5", "10", "20", "50")]
-    with torch.inference_mode():
-        imagined = {"Trajectory Transformer": imagine(model, seen[:, 0], acted), "MLP": mlp(seen[:, 0], acted)}
-    for name, states in imagined.items():
-        errors = ((states - seen[:, 1:]) / scale).norm(dim=-1) / scale.numel() ** 0.5  # [B, 50]
-        at = errors[:, [0, 4, 9, 19, 49]].median(dim=0).values
-        rows.append((name, *(f"{error:.3f}" for error in at.tolist())))
-    return rows
-
-
-def imagine(model: SequenceModel, start: Tensor, actions: Tensor) -> Tensor:
-    """Follow actions [B, T, N] from observations [B, M]: the likeliest observations, [B, T, M].
-
-    Where the model's window ends it begins again with the last four steps as its context.
-    """
-    slots, steps = model.layout.slots, list[Tensor]()
-    observations = model.tokens.encode(start)
-    sequences, imagined = model.begin(observations), list[Tensor]()
-    for action in actions.unbind(dim=1):
-        bins = model.tokens.encode(action, model.layout.first("actions"))
-        if sequences.tokens + slots > model.config.window * slots + model.obs_dim:
-            sequences = model.begin(torch.cat([*steps[-4:], observations], dim=1))
-        for column in bins.unbind(dim=-1):
-            model.feed(sequences, column)
-        steps.append(torch.cat([observations, bins], dim=1))
-        model.imagine(sequences)
-        observations = sequences.bins
-        imagined.append(model.tokens.decode(observations))
-    return torch.stack(imagined, dim=1)
-
-
-def single_step(
-    episodes: Sequence[Episode], parameters: int, updates: int, batch: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Train an MLP of so many parameters to predict the change of one step; returns what follows many of its steps."""
-    before = torch.from_numpy(np.concatenate([e.observations[:-1] for e in episodes]))
-    after = torch.from_numpy(np.concatenate([e.observations[1:] for e in episodes]))
-    acted = torch.from_numpy(np.concatenate([e.actions for e in episodes]))
-    torch.manual_seed(0)
-    mean_of, scale, change = before.mean(dim=0), before.std(dim=0), (after - before).std(dim=0)
-    inputs, outputs = before.shape[1] + acted.shape[1], before.shape[1]
-    linear = inputs + outputs + 2
-    width = int((-linear + (linear**2 + 4 * parameters) ** 0.5) / 2)  # width^2 + linear * width = parameters
-    net = nn.Sequential(
-        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
-    )
-    adam = torch.optim.Adam(net.parameters(), 1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, updates)
-
-    def step(state: Tensor, action: Tensor) -> Tensor:
-        return net(torch.cat([(state - mean_of) / scale, action], dim=-1))
-
-    for _ in range(updates):
-        rows = torch.randint(len(before), (batch,))
-        loss = F.mse_loss(step(before[rows], acted[rows]), (after - before)[rows] / change)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        schedule.step()
-
-    def follow(state: Tensor, actions: Tensor) -> Tensor:
-        states = []
-        for action in actions.unbind(dim=1):
-            state = state + change * step(state, action)
-            states.append(state)
-        return torch.stack(states, dim=1)
-
-    return follow
+    parameters = sum(p.numel() for p in planning(TrainedAgent(run)).planner.dynamics.parameters())
+    width = int((14**2 + 4 * parameters) ** 0.5 / 2) - 7  # of as many parameters: width^2 + 14 width
+    mlp: dict[str, Any] = {"model": {"predict_change": True, "width": width}, "learner.batch_size": 32 * 16}
+    beside = trained(f"open-loop-{seeds[0]}", CART, seeds[0], dataset, agent="mlp", mlp=mlp, **REPEAT)
+    return [*rows_of(compare([run, beside], open_dataset(others), starts=80, steps=50))]
 
 
 def cartpole(kind: str, episodes: int, seed: int | None = None) -> str:
@@ -287,7 +216,7 @@ def trained(name: str, task: str, seed: int, dataset: str, **settings: Any) -> P
 
 
 def planning(agent: TrainedAgent) -> Any:
-    """Return the policy of a Trajectory Transformer."""
+    """Return the policy of a model that is planned in."""
     assert isinstance(agent.policy, PlanningPolicy)
     return agent.policy
 

@@ -1,4 +1,4 @@
-"""The offline suite's own parts: walls hold, walks arrive, imagined steps follow the model."""
+"""The offline suite's own parts: walls hold, walks arrive, the control of the search is one."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from qttdm.common.models.sequence_model import Layout, SequenceModel, SequenceModelConfig
 from qttdm.deploy.suite.four_rooms import DECISIONS, DOOR, FourRooms, moved, near, passed_through, walks
-from qttdm.deploy.suite.offline import imagine, main, shuffled, single_step
+from qttdm.deploy.suite.offline import main, shuffled
 from qttdm.planner_service.planners.beam_search import BeamSearch, BeamSearchConfig
 
 
@@ -52,19 +52,6 @@ def small_model():
     return model.eval().requires_grad_(False)
 
 
-def test_imagined_steps_are_the_models():
-    """Within the window, as the model's own `step`; beyond it goes on, each row for itself."""
-    model = small_model()
-    start, actions = torch.rand(3, 2), torch.rand(3, 15, 1) * 2 - 1
-    imagined = imagine(model, start, actions)
-    rollout = model.start({"observations": start})
-    for t in range(6):
-        model.step(rollout, actions[:, t])
-        assert torch.equal(imagined[:, t], model.state(rollout)["observations"])
-    assert imagined.shape == (3, 15, 2)
-    assert torch.equal(imagine(model, start[:1], actions[:1]), imagined[:1])
-
-
 def test_shuffled_predictions_are_the_same_numbers_elsewhere():
     """The control changes who has which prediction, nothing else."""
     model = small_model()
@@ -76,17 +63,6 @@ def test_shuffled_predictions_are_the_same_numbers_elsewhere():
     )
     assert not torch.equal(plain, mixed)
     assert torch.equal(plain.sort().values, mixed.sort().values)
-
-
-def test_single_steps_learn_a_simple_rule():
-    """The network that predicts one step finds where walks without walls in the way lead."""
-    follow = single_step(walks(300, seed=1), parameters=2_000, updates=400, batch=256)
-    start = torch.tensor([[0.2, 0.2], [-0.8, -0.2]])
-    actions = torch.full((2, 3, 2), 0.5)
-    with torch.inference_mode():
-        reached = follow(start, actions)
-    true = start[:, None] + 0.075 * torch.arange(1, 4)[:, None]
-    assert (reached - true).abs()[0].max() < 0.06
 
 
 def test_an_unknown_experiment_is_one_line(capsys):

@@ -12,6 +12,7 @@ from qttdm.deploy.cli.options import Count, Positive
 def compare_models(
     *runs: Path,
     dataset: str,
+    task: str | None = None,
     starts: Count = 100,
     steps: Count = 50,
     episodes: Count | None = None,
@@ -26,6 +27,7 @@ def compare_models(
     Args:
         runs: directories of runs, of one task, whose agents have a dynamics model
         dataset: a Minari data set, by id or folder, of episodes that none of them has learned from
+        task: instead of the runs' own; for models of many tasks
         starts: places in its episodes from which each model is told nothing but the actions
         steps: that it imagines from there
         episodes: act in so many as well, by random shooting in each model, and in the simulator where it can
@@ -42,7 +44,7 @@ def compare_models(
     if not runs:
         raise ConfigError("compare-models: name runs whose agents have a dynamics model")
     planner = RandomShootingConfig(samples=samples, horizon=horizon, noise=noise, std=std)
-    judged = compare(runs, open_dataset(dataset), starts, steps, episodes or 0, planner)
+    judged = compare(runs, open_dataset(dataset), starts, steps, episodes or 0, planner, task)
     page, picture = (out.with_name(f"{out.name}.{suffix}") for suffix in ("md", "png"))
     page.write_text(text := table(judged), encoding="utf-8")
     draw(judged, picture)

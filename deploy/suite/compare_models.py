@@ -48,9 +48,9 @@ class Judged:
     """of the episodes in which it was planned in; there may be none"""
 
 
-def load(path: Path, dataset: Dataset) -> tuple[TrainedAgent, PlanningPolicy]:
-    """Load a run, and what plans. ConfigError, one line, if it cannot be judged by this data set."""
-    agent = TrainedAgent(path)
+def load(path: Path, dataset: Dataset, task: str | None = None) -> tuple[TrainedAgent, PlanningPolicy]:
+    """Load a run, and what plans, for that task or its own. ConfigError if it cannot be judged by this data set."""
+    agent = TrainedAgent(path, [] if task is None else [f"task={task}"])
     policy, config = agent.policy, agent.config
     if not isinstance(policy, PlanningPolicy) or isinstance(policy.planner.dynamics, Simulator):
         raise ConfigError(
@@ -77,13 +77,15 @@ def compare(
     steps: int,
     episodes: int = 0,
     planner: RandomShootingConfig = SHOOTING,
+    task: str | None = None,
 ) -> list[Judged]:
     """Judge the model of each run, by S starts of T steps, and by so many episodes of this planner in it.
 
+    task: instead of the runs' own, for models of many tasks.
     If there are episodes and the task can be simulated from any state, that comes last. ConfigError if something does
     not fit, before anything is judged.
     """
-    loaded = [load(path, dataset) for path in paths]
+    loaded = [load(path, dataset, task) for path in paths]
     first = loaded[0][0]
     for path, (agent, policy) in zip(paths, loaded, strict=True):
         if episodes and (agent.config.task, agent.config.env) != (first.config.task, first.config.env):

@@ -23,9 +23,9 @@ def saved(folder, agent, *overrides, task=CART):
     return str(folder)
 
 
-def collected(name, episodes=2, seed=0):
+def collected(name, episodes=2, seed=0, task=CART):
     """A data set of random actions, 20 decisions an episode."""
-    words = ["--kind", "random", "--out", name, "--episodes", str(episodes), "--task", CART, "--preset", "debug"]
+    words = ["--kind", "random", "--out", name, "--episodes", str(episodes), "--task", task, "--preset", "debug"]
     assert main(["collect", *words, "--references", "1", "--set", f"seed={seed}"]) == 0
     return name
 
@@ -76,6 +76,13 @@ def test_a_model_of_many_tasks_is_judged_on_what_it_has_not_learned_from(held_ou
     head, found = rows(capsys)
     assert head[-1] == "error at 12"
     assert float(found[run][-1].split()[0]) > 0
+    other, another = collected("other-v0", task="dmc/pendulum-swingup"), ["--task", "dmc/pendulum-swingup"]
+    assert main(["compare-models", run, "--dataset", other, *another, *SIZES, *PLANNER]) == 0
+    found = rows(capsys)[1]
+    assert float(found[run][-1].split()[0]) >= 0
+    assert list(found) == [run, "the true simulator"]
+    assert main(["compare-models", run, "--dataset", other, *SIZES]) == 2
+    assert "does not fit dmc/cartpole-swingup: numbers observed: got 3, want 5" in capsys.readouterr().err
     assert main(["compare-models", run, "--dataset", "some/one-v0", *SIZES]) == 2
     assert capsys.readouterr().err.startswith(f"qttdm: {run}: has learned from the data set some/one-v0 itself; want")
 

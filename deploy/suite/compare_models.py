@@ -6,7 +6,7 @@ runs, data set --load--> agents --drift--> errors of imagined steps             
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from qttdm.common.config import ConfigError
 from qttdm.common.contracts import DynamicsModel
 from qttdm.common.environments.make import make_env
 from qttdm.common.models.simulator import Simulator
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.configs.run_config import RunConfig, load_saved_config
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.deploy.screens.plot import Array, bootstrap_interval
@@ -61,13 +63,22 @@ def load(path: Path, dataset: Dataset, task: str | None = None) -> tuple[Trained
         dataset.check(agent.spec)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    learned, name = config.training.dataset, dataset.name.rstrip("/")
-    if learned is not None and f"{name}/".startswith(f"{learned.rstrip('/')}/"):
+    name = dataset.name.rstrip("/")
+    if any(f"{name}/".startswith(f"{learned.rstrip('/')}/") for learned in learned_from(config)):
         raise ConfigError(
             f"{path}: has learned from the data set {name} itself; want one of other episodes, such as qttdm collect "
             f"writes with another --set seed=.."
         )
     return agent, policy
+
+
+def learned_from(config: RunConfig) -> Iterator[str]:
+    """Name the data sets, or groups, of a run and of those whose networks it began with, as far as they are there."""
+    if config.training.dataset is not None:
+        yield config.training.dataset
+    start = config.training.start_from
+    if start is not None and (path := RunDir(start).config_path).is_file():
+        yield from learned_from(load_saved_config(path))
 
 
 def compare(

@@ -83,6 +83,13 @@ def test_a_model_of_many_tasks_is_judged_on_what_it_has_not_learned_from(held_ou
     assert list(found) == [run, "the true simulator"]
     assert main(["compare-models", run, "--dataset", other, *SIZES]) == 2
     assert "does not fit dmc/cartpole-swingup: numbers observed: got 3, want 5" in capsys.readouterr().err
+    tuned = str(tmp_path / "tuned")
+    begin = ["offline", "--preset", "generalist-laptop", "--from", run, "--dataset", other, "--task", CART]
+    settings = ["--set", settings[2], "--set", settings[3], "--updates", "1"]
+    assert main([*begin, *settings, "--run-dir", tuned]) == 0
+    capsys.readouterr()
+    assert main(["compare-models", tuned, "--dataset", "some/one-v0", *SIZES]) == 2
+    assert "has learned from the data set some/one-v0 itself" in capsys.readouterr().err
     assert main(["compare-models", run, "--dataset", "some/one-v0", *SIZES]) == 2
     assert capsys.readouterr().err.startswith(f"qttdm: {run}: has learned from the data set some/one-v0 itself; want")
 

@@ -14,9 +14,10 @@ from qttdm.common.batch import Batch
 from qttdm.common.metrics.lines import declare
 from qttdm.common.models.mlp_dynamics import MLPDynamics
 from qttdm.common.models.scale import BATCHES, rescale
-from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.common.tensors import Tensors
 from qttdm.learner.parts.losses import gaussian_nll
 from qttdm.learner.parts.optimizer import AdamStep, OptimizerConfig
+from qttdm.learner.parts.trained import TrainedPart
 
 declare(
     (
@@ -41,7 +42,7 @@ class MLPDynamicsLearnerConfig(OptimizerConfig):
     """a gradient with a larger norm is scaled down to it"""
 
 
-class MLPDynamicsLearner:
+class MLPDynamicsLearner(TrainedPart):
     """Trains each member on its own share of the batch, whose windows are single transitions."""
 
     name = "mlp"
@@ -49,6 +50,7 @@ class MLPDynamicsLearner:
     def __init__(self, config: MLPDynamicsLearnerConfig, network: MLPDynamics, compile: bool = False) -> None:
         self.config, self.network = config, network
         self.optimizer = AdamStep(config, network)
+        self.saved = {"network": network, "adam": self.optimizer}
         self.loss = torch.compile(self._loss) if compile else self._loss
 
     def prepare(self, batches: Iterator[Batch]) -> None:
@@ -91,16 +93,3 @@ class MLPDynamicsLearner:
             "loss_mlp_continuation": continuation.detach(),
             "grad_norm_mlp": self.optimizer.step(progress),
         }
-
-    def now(self) -> dict[str, Tensor]:
-        """Return nothing: `update` returns all there is."""
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return parameters and optimiser."""
-        return prefixed("network", self.network.state_dict()) | prefixed("adam", self.optimizer.state())
-
-    def load_state(self, state: Tensors) -> None:
-        """Undo `state`."""
-        self.network.load_state_dict(under("network", state))
-        self.optimizer.load_state(under("adam", state))

@@ -72,10 +72,17 @@ class KeyValueCache:
         self.layers = [like.new_empty(2, sequences, num_heads, room, head_dim) for _ in range(num_layers)]
 
     def append(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [B, S, 2 D] behind the `length` present tokens -> keys and values, each [B * num_heads, C, d]."""
+        """Store [B, S, 2 D] behind the `length` present tokens -> keys and values, each [B * num_heads, C, d].
+
+        RuntimeError if there is no room for them.
+        """
         memory = self.layers[layer]  # [2, B, heads, room, d]
         batch, tokens, _ = keys_and_values.shape
         end = self.length + tokens
+        if end > memory.shape[3]:  # torch would spread a single token over no place at all, and say nothing
+            raise RuntimeError(
+                f"{tokens} more than the {self.length} tokens in a cache with room for {memory.shape[3]}"
+            )
         # [B, S, 2, heads, d] -> [2, B, heads, S, d], in one copy
         memory[:, :, :, self.length : end] = keys_and_values.view(
             batch, tokens, 2, memory.shape[2], memory.shape[4]

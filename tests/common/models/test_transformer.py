@@ -273,8 +273,15 @@ def test_tails_of_several_lengths_go_on_together(reach: int | None):
 
 def test_a_token_too_many_is_refused():
     trunk, x = make_trunk().eval(), make_input()
-    with torch.no_grad(), pytest.raises(RuntimeError):
-        trunk(x, cache=trunk.new_cache(len(x), room=TOKENS - 1))
+    with torch.no_grad():
+        with pytest.raises(RuntimeError):
+            trunk(x, cache=trunk.new_cache(len(x), room=TOKENS - 1))
+        cache = trunk.new_cache(len(x), room=TOKENS - 1)
+        trunk(x[:, 1:], cache=cache)
+        with pytest.raises(
+            RuntimeError, match=f"^1 more than the {TOKENS - 1} tokens in a cache with room for {TOKENS - 1}$"
+        ):
+            trunk(x[:, :1], cache=cache)
 
 
 def test_dropout_acts_in_training_only():

@@ -62,7 +62,10 @@ def test_it_learns_from_many_and_acts_on_another(some, capsys):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--agent", "qt"], "there is no data set 'some', neither as a folder"),
+        (
+            ["--agent", "qt"],
+            "training.dataset=some is a group of data sets, and qt learns from one; want one of them, such as some/",
+        ),
         (["--set", "training.shares={some/three-v0: 2.0}"], "there is no data set 'some/three-v0'"),
         (["--set", "training.env_steps=100"], "learns from data sets alone"),
         (["--set", "generalist.model.most_numbers=1"], "model.most_numbers=1"),

@@ -19,9 +19,10 @@ In the published code they are tokens: two more passes a step; what is guessed o
 follows, and still leaks by the residual stream; and whoever acts has to be told the rewards it gets. Nothing can leak
 from what is no input. A generalist's rewards are of the past, and where nobody tells them its own guesses stand in.
 
-Positions count from the first step of a window or a plan, and do not move as the plan grows: so keys and values are
-computed once (`KeyValueCache`). With a goal, its tokens stand in front of all, with a table of their own and without
-positions.
+Positions are rotary: a token knows how far back another stands; what it learns at one place of a window holds at all.
+Choice: published is a table of absolute positions, which learns anew at each place where the others of its step are;
+what that costs: docs/results.md. Keys and values do not move as a plan grows, so they are computed once
+(`KeyValueCache`). With a goal, its tokens stand in front of all, with a table of their own.
 
 Letters beyond the usual: K input slots of a step, O outputs, V bins.
 """
@@ -39,8 +40,8 @@ from torch import Tensor, nn
 from qttdm.common.models.tokens import ScalarTokens
 from qttdm.common.models.transformer import (
     KeyValueCache,
+    RotaryTrunkConfig,
     Transformer,
-    TrunkConfig,
     init_weights,
     outside_autocast,
 )
@@ -48,7 +49,7 @@ from qttdm.common.shapes import check_shape
 from qttdm.common.trees import TensorTree
 
 
-class SequenceModelConfig(TrunkConfig):
+class SequenceModelConfig(RotaryTrunkConfig):
     """Size of the sequence model; defaults are the published ones."""
 
     embed_dim: int = Field(default=128, gt=0)
@@ -140,10 +141,8 @@ class SequenceModel(nn.Module):
         self.tokens = ScalarTokens(config.tokens, kinds + len(layout.outputs), bins)  # inputs, then outputs
         self.token_embedding = nn.Embedding(kinds * bins, dim)
         self.goal_embedding = nn.Embedding(self.obs_dim * bins, dim) if goals else None
-        positions = config.window + 1 if config.shared else config.window * slots + self.obs_dim
-        self.position_embedding = nn.Embedding(positions, dim)  # of a step, or of a token
         self.place_embedding = nn.Embedding(kinds * config.most_numbers, dim) if config.shared else None
-        self.trunk = Transformer(config)
+        self.trunk = Transformer(config, rotary=True)
         self.apply(init_weights)
         self.heads = nn.Parameter(0.02 * torch.randn(kinds + len(layout.outputs), bins, dim))
         self.continuation_head = nn.Linear(dim, 1) if can_terminate else None
@@ -178,19 +177,11 @@ class SequenceModel(nn.Module):
         first = self.layout.first(name)
         return self.columns[first : first + self.layout.inputs[name]]
 
-    def embed(self, bins: Tensor, first: int, position: int) -> Tensor:
-        """Embed bins [B, S] of consecutive tokens, the first in that slot and at that position: [B, S, D]."""
-        tokens = bins.shape[1]
-        ahead = torch.arange(tokens, device=bins.device)
-        slots = (first + ahead) % self.layout.slots
+    def embed(self, bins: Tensor, first: int) -> Tensor:
+        """Embed bins [B, S] of consecutive tokens, the first in that slot: [B, S, D]."""
+        slots = (first + torch.arange(bins.shape[1], device=bins.device)) % self.layout.slots
         embedded = self.token_embedding(bins + self.columns[slots] * self.config.bins)
-        if self.place_embedding is None:
-            return embedded + self.position_embedding.weight[position : position + tokens]
-        return (
-            embedded
-            + self.position_embedding((position + ahead) // self.layout.slots)
-            + self.place_embedding(self.places[slots])
-        )
+        return embedded if self.place_embedding is None else embedded + self.place_embedding(self.places[slots])
 
     def forward(self, bins: Tensor, goals: Tensor | None = None) -> tuple[Tensor, Outcome]:
         """Read whole windows.
@@ -199,7 +190,7 @@ class SequenceModel(nn.Module):
         Returns logits of each next token but the first, [B, L K + M - 1, V], and the outcomes of the steps, [B, L, ..].
         """
         check_shape(bins, "B S", S=self.config.window * self.layout.slots + self.obs_dim)
-        x = self.embed(bins[:, :-1], 0, 0)
+        x = self.embed(bins[:, :-1], 0)
         prefix = 0
         if goals is not None:
             x = torch.cat([self._embed_goals(goals), x], dim=1)
@@ -237,7 +228,7 @@ class SequenceModel(nn.Module):
 
         room: for so many steps more, also in copies by `select`, which then need not be moved.
         """
-        x = self.embed(bins, 0, 0)
+        x = self.embed(bins, 0)
         if goals is not None:
             x = torch.cat([self._embed_goals(goals), x], dim=1)
         cache = self.trunk.new_cache(len(bins), x.shape[1] + room * self.layout.slots)
@@ -252,7 +243,7 @@ class SequenceModel(nn.Module):
         """Add one token to each sequence, int64 [B], or several at once, [B, S]."""
         bins = bins[:, None] if bins.ndim == 1 else bins
         tokens = bins.shape[1]
-        x = self.embed(bins, sequences.tokens % self.layout.slots, sequences.tokens)
+        x = self.embed(bins, sequences.tokens % self.layout.slots)
         sequences.hidden = self.trunk(x, stride=tokens, cache=sequences.cache).squeeze(1)
         sequences.tokens += tokens
 

@@ -50,6 +50,19 @@ class TrunkConfig(Config):
         return self
 
 
+class RotaryTrunkConfig(TrunkConfig):
+    """Size of a trunk whose tokens know how far apart they are: features of a head turn in pairs."""
+
+    @model_validator(mode="after")
+    def _heads_are_even(self) -> RotaryTrunkConfig:
+        if self.embed_dim // self.num_heads % 2:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} with num_heads={self.num_heads} is {self.embed_dim // self.num_heads} a "
+                f"head; want an even number"
+            )
+        return self
+
+
 class TransformerConfig(TrunkConfig):
     """Size of a trunk, and how states and actions are given to it."""
 

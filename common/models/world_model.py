@@ -19,11 +19,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from qttdm.common.models.latent import LatentConfig
-from qttdm.common.models.transformer import KeyValueCache, Transformer, TrunkConfig, init_weights, outside_autocast
+from qttdm.common.models.transformer import (
+    KeyValueCache,
+    RotaryTrunkConfig,
+    Transformer,
+    init_weights,
+    outside_autocast,
+)
 from qttdm.common.models.two_hot import TwoHot, symlog
 
 
-class WorldModelConfig(TrunkConfig):
+class WorldModelConfig(RotaryTrunkConfig):
     """Sizes of the world model; defaults are the published ones."""
 
     embed_dim: int = Field(default=256, gt=0)

@@ -81,5 +81,5 @@ def test_published_size():
     model = SequenceModel(config, Layout({"observations": 11, "actions": 3}, ("rewards", "values")), False)
     dim, blocks = 128, 4 * (12 * 128 * 128 + 13 * 128) + 2 * 128
     assert sum(p.numel() for p in model.trunk.parameters()) == blocks
-    tables = 14 * 100 * dim + (10 * 14 + 11) * dim + 16 * 100 * dim
+    tables = 14 * 100 * dim + 16 * 100 * dim
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == blocks + tables

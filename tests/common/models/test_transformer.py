@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qttdm.common.config import ConfigError, validate
 from qttdm.common.models.dropout import Dropout
 from qttdm.common.models.transformer import (
+    RotaryTrunkConfig,
     StateEmbedding,
     Transformer,
     TransformerConfig,
@@ -340,6 +341,8 @@ def test_initialisation():
 def test_a_trunk_whose_heads_do_not_divide_it_is_refused():
     with pytest.raises(ConfigError, match="num_heads may be one of"):
         validate(TransformerConfig, {"embed_dim": 10, "num_heads": 3, "num_layers": 1}, "here")
+    with pytest.raises(ConfigError, match="embed_dim=12 with num_heads=4 is 3 a head; want an even number"):
+        validate(RotaryTrunkConfig, {"embed_dim": 12, "num_heads": 4, "num_layers": 1}, "here")
 
 
 def test_masks_first_needed_in_inference_serve_gradients_later():

@@ -111,6 +111,8 @@ class Learner:
         for part in self.parts:
             saved, fresh = under(part.name, state), part.state()
             taken = {name: tensor for name, tensor in fresh.items() if not name.startswith("adam")}
+            if unknown := [name for name in saved if name.startswith("network/") and name not in taken]:
+                raise ValueError(f"got {part.name}/{unknown[0]}, which this run's networks have not")
             for name, tensor in taken.items():
                 found = saved.get(name, saved.get(name.replace("target/", "network/", 1)))
                 if found is None and tensor.ndim == 0:  # a count

@@ -36,10 +36,13 @@ def start_from(learner: Learner, path: Path) -> None:
     asked = f"training.start_from={path}"
     try:
         checkpoint = CheckpointStore(RunDir.open(path).checkpoints_dir).load_latest(blobs=False)
-        if checkpoint is None:
-            raise ConfigError(f"{asked}: there is no checkpoint in it yet")
+    except CheckpointError as error:
+        raise ConfigError(f"{asked}: {error}") from None
+    if checkpoint is None or int(checkpoint.tensors["updates"]) == 0:
+        raise ConfigError(f"{asked}: it has learned nothing yet; want a run with a checkpoint after its first update")
+    try:
         learner.start_from(checkpoint.tensors)
-    except (CheckpointError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"{asked}: its networks are others than this run's: {error}") from None
 
 

@@ -130,6 +130,9 @@ def test_weights_that_are_missing_are_named(tmp_path):
     networks = torch.nn.ModuleDict({"tdm": run.learner.networks["tdm"], "qt": torch.nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"got nothing as qt.weight, want \[2, 2\]"):
         weights_in(checkpoint, networks)
+    checkpoint.tensors["tdm/network/table"] = torch.zeros(1)  # of a version that had one
+    with pytest.raises(ValueError, match="its checkpoint has tdm/network/table, which these networks have not"):
+        weights_in(checkpoint, torch.nn.ModuleDict({"tdm": run.learner.networks["tdm"]}))
 
 
 @pytest.mark.parametrize("what", ["nowhere", "run"])

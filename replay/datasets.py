@@ -198,6 +198,11 @@ def open_dataset(name: str) -> Dataset:
     return Dataset(name, stored)
 
 
+def folder_of(name: str) -> Path:
+    """Return where a data set, or a group of them, is: that folder, or the one of that id."""
+    return (Path(name) if Path(name).is_dir() else _root() / name).resolve()
+
+
 def open_all(name: str) -> list[Dataset]:
     """Open a data set, or all of a group of them (GROUP of ids GROUP/NAME-v0, or their folder). ConfigError."""
     folders = (Path(name), _root() / name)

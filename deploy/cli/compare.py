@@ -43,6 +43,8 @@ def compare_models(
 
     if not runs:
         raise ConfigError("compare-models: name runs whose agents have a dynamics model")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}; make it, or choose another --out")
     planner = RandomShootingConfig(samples=samples, horizon=horizon, noise=noise, std=std)
     judged = compare(runs, open_dataset(dataset), starts, steps, episodes or 0, planner, task)
     page, picture = (out.with_name(f"{out.name}.{suffix}") for suffix in ("md", "png"))

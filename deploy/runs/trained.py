@@ -14,6 +14,7 @@ from torch import nn
 from qttdm.common.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
 from qttdm.common.config import ConfigError
 from qttdm.common.run_dir import RunDir
+from qttdm.common.tensors import under
 from qttdm.common.weights import Weights
 from qttdm.deploy.configs.run_config import load_saved_config
 from qttdm.deploy.runs.acting import ActingAgent
@@ -90,12 +91,12 @@ def weights_in(checkpoint: Checkpoint, networks: nn.Module) -> Weights:
                 f"{list(parameter.shape)}); undo the change to config.yaml or --set"
             )
         saved.append(tensor)
-    learned = {name.partition(".")[0] for name, _ in networks.named_parameters()}
-    known = {f"{network}/network/{inner}" for network, _, inner in (n.partition(".") for n in networks.state_dict())}
-    for name in checkpoint.tensors:
-        if name.split("/")[0] in learned and name.split("/")[1] == "network" and name not in known:
-            raise ValueError(
-                f"{checkpoint.folder}: its checkpoint has {name}, which these networks have not; undo the change to "
-                f"config.yaml or --set, or use the qttdm that saved it"
-            )
+    for network, module in networks.named_children():
+        known = module.state_dict()
+        for name in under(f"{network}/network", checkpoint.tensors):
+            if name not in known:
+                raise ValueError(
+                    f"{checkpoint.folder}: its checkpoint has {network}/network/{name}, which these networks have not; "
+                    f"undo the change to config.yaml or --set, or use the qttdm that saved it"
+                )
     return Weights.of(nn.ParameterList(saved), int(checkpoint.tensors["updates"]))

@@ -28,7 +28,7 @@ from qttdm.deploy.screens.plot import Array, bootstrap_interval
 from qttdm.deploy.suite.open_loop import draw_starts, drift, median_interval
 from qttdm.planner_service.planners.random_shooting import RandomShootingConfig
 from qttdm.planner_service.policies.planning import PlanningPolicy
-from qttdm.replay.datasets import Dataset
+from qttdm.replay.datasets import Dataset, folder_of
 
 DEPTHS = (1, 5, 12, 25, 50)
 """steps after which the table has the error"""
@@ -63,11 +63,11 @@ def load(path: Path, dataset: Dataset, task: str | None = None) -> tuple[Trained
         dataset.check(agent.spec)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    name = dataset.name.rstrip("/")
-    if any(f"{name}/".startswith(f"{learned.rstrip('/')}/") for learned in learned_from(config)):
+    held_out = folder_of(dataset.name)
+    if any(held_out.is_relative_to(folder_of(learned)) for learned in learned_from(config)):
         raise ConfigError(
-            f"{path}: has learned from the data set {name} itself; want one of other episodes, such as qttdm collect "
-            f"writes with another --set seed=.."
+            f"{path}: has learned from the data set {dataset.name} itself; want one of other episodes, such as "
+            f"qttdm collect writes with another --set seed=.."
         )
     return agent, policy
 

@@ -63,7 +63,7 @@ def draw_starts(episodes: Sequence[Episode], starts: int, steps: int, seed: int 
 def imagine(model: DynamicsModel, observations: Tensor, actions: Tensor) -> Tensor:
     """Follow actions [S, T, N] from observations [S, M]: what the model expects to be observed, [S, T, M].
 
-    Where its window ends it begins again from what it has imagined; one with a memory keeps the last CONTEXT steps.
+    Where its window ends it begins again from what it has imagined; a sequence model keeps the last CONTEXT steps.
     """
     memory = model if isinstance(model, SequenceModel) else None
     everyone = torch.arange(len(observations), device=observations.device)

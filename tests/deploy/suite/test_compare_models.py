@@ -1,5 +1,7 @@
 """qttdm compare-models: any run with a dynamics model, beside the true simulator; what does not fit is one line."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -90,6 +92,12 @@ def test_a_model_of_many_tasks_is_judged_on_what_it_has_not_learned_from(held_ou
     capsys.readouterr()
     assert main(["compare-models", tuned, "--dataset", "some/one-v0", *SIZES]) == 2
     assert "has learned from the data set some/one-v0 itself" in capsys.readouterr().err
+    folder = f"{os.environ['MINARI_DATASETS_PATH']}/some/one-v0"  # by whatever name
+    assert main(["compare-models", run, "--dataset", folder, *SIZES]) == 2
+    assert f"has learned from the data set {folder} itself" in capsys.readouterr().err
+    nowhere = str(tmp_path / "nowhere" / "models")
+    assert main(["compare-models", run, "--dataset", other, *another, *SIZES, "--out", nowhere]) == 2
+    assert f"{nowhere}: there is no folder {tmp_path / 'nowhere'}; make it" in capsys.readouterr().err
     assert main(["compare-models", run, "--dataset", "some/one-v0", *SIZES]) == 2
     assert capsys.readouterr().err.startswith(f"qttdm: {run}: has learned from the data set some/one-v0 itself; want")
 

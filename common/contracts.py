@@ -352,7 +352,7 @@ class Learner(Protocol):
         """
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Undo `state`."""
+        """Undo `state`. ValueError, one line, if it is of other networks."""
 
 
 class Agent(Protocol):

@@ -21,7 +21,7 @@ from qttdm.common.batch import Batch
 from qttdm.common.config import Config
 from qttdm.common.metrics.instruments import DECISION, histogram
 from qttdm.common.metrics.telemetry import Telemetry
-from qttdm.common.tensors import Tensors, prefixed, under
+from qttdm.common.tensors import Tensors, check_fits, prefixed, under
 from qttdm.common.weights import Weights, version_of
 from qttdm.learner.parts.optimizer import AdamStep
 from qttdm.learner.stopwatch import Stopwatch
@@ -108,20 +108,20 @@ class Learner:
 
         Of a run that was exported without its target network, that begins as the network.
         """
+        saved, wanted = self._networks(state), self._networks(self.state())
+        network = {name: tensor for name, tensor in saved.items() if "/network/" in name}
+        target = {name.replace("/network/", "/target/", 1): tensor for name, tensor in network.items()}
+        counts = {name: tensor for name, tensor in wanted.items() if tensor.ndim == 0}
+        known = wanted.keys() | network.keys()
+        taken = {name: tensor for name, tensor in (counts | target | saved).items() if name in known}
+        check_fits(taken, wanted)
         for part in self.parts:
-            saved, fresh = under(part.name, state), part.state()
-            taken = {name: tensor for name, tensor in fresh.items() if not name.startswith("adam")}
-            if unknown := [name for name in saved if name.startswith("network/") and name not in taken]:
-                raise ValueError(f"got {part.name}/{unknown[0]}, which this run's networks have not")
-            for name, tensor in taken.items():
-                found = saved.get(name, saved.get(name.replace("target/", "network/", 1)))
-                if found is None and tensor.ndim == 0:  # a count
-                    continue
-                if found is None or found.shape != tensor.shape:
-                    got = "nothing" if found is None else list(found.shape)
-                    raise ValueError(f"got {got} as {part.name}/{name}, want {list(tensor.shape)}")
-                taken[name] = found
-            part.load_state(fresh | taken)
+            part.load_state(part.state() | under(part.name, taken))
+
+    def _networks(self, state: Tensors) -> dict[str, Tensor]:
+        """Return its parts' tensors without their optimisers'."""
+        own = tuple(f"{part.name}/" for part in self.parts)
+        return {name: tensor for name, tensor in state.items() if name.startswith(own) and "/adam" not in name}
 
     def update(self, batch: Batch) -> None:
         """Make one update of every part."""
@@ -197,7 +197,8 @@ class Learner:
         return state
 
     def load_state(self, state: Tensors) -> None:
-        """Undo `state`."""
+        """Undo `state`. ValueError, one line, if it is of other networks."""
+        check_fits(self._networks(state), self._networks(self.state()))
         self.updates = int(state["updates"])
         self._pending.clear()
         torch.set_rng_state(state["rng.cpu"])

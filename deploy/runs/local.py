@@ -301,7 +301,8 @@ class LocalRun:
     def _does_not_fit(self, error: Exception) -> ConfigError:
         reason = str(error).strip().splitlines()[0]
         return ConfigError(
-            f"{self.run_dir.path}: its checkpoint does not fit its settings ({reason}); undo the change to config.yaml"
+            f"{self.run_dir.path}: its checkpoint does not fit its settings ({reason}); undo the change to "
+            f"config.yaml, or use the qttdm that saved it"
         )
 
     def _report_run(self) -> None:

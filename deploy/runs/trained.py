@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from qttdm.common.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load_checkpoint
 from qttdm.common.config import ConfigError
 from qttdm.common.run_dir import RunDir
-from qttdm.common.tensors import under
+from qttdm.common.tensors import check_fits, prefixed, under
 from qttdm.common.weights import Weights
 from qttdm.deploy.configs.run_config import load_saved_config
 from qttdm.deploy.runs.acting import ActingAgent
@@ -80,23 +80,17 @@ def newest_checkpoint(run_dir: RunDir, blobs: bool = True, to_act: bool = False)
 
 def weights_in(checkpoint: Checkpoint, networks: nn.Module) -> Weights:
     """Return the learner's `weights` when its state was saved. ValueError, one line, if of other networks."""
-    saved = []
-    for name, parameter in networks.named_parameters():
-        network, _, inner = name.partition(".")
-        tensor = checkpoint.tensors.get(f"{network}/network/{inner}")
-        if tensor is None or tensor.shape != parameter.shape:
-            got = "nothing" if tensor is None else list(tensor.shape)
+    saved: dict[str, Tensor] = {}
+    for name, network in networks.named_children():
+        tensors = under(f"{name}/network", checkpoint.tensors)
+        wanted = network.state_dict()
+        try:
+            check_fits(prefixed(f"{name}/network", tensors), prefixed(f"{name}/network", wanted))
+        except ValueError as error:
             raise ValueError(
-                f"{checkpoint.folder}: its checkpoint does not fit its settings (got {got} as {name}, want "
-                f"{list(parameter.shape)}); undo the change to config.yaml or --set"
-            )
-        saved.append(tensor)
-    for network, module in networks.named_children():
-        known = module.state_dict()
-        for name in under(f"{network}/network", checkpoint.tensors):
-            if name not in known:
-                raise ValueError(
-                    f"{checkpoint.folder}: its checkpoint has {network}/network/{name}, which these networks have not; "
-                    f"undo the change to config.yaml or --set, or use the qttdm that saved it"
-                )
-    return Weights.of(nn.ParameterList(saved), int(checkpoint.tensors["updates"]))
+                f"{checkpoint.folder}: its checkpoint does not fit its settings ({error}); undo the change to "
+                f"config.yaml or --set, or use the qttdm that saved it"
+            ) from None
+        saved |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+    ordered = [saved[name] for name, _ in networks.named_parameters()]
+    return Weights.of(nn.ParameterList(ordered), int(checkpoint.tensors["updates"]))

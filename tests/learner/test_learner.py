@@ -481,12 +481,14 @@ def test_an_exported_agent_s_target_begins_as_its_network():
 
 def test_networks_of_another_size_are_named():
     state = saved(make_learner(seed=7))
-    with pytest.raises(ValueError, match=r"^got tdm/network/table, which this run's networks have not$"):
+    with pytest.raises(ValueError, match=r"^got tdm/network/table, which these networks have not$"):
         make_learner().start_from(state | {"tdm/network/table": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"^got nothing as tdm/network/\S+, want \[\d+"):
         make_learner().start_from({name: tensor for name, tensor in state.items() if not name.startswith("tdm")})
     with pytest.raises(ValueError, match=r"^got \[1\] as tdm/network/\S+, want \[\d+"):
         make_learner().start_from({name: torch.zeros(1) for name in state})
+    with pytest.raises(ValueError, match=r"^got \[1\] as qt/target/\S+, want \[\d+"):
+        make_learner().load_state(state | {name: torch.zeros(1) for name in state if "target" in name})
 
 
 def test_bfloat16_leaves_parameters_in_float32_and_losses_where_they_were():

@@ -128,10 +128,10 @@ def test_weights_that_are_missing_are_named(tmp_path):
     run = saved_run(tmp_path / "run", agent="tdm")
     checkpoint = run.loop.store.load_latest()
     networks = torch.nn.ModuleDict({"tdm": run.learner.networks["tdm"], "qt": torch.nn.Linear(2, 2)})
-    with pytest.raises(ValueError, match=r"got nothing as qt.weight, want \[2, 2\]"):
+    with pytest.raises(ValueError, match=r"got nothing as qt/network/weight, want \[2, 2\]"):
         weights_in(checkpoint, networks)
     checkpoint.tensors["tdm/network/table"] = torch.zeros(1)  # of a version that had one
-    with pytest.raises(ValueError, match="its checkpoint has tdm/network/table, which these networks have not"):
+    with pytest.raises(ValueError, match="got tdm/network/table, which these networks have not"):
         weights_in(checkpoint, torch.nn.ModuleDict({"tdm": run.learner.networks["tdm"]}))
 
 

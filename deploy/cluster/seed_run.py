@@ -392,9 +392,13 @@ def evaluating_policy(config: RunConfig, spec: TaskSpec, still_waiting: Callable
 def acting_policy(
     config: RunConfig, spec: TaskSpec, planner: str | None, still_waiting: Callable[[], object]
 ) -> Policy:
-    """Make an actor's policy: on its CPUs, or asking the named planner service. still_waiting: see ServicePolicy."""
+    """Make an actor's policy: on its CPUs, or asking the named planner service. still_waiting: see ServicePolicy.
+
+    It compiles here, as the evaluator's.
+    """
     local = make_policy(config, spec, torch.device("cpu"))
     if planner is None:
+        local.warm_up(config.cluster.envs_per_actor)
         return local
     c, greedy = config.cluster, greedy_beside(local)
     return ServicePolicy(c.asking, planner, local, greedy, c.max_staleness, still_waiting)

@@ -134,6 +134,7 @@ class LocalRun:
         Raises what LearningLoop.run does.
         """
         self._show_on(progress, should_stop)
+        self.agent.policy.warm_up(max(1, self.config.training.eval_episodes))  # compiling takes longer than a watchdog
 
         def on_step() -> None:
             self.watchdog.rearm()

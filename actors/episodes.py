@@ -68,7 +68,7 @@ def _failures_of(env: TaskEnv, when: str, seed: int) -> Iterator[None]:
     """Turn any error raised inside into an EnvironmentFailure."""
     try:
         yield
-    except Exception as error:  # simulators share no base class for "this state cannot be simulated"
+    except (Exception, SystemExit) as error:  # simulators share no base class for "this state cannot be simulated"
         task = env.task_spec.name or type(env.unwrapped).__name__
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise EnvironmentFailure(f"{task} failed {when} of the episode with seed {seed}: {what}") from error

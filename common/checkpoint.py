@@ -105,12 +105,12 @@ class CheckpointStore:
             raise CheckpointError(f"{self.directory}: cannot save the checkpoint of step {step} ({error})") from error
 
     def load_latest(
-        self, blobs: bool = True, check: Callable[[Mapping[str, Any]], object] = lambda meta: None
+        self, blobs: bool = True, check: Callable[[Checkpoint], object] = lambda checkpoint: None
     ) -> Checkpoint | None:
         """Load the newest checkpoint whose checksums hold; None where none was ever saved.
 
         blobs=False leaves those unread: a replay is far larger than all else, and acting needs none. check: raises
-        ValueError for a `meta` that is of no use.
+        ValueError for one that is of no use.
         Raises CheckpointError when every one is damaged, or the newest sound one has another format.
         """
         skipped: list[str] = []
@@ -118,7 +118,7 @@ class CheckpointStore:
         for folder in reversed(self.folders()):
             try:
                 checkpoint = _read(folder, skipped, blobs)
-                check(checkpoint.meta)
+                check(checkpoint)
                 return checkpoint
             except (OSError, ValueError) as error:
                 skipped.append(f"skipped checkpoint {folder.name}: {error}")

@@ -84,12 +84,15 @@ class _Loader(yaml.SafeLoader):
 
 
 def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """Count the values that a node is written out with, each alias as what it stands for; an alias to itself once."""
+    """Count the values that a node is written out with, each alias as what it stands for; an alias to itself once.
+
+    A string counts once for every 20 characters.
+    """
     if node not in known:
-        known[node] = 1
+        known[node] = size = 1 if isinstance(node, yaml.CollectionNode) else 1 + len(node.value) // 20
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
         parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
-        known[node] = 1 + sum(_values(part, known) for part in parts)
+        known[node] = size + sum(_values(part, known) for part in parts)
     return known[node]
 
 

@@ -89,7 +89,9 @@ def open_lock(path: Path) -> IO[str]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     except OSError as error:
         raise foreign if error.errno == errno.ELOOP else error from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not re.fullmatch(rb"\d*\n?", os.pread(descriptor, 100, 0)):
+    status = os.fstat(descriptor)
+    own = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size <= 20
+    if not own or not re.fullmatch(rb"\d*\n?", os.pread(descriptor, 20, 0)):
         os.close(descriptor)
         raise foreign
     return os.fdopen(descriptor, "r+")

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 
-class EnvironmentFailure(RuntimeError):  # noqa: N818 - a simulation fails; the one line says which, where and why
-    """An environment raised, or answered with an array of another shape or not finite; its error is the cause."""
+class EnvironmentFailure(Exception):  # noqa: N818 - a simulation fails; the one line says which, where and why
+    """An environment raised, or answered with an array of another shape or not finite; its error is the cause.
+
+    No RuntimeError: contextlib takes one with a StopIteration as its cause for that, and lets the original out.
+    """
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from qttdm.common.weights import Weights, read_generation
 from qttdm.learner.loop import LearningLoop
 from qttdm.learner.metrics import report_run
 from qttdm.learner.permits import Permit
-from qttdm.learner.saved import check_meta
+from qttdm.learner.saved import check_state
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.replay.limiter import Pace
 from qttdm.replay.remote import RemoteReplay
@@ -94,7 +94,7 @@ class LearnerActor:
             exploration=s.exploration,
             shards=len(self.shards),
             timeout_seconds=s.timeout_seconds,
-            checkpoint=CheckpointStore(RunDir(s.run_dir).checkpoints_dir).load_latest(check=check_meta),
+            checkpoint=CheckpointStore(RunDir(s.run_dir).checkpoints_dir).load_latest(check=check_state),
             accept_losses=s.accept_losses,
         )
         self.loop.metrics.sinks += s.make_sinks()

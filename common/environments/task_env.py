@@ -57,7 +57,7 @@ class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         success: dict[str, Any] = {}
         while steps < self.task_spec.action_repeat and not (terminated or truncated):
             obs, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
+            total += number(reward)
             steps += 1
             if "success" in info:
                 success = {"success": info["success"]}
@@ -83,3 +83,11 @@ class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not isinstance(frame, np.ndarray):
             raise RenderError("cannot render: this environment draws no RGB frames")
         return frame
+
+
+def number(reward: Any) -> float:
+    """Return a reward as a number. TypeError, naming it, if it is none."""
+    try:
+        return float(reward)
+    except (TypeError, ValueError):
+        raise TypeError(f"the reward is {reward!r:.60}, want a number") from None

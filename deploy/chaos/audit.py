@@ -156,14 +156,23 @@ class Auditor:
         yield from (f"{count} evaluations at steps and updates {at}" for at, count in done.items() if count > 1)
 
     def _pace(self) -> Iterator[str]:
-        """Updates are never ahead of decisions; nor, unless a learner began anew, further behind than allowed."""
+        """Updates are never ahead of decisions, nor further behind than allowed.
+
+        A learner that began anew counts at once what was stored since its checkpoint, and then catches up.
+        """
         c, longest = self.cluster, max((e.decisions for e in self.episodes), default=0)
         allowed = c["pace"]["max_backlog"] + self.training["update_ratio"] * c["actors"] * c["envs_per_actor"] * longest
-        if "goes on from the checkpoint" in self.events:
-            allowed = math.inf
+        anew = [int(updates) for updates in re.findall(r"goes on from the checkpoint at (\d+) updates", self.events)]
+        catches_up = False
         for line in self.lines:
             behind = self._due(line) - line["updates"]
-            if behind < 0 or (behind > allowed and line["kind"] != "eval"):
+            if line["kind"] == "eval":  # its counts are of when it became due
+                catching_up = True
+            elif behind > allowed:
+                catching_up = catches_up = catches_up or any(0 <= line["updates"] - a <= allowed for a in anew)
+            else:
+                catching_up = catches_up = False
+            if behind < 0 or (behind > allowed and not catching_up):
                 yield f"{line['updates']} updates at {line['decisions']} decisions, {self._due(line):g} are due"
 
     def _due(self, counts: Line) -> float:

@@ -153,6 +153,7 @@ def evaluate(
     """
     from qttdm.deploy.runs.acting import agent_without_training
     from qttdm.deploy.runs.pretrained import output_folder
+    from qttdm.deploy.runs.probe import ended_if_stuck
     from qttdm.deploy.runs.trained import TrainedAgent
     from qttdm.deploy.screens.video import write_video
 
@@ -174,13 +175,15 @@ def evaluate(
         print(*report(agent), sep="\n")
         return
     started = time.monotonic()
-    result = agent.evaluate(episodes)
+    with ended_if_stuck(agent.spec.name, agent.config.cluster.hang_seconds) as rearm:
+        result = agent.evaluate(episodes, rearm)
     for i, episode_return in enumerate(result.returns):
         print(f"episode {i}: return {episode_return:.1f}")
     success = "" if result.success is None else f", success {result.success:.0%}"
     print(f"mean return {result.mean_return:.1f}{success}, {time.monotonic() - started:.1f} s")
     if video:
-        frames, frames_per_second = agent.film()
+        with ended_if_stuck(agent.spec.name, agent.config.cluster.hang_seconds) as rearm:
+            frames, frames_per_second = agent.film(rearm)
         write_video(frames, video_path, frames_per_second)
         print(f"video: {video_path}")
 

@@ -300,7 +300,9 @@ def serve(exporter: Exporter, host: str, port: int) -> tuple[WSGIServer, threadi
         server = _Server(host, port)
     except OSError as error:  # `strerror` would not say which address
         raise ConfigError(f"metrics cannot be served at {host}:{port} ({error.strerror or error})") from None
-    server.set_app(make_wsgi_app(registry))
+    app = make_wsgi_app(registry)
+    # Always plain text: prometheus_client raises for some versions of another format that a peer may ask for.
+    server.set_app(lambda environ, start: app({**environ, "HTTP_ACCEPT": "text/plain"}, start))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     return server, thread

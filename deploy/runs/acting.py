@@ -35,11 +35,11 @@ class ActingAgent:
         self.policy = make_policy(config, self.spec, self.device)
         self._envs: list[TaskEnv] = []
 
-    def evaluate(self, episodes: int) -> Evaluation:
-        """Act without exploration for so many episodes, the same start states every time."""
+    def evaluate(self, episodes: int, should_stop: Callable[[], bool] = lambda: False) -> Evaluation:
+        """Act without exploration for so many episodes, the same start states every time. Stopped."""
         while len(self._envs) < episodes:
             self._envs.append(make_task_env(self.config, self.spec))
-        return evaluate(self._envs[:episodes], self.policy, self.config.seed)
+        return evaluate(self._envs[:episodes], self.policy, self.config.seed, should_stop)
 
     def film(self, should_stop: Callable[[], bool] = lambda: False) -> tuple[list[Any], float]:
         """Draw frames of the first evaluation episode, one a decision with step and return, and how many make a second.

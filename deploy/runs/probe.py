@@ -53,12 +53,12 @@ def probe(env: TaskEnv, decisions: int, hang_seconds: float, seed: int = 0, seco
 
     What hangs without giving Python a turn, in C, ends the process, with one line.
     """
-    with _ended_if_stuck(env.task_spec.name, hang_seconds) as rearm:
+    with ended_if_stuck(env.task_spec.name, hang_seconds) as rearm:
         return _sample(env, decisions, hang_seconds, seed, seconds, rearm)
 
 
 def _sample(
-    env: TaskEnv, decisions: int, hang_seconds: float, seed: int, seconds: float, rearm: Callable[[], None]
+    env: TaskEnv, decisions: int, hang_seconds: float, seed: int, seconds: float, rearm: Callable[[], bool]
 ) -> Sample:
     task, rng, sample = env.task_spec.name, np.random.default_rng(seed), Sample()
     began, ended = time.perf_counter(), True
@@ -104,16 +104,24 @@ def _check_observation(env: TaskEnv, said_by: str, observation: np.ndarray) -> N
 
 
 @contextmanager
-def _ended_if_stuck(task: str, hang_seconds: float) -> Iterator[Callable[[], None]]:
-    """End this process if there is no sign of life for too long; yields how to give one.
+def ended_if_stuck(task: str, hang_seconds: float) -> Iterator[Callable[[], bool]]:
+    """End this process, with one line, if there is no sign of life for too long.
+
+    Yields how to give one; that returns False, so that it can stand where `should_stop` is asked.
 
     Too long: twice hang_seconds, for a reset and a step, and a bit, since raising is better where that is possible.
     """
-    with TemporaryDirectory(prefix="qttdm-") as folder, (path := Path(folder) / "probe.txt").open("w") as file:
-        advice = f"{task}: reset or step, in C, has taken more than {hang_seconds:g} s (cluster.hang_seconds)"
+    with TemporaryDirectory(prefix="qttdm-") as folder, (path := Path(folder) / "simulator.txt").open("w") as file:
+        advice = f"{task}: a reset or step has taken more than {hang_seconds:g} s (cluster.hang_seconds)"
         with announced([path], advice):
+
+            def rearm() -> bool:
+                faulthandler.dump_traceback_later(2 * hang_seconds + 2, exit=True, file=file)
+                return False
+
             try:
-                yield lambda: faulthandler.dump_traceback_later(2 * hang_seconds + 2, exit=True, file=file)
+                rearm()
+                yield rearm
             finally:
                 faulthandler.cancel_dump_traceback_later()
 

@@ -6,7 +6,7 @@ RUN/checkpoints/  --> the newest good one when opened; `newer_weights` while the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from qttdm.deploy.configs.run_config import load_saved_config
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.pretrained import find_run
 from qttdm.deploy.runs.saved_task import saved_task
-from qttdm.learner.saved import check_meta
+from qttdm.learner.saved import check_state, check_weights
 
 
 class TrainedAgent(ActingAgent):
@@ -39,7 +39,9 @@ class TrainedAgent(ActingAgent):
         self.store = CheckpointStore(self.run_dir.checkpoints_dir)
         self._seen = self.store.newest()
         try:
-            checkpoint = load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, to_act=True)
+            checkpoint = (
+                load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, False, check_weights)
+            )
             self.loaded = checkpoint.folder
             self.policy.load(weights_in(checkpoint, self.policy.networks))
         except (CheckpointError, ValueError) as error:
@@ -54,21 +56,23 @@ class TrainedAgent(ActingAgent):
         if newest in (None, self._seen):
             return None
         self._seen = newest
-        checkpoint = self.store.load_latest(blobs=False)
+        checkpoint = self.store.load_latest(blobs=False, check=check_weights)
         if checkpoint is None or checkpoint.folder == self.loaded:  # all newer ones are damaged
             return None
         self.loaded = checkpoint.folder
         return weights_in(checkpoint, self.policy.networks)
 
 
-def newest_checkpoint(run_dir: RunDir, blobs: bool = True, to_act: bool = False) -> Checkpoint:
+def newest_checkpoint(
+    run_dir: RunDir, blobs: bool = True, check: Callable[[Checkpoint], object] = check_state
+) -> Checkpoint:
     """Load a run's newest good checkpoint, printing what is damaged; blobs as in CheckpointStore. ConfigError.
 
-    to_act: its weights are all that is wanted; else a run can go on from it.
+    check: what it must have; by default, what a run needs to go on from it.
     """
     store = CheckpointStore(run_dir.checkpoints_dir)
     try:
-        checkpoint = store.load_latest(blobs=False) if to_act else store.load_latest(blobs, check_meta)
+        checkpoint = store.load_latest(blobs, check)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     if checkpoint is None:

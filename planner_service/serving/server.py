@@ -230,7 +230,11 @@ class Server:
             max_msg_size=c.max_message_bytes + 1,  # aiohttp refuses one of exactly that size
             writer_limit=0,  # so that what is sent waits while the client does not read
         )
-        if PROTOCOL not in subprotocols(request) or not websocket.can_prepare(request):
+        try:
+            upgrades = PROTOCOL in subprotocols(request) and bool(websocket.can_prepare(request))
+        except ValueError:  # headers that aiohttp cannot read
+            upgrades = False
+        if not upgrades:
             raise ServiceError(Refusal("wrong_version", f"want a WebSocket with the subprotocol {PROTOCOL}"))
         self._entered.set()
         if len(self.sessions) >= c.max_connections:

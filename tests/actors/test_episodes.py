@@ -159,6 +159,10 @@ def spoil(env, name, call, change):
     return env
 
 
+def leave(*_):
+    raise SystemExit(3)
+
+
 def diverge(*_):
     raise ArithmeticError("Physics state is invalid.\n  BADQACC in mj_step.")
 
@@ -172,6 +176,9 @@ class TestFailures:
             ("step", 2, lambda a: (a[0] * [1, np.nan, 1], *a[1:]), "at decision 2", "observation[1] is nan"),
             ("step", 1, lambda a: (a[0], -np.inf, *a[2:]), "at decision 1", "the reward is -inf"),
             ("step", 1, lambda a: (a[0], 1e39, *a[2:]), "at decision 1", "the reward is 1e+39"),
+            ("step", 1, lambda a: (a[0], None, *a[2:]), "at decision 1", "the reward is None, want a number"),
+            ("step", 2, lambda a: next(iter(())), "at decision 2", "StopIteration:"),
+            ("step", 2, leave, "at decision 2", "SystemExit: 3"),
             ("reset", 1, lambda a: (a[0] + [0, 0, np.inf], a[1]), "at the reset", "observation[2] is inf"),
             ("reset", 1, lambda a: (a[0][:1], a[1]), "at the reset", "observation has 1 numbers, its space declares 3"),
             ("step", 2, lambda a: (np.zeros(4), *a[1:]), "at decision 2", "has 4 numbers, its space declares 3"),
@@ -193,9 +200,7 @@ class TestFailures:
         assert message.startswith(f"Point failed {where} of the episode with seed 7: ")
         assert message.endswith(why)
         assert "\n" not in message
-        assert isinstance(
-            caught.value.__cause__, ArithmeticError | ValueError
-        )  # FloatingPointError is one of the first
+        assert f": {type(caught.value.__cause__).__name__}:" in message
 
     def test_a_registered_environment_goes_by_its_id(self):
         env = make_env("gym/FakePoint-v0", EnvConfig())

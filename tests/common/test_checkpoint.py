@@ -192,8 +192,8 @@ def test_a_meta_that_is_of_no_use_is_skipped(store: CheckpointStore) -> None:
     save(store, 1)
     store.save(2, {}, {}, {})
 
-    def want_rate(meta: Any) -> None:
-        if "lr" not in meta:
+    def want_rate(checkpoint: Checkpoint) -> None:
+        if "lr" not in checkpoint.meta:
             raise ValueError("no rate")
 
     loaded = store.load_latest(check=want_rate)

@@ -125,6 +125,12 @@ def test_aliases_of_aliases_are_bounded(preset, first: str, then: str, depth: in
     assert "preset.yaml, line 1: not valid YAML (its aliases stand for more than 100,000 values)" in text
 
 
+def test_aliases_of_a_long_text_are_bounded(preset) -> None:
+    """Gigabytes without the bound."""
+    text = refusal(preset, "a: &a " + "x" * 50_000 + "\nb: [" + ", ".join(["*a"] * 100) + "]\n")
+    assert "not valid YAML (its aliases stand for more than 100,000 values)" in text
+
+
 def test_aliases_are_what_they_stand_for(preset) -> None:
     text = "task: a\nplanner: &p {horizon: 4}\nextra: *p\nstages: [*p, {<<: *p, temperature: 0.1}]\n"
     with pytest.raises(ConfigError, match=r"unknown key stages\.1\.<<"):  # merging is YAML 1.1's

@@ -30,7 +30,7 @@ def test_a_full_disk_says_which_file_and_how_many_bytes(tmp_path):
     assert (tmp_path / "index").read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("found", ["link", "pipe", "file", "folder"])
+@pytest.mark.parametrize("found", ["link", "pipe", "file", "long file", "second name", "folder"])
 def test_what_is_no_lock_is_neither_followed_nor_changed(tmp_path, found):
     lock, other = tmp_path / "lock", tmp_path / "other"
     other.write_text("precious")
@@ -40,9 +40,15 @@ def test_what_is_no_lock_is_neither_followed_nor_changed(tmp_path, found):
         os.mkfifo(lock)
     elif found == "file":
         lock.write_text("precious")
+    elif found == "long file":
+        lock.write_text("1" * 100 + "precious")
+    elif found == "second name":
+        other.write_text("42")
+        lock.hardlink_to(other)
     else:
         lock.mkdir()
     with pytest.raises(OSError, match=r"no lock of ours; remove it|Is a directory"):
         open_lock(lock)
-    assert other.read_text() == "precious"
+    assert other.read_text() == ("42" if found == "second name" else "precious")
+    assert found != "long file" or lock.read_text().endswith("precious")
     assert found != "file" or lock.read_text() == "precious"

@@ -72,6 +72,12 @@ class Planting:
         """Have these lines."""
         (self.run / "metrics.jsonl").write_text("".join(lines))
 
+    def updates_behind(self, after: str) -> None:
+        """Have some updates missing in one place, and that event."""
+        self.metrics([line.replace('"updates": 80,', '"updates": 20,') for line in self.lines])
+        with (self.run / "events.log").open("a") as events:
+            events.write(f"learner: {after}\n")
+
     def return_of_last(self) -> None:
         """Have another one in its line."""
         line = json.loads(self.lines[self.train[-1]])
@@ -109,7 +115,11 @@ PLANTED = {
         "11 updates at 20 decisions, 10 are due",
     ),
     "updates behind": (
-        lambda p: p.metrics([line.replace('"updates": 80,', '"updates": 20,') for line in p.lines]),
+        lambda p: p.updates_behind(after=""),
+        "20 updates at 90 decisions, 80 are due",
+    ),
+    "updates behind, which no new beginning explains": (
+        lambda p: p.updates_behind(after="goes on from the checkpoint at 80 updates"),
         "20 updates at 90 decisions, 80 are due",
     ),
     "another counter": (

@@ -290,6 +290,12 @@ class TestTraining:
         _, err = resumed.communicate(timeout=120)
         assert (resumed.returncode, err) == (0, f"run/config.yaml: imports the code that it names: {task}\n")
         assert "actor 0 replaced its environments: hung, see" in (here / "run" / "events.log").read_text()
+        (here / "hang").touch()
+        evaluating = process(here, "eval", "run", "--set=cluster={hang_seconds: 2, timeout_seconds: 1}")
+        _, err = evaluating.communicate(timeout=120)
+        assert evaluating.returncode == 1
+        assert err.endswith(f"; {task}: a reset or step has taken more than 2 s (cluster.hang_seconds)\n")
+        assert err.count("\n") == 2
 
     def test_a_full_disk_is_one_line_and_leaves_no_directory(self, here, capsys):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -356,7 +362,7 @@ class TestEvalAndPlot:
     def test_eval_with_a_planner_by_name_and_set_wins_over_it(self, trained, monkeypatch):
         planners = []
         monkeypatch.setattr(
-            TrainedAgent, "evaluate", lambda agent, _: planners.append(agent.config.settings.planner) or 1 / 0
+            TrainedAgent, "evaluate", lambda agent, *_: planners.append(agent.config.settings.planner) or 1 / 0
         )
         for name in PRESETS:
             for more in ([], ["--set", "qt-tdm.planner.samples=70"]):

@@ -403,6 +403,10 @@ def test_it_is_served_on_loopback():
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
+        odd = urllib.request.Request(f"http://127.0.0.1:{port}/metrics")
+        odd.add_header("Accept", "application/openmetrics-text; version=1.a.0")
+        with urllib.request.urlopen(odd, timeout=10) as answer:
+            assert "qttdm_process_up" in answer.read().decode()
         assert 'qttdm_process_up{component="actor",index="1",run="run",seed="0",task="dmc/walker-walk"} 1.0' in text
         assert "# HELP qttdm_acted_total decisions made" in text
         assert "# TYPE qttdm_decision_seconds histogram" in text

@@ -18,7 +18,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.deploy.configs.run_config import RunConfig
 from qttdm.deploy.runs.local import new_run
 from qttdm.deploy.runs.saved_task import saved_task
-from qttdm.learner.saved import check_meta
+from qttdm.learner.saved import check_state
 from qttdm.replay.feed import EpisodesLostError
 from qttdm.replay.shard import ReplayShard
 from tests.deploy.runs.test_local import train
@@ -41,7 +41,7 @@ class Run:
         self.dir, (self.shard,) = run.run_dir, run.replay.shards
         self.store = CheckpointStore(self.dir.checkpoints_dir)
         self.saved = {path.name: CheckpointStore(path.parent).load_latest() for path in self._each_alone(folder)}
-        self.newest = self.store.load_latest(check=check_meta)
+        self.newest = self.store.load_latest(check=check_state)
         self.lines = read_metrics(self.dir.metrics_path)
         self.config = load_config(RunConfig, self.dir.config_path)
         self.task = saved_task(self.dir, self.config)
@@ -53,7 +53,7 @@ class Run:
 
     def _checkpoints(self, changed: Path, scratch: Path) -> str:
         damaged = changed.relative_to(self.dir.checkpoints_dir).parts[0]
-        loaded = self.store.load_latest(check=check_meta)
+        loaded = self.store.load_latest(check=check_state)
         assert same(loaded, self.saved[loaded.folder.name])
         if damaged != self.newest.folder.name:
             assert loaded.folder == self.newest.folder

@@ -112,7 +112,7 @@ def test_a_hang_in_c_ends_the_process_with_a_line():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    words = r"qttdm: probe hung, see (.*); .*:HangsInC: reset or step, in C, has taken more than 0\.5 s \(.*\)"
+    words = r"qttdm: simulator hung, see (.*); .*:HangsInC: a reset or step has taken more than 0\.5 s \(.*\)"
     found = re.fullmatch(words, line)
     assert found, line
     assert "in step" in Path(found[1]).read_text()

@@ -120,6 +120,17 @@ class TestHandshake:
         status, text = served.get("/", **{"Sec-WebSocket-Protocol": "qttdm.3"})
         assert (status, json.loads(text)["error"]["code"]) == (400, "wrong_version")
 
+    @pytest.mark.parametrize("key", [b"\xff", b"\xed\xa0\x80AAAA==", b"A"])
+    def test_a_key_that_is_none_is_refused(self, served, key, capfd):
+        with plain_socket(served.port) as raw:
+            raw.sendall(
+                b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\n"
+                b"Sec-WebSocket-Protocol: qttdm.3\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n"
+            )
+            assert b" 400 " in raw.recv(1000)
+        assert capfd.readouterr() == ("", "")
+
 
 class TestOrigin:
     """A web page must not drive a robot."""

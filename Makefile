@@ -20,7 +20,7 @@ CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)
   $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) $(if $(DETACH),--detach))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster suite offline-suite smoke test test-cluster test-learning test-damage test-gpu test-lowest chaos bench monitor docs lint format clean
+.PHONY: help install train train-cluster suite offline-suite smoke test test-cluster test-learning test-damage test-gpu test-lowest lock audit chaos bench monitor docs lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -73,6 +73,15 @@ test-lowest: ## a part of the test suite with the lowest versions that are allow
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[all,dev]'
 	$(LOWEST)/bin/python -m pytest tests/common tests/replay tests/deploy/cli tests/deploy/screens tests/deploy/runs \
 	  tests/planner_service/serving -n auto --maxprocesses 8 -m 'not learning and not gpu and not ray' $(ARGS)
+
+lock: $(VENV)/installed ## write the versions in .venv to .ci/lock.txt, which CI installs
+	{ head -1 .ci/lock.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .ci/lock.tmp
+	mv .ci/lock.tmp .ci/lock.txt
+
+audit: $(VENV)/installed ## look these versions up in the database of known vulnerabilities: needs pypi.org
+	$(PYTHON) -m venv build/pip-audit
+	build/pip-audit/bin/pip install --quiet pip-audit
+	build/pip-audit/bin/pip-audit --no-deps --disable-pip --requirement .ci/lock.txt
 
 chaos: $(VENV)/installed ## attack a real run by a seeded schedule, then audit what is left: CHAOS_SEED=0 MINUTES=1
 	$(BIN)/python -m qttdm.deploy.chaos --seed $(CHAOS_SEED) --minutes $(MINUTES)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from qttdm.deploy.chaos.audit import read_shard
 from qttdm.deploy.cluster.seed_run import ENDED, SeedRun
 from qttdm.deploy.configs.cluster_config import NAMESPACE
 from tests.remote.live import PATIENCE, Live, check_books, settings, until
@@ -139,3 +140,6 @@ def test_those_that_fail_take_no_other_with_them(record):
         assert not (seed.run_dir.path / ".failure-room").exists()
         if seed.config.seed not in FAILING:
             assert check_books(seed).meta["finished"]
+    full = [read_shard(folder, i) for i, folder in enumerate((record.directory / "seed-4/replay").glob("shard-*"))]
+    assert full
+    assert [shard.wrong for shard in full] == [[]] * len(full)  # what was acknowledged is intact

@@ -128,6 +128,33 @@ def test_both_losses_and_their_gradients(action_dim, states_per_window):
     assert all(p.grad.device == META for p in learner.networks.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize(
+    ("agent", "still"),
+    [
+        ("mlp", []),
+        ("iql", []),
+        ("trajectory-transformer", ["trajectory-transformer.model.dropout=0"]),
+        ("trajectory-transformer", ["trajectory-transformer.model.dropout=0", "trajectory-transformer.critic=true"]),
+        ("generalist", ["generalist.model={shared: true, most_numbers: 8, dropout: 0}"]),
+    ],
+)
+def test_the_other_agents_losses_and_their_gradients(agent, still):
+    spec = TaskSpec(3, 2, 8, 80, terminates=True)
+    c = tiny_config(*still, agent=agent)
+    learner = make_learner(c, spec, torch.device("cpu"))
+    batch = {name: torch.from_numpy(array).to(META) for name, array in random_batch(c.make_agent(spec)).items()}
+    for part in learner.parts:
+        for saved in part.saved.values():
+            if isinstance(saved, nn.Module):
+                saved.to(META)
+        part.loss(batch)  # makes its constants
+    with OneDevice():
+        for part in learner.parts:
+            sum(x for x in tree_leaves(part.loss(batch)) if x.requires_grad).backward()
+    assert all(p.grad.device == META for p in learner.networks.parameters() if p.grad is not None)
+    assert any(p.grad is not None for p in learner.networks.parameters())
+
+
 @pytest.mark.parametrize("spec", ["vector", "image"])
 def test_a_world_models_losses_and_what_it_imagines(spec):
     image = (6, 6, 2) if spec == "image" else None

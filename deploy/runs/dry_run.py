@@ -46,7 +46,7 @@ def random_batch(agent: Agent) -> Batch:
     steps, observed = (batch, data.window), data.observations["observations"]
     *shape, channels = observed.shape
     acted = (*steps, *data.actions.shape)
-    return Batch(
+    windows = Batch(
         observations=noise(rng, (batch, data.window + 1, *shape, channels * data.stack), observed.dtype),
         actions=noise(rng, acted, "float32").clip(-1, 1)
         if data.choices is None
@@ -56,6 +56,11 @@ def random_batch(agent: Agent) -> Batch:
         mask=np.ones(steps, np.bool_),
         returns_to_go=noise(rng, steps, "float32"),
     )
+    if data.ends:
+        windows["last_observations"] = windows["observations"][:, -1]
+        windows["left"] = np.full(batch, data.window)
+        windows["ends"] = np.ones(batch, np.bool_)
+    return windows
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:

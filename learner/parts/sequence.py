@@ -120,7 +120,9 @@ class SequenceLearner(TrainedPart):
         observed = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)  # [B, L+1], of observations
         if model.layout.imagines_rewards:
             lengths = {"observations": seen.shape[-1], "actions": batch["actions"].shape[-1]}
-            model.use(replace(model.layout, inputs={**model.layout.inputs, **lengths}))
+            layout = replace(model.layout, inputs={**model.layout.inputs, **lengths})
+            if layout != model.layout:
+                model.use(layout)
             rewards = batch["rewards"][:, :-1].unsqueeze(-1)
             numbers = {"actions": batch["actions"][:, 1:], "rewards": rewards, "separator": torch.zeros_like(rewards)}
             mask, seen, observed = mask[:, 1:], seen[:, 1:], observed[:, 1:]

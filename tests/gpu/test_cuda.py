@@ -59,7 +59,7 @@ def test_bfloat16_updates_come_close():
     assert losses("cuda", "bfloat16") == pytest.approx(losses("cpu", "float32"), rel=0.1, abs=0.05)
 
 
-@pytest.mark.parametrize("agent", ["qt-tdm", "tdm", "qt", "mlp", "iql", "twm"])
+@pytest.mark.parametrize("agent", ["qt-tdm", "tdm", "qt", "mlp", "iql", "twm", "trajectory-transformer", "generalist"])
 def test_policies_act_on_the_gpu(agent):
     c = config(agent=agent)
     policy = make_policy(c, SPEC, torch.device("cuda"))

@@ -200,6 +200,12 @@ def bootstrap_interval(values: Array, samples: int = 2000, seed: int = 0) -> tup
     return low, high
 
 
+def mean_interval(values: Sequence[float] | Array) -> tuple[float, float, float]:
+    """Compute the mean over runs or episodes, [R], and the ends of its 95% interval."""
+    (low,), (high,) = bootstrap_interval(np.array(values)[:, None])
+    return float(np.mean(values)), float(low), float(high)
+
+
 def interquartile_mean(values: Array) -> Array:
     """Compute the mean of the middle half over runs: values [R, ...] -> [...].
 
@@ -245,11 +251,10 @@ def _draw_group(axes: Axes, label: str, grid: Array, values: Array, colour: str)
 def _score(task: str, label: str, metric: str, grid: Array, values: Array) -> Row:
     """Make the table's row: a group's values [R, G] at the last step that all of its runs reached."""
     form = ".2f" if metric == "success" else ".1f"
-    last = values[:, -1:]
-    low, high = bootstrap_interval(last)
-    interval = f"{low[0]:{form}} to {high[0]:{form}}" if len(values) > 1 else "-"
-    mean, iqm = format(last.mean(), form), format(interquartile_mean(last)[0], form)
-    return task, label, str(len(values)), f"{grid[-1]:,.0f}", metric, mean, interval, iqm
+    mean, low, high = mean_interval(values[:, -1])
+    interval = f"{low:{form}} to {high:{form}}" if len(values) > 1 else "-"
+    iqm = format(float(interquartile_mean(values[:, -1])), form)
+    return task, label, str(len(values)), f"{grid[-1]:,.0f}", metric, format(mean, form), interval, iqm
 
 
 def _draw_training(axes: Axes, run: Run) -> None:

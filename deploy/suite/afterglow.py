@@ -19,7 +19,7 @@ from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.common.episode import Episode
 from qttdm.common.models.latent import Decoder, Encoder, LatentConfig
 from qttdm.common.models.world_model import Dynamics, WorldModelConfig
-from qttdm.deploy.screens.plot import bootstrap_interval
+from qttdm.deploy.screens.plot import mean_interval
 from qttdm.learner.parts.imagination import ImaginationConfig, draw_noise, imagine
 from qttdm.learner.parts.world_model import WorldModelLearner, WorldModelLearnerConfig, WorldModelOptimizerConfig
 from qttdm.replay.buffer import Replay, ReplayConfig
@@ -113,10 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| rewards | P(exactly one), mean over seeds | 95% interval | events |\n|---|---|---|---|", flush=True)
     for feedback in ("drawn", "mean", "none"):
         counts = [payments(train(feedback, seed, options.updates)) for seed in range(options.seeds)]
-        shares = np.array([[(paid == 1).mean()] for paid in counts])
-        low, high = (bound[0] for bound in bootstrap_interval(shares))
+        share, low, high = mean_interval([(paid == 1).mean() for paid in counts])
         events = sum(len(paid) for paid in counts)
-        print(f"| {feedback} | {shares.mean():.3f} | {low:.3f} to {high:.3f} | {events:,} |", flush=True)
+        print(f"| {feedback} | {share:.3f} | {low:.3f} to {high:.3f} | {events:,} |", flush=True)
 
 
 if __name__ == "__main__":

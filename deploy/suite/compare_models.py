@@ -24,7 +24,7 @@ from qttdm.common.run_dir import RunDir
 from qttdm.deploy.configs.run_config import RunConfig, load_saved_config
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.trained import TrainedAgent
-from qttdm.deploy.screens.plot import Array, bootstrap_interval
+from qttdm.deploy.screens.plot import Array, mean_interval
 from qttdm.deploy.suite.open_loop import draw_starts, drift, median_interval
 from qttdm.planner_service.planners.random_shooting import RandomShootingConfig
 from qttdm.planner_service.policies.planning import PlanningPolicy
@@ -184,10 +184,3 @@ def draw(judged: Sequence[Judged], out: Path) -> None:
         axes[1].set_yticks(range(len(names)), names, fontsize=8)
         axes[1].invert_yaxis()
     figure.savefig(out)
-
-
-def mean_interval(returns: Sequence[float]) -> tuple[float, float, float]:
-    """Compute the mean over episodes and its 95% interval."""
-    values = np.array(returns)
-    (low,), (high,) = bootstrap_interval(values[:, None])
-    return float(values.mean()), float(low), float(high)

@@ -36,7 +36,7 @@ from qttdm.deploy.api import train
 from qttdm.deploy.runs.local import resume_run
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.deploy.runs.training import train_in
-from qttdm.deploy.screens.plot import bootstrap_interval
+from qttdm.deploy.screens.plot import mean_interval
 from qttdm.deploy.suite.compare_models import compare, rows_of
 from qttdm.deploy.suite.four_rooms import DECISIONS, moved, near, passed_through, random_point, walks
 from qttdm.planner_service.planners.beam_search import BeamSearch
@@ -228,9 +228,8 @@ def head(seeds: Sequence[int]) -> list[str]:
 
 def mean(numbers: Iterable[float], unit: str = ".0f") -> str:
     """Write the mean and its interval; unit: as of a format."""
-    values = np.array([*numbers])
-    (low,), (high,) = bootstrap_interval(values[:, None])
-    return f"{values.mean():{unit}} ({low:{unit}}-{high:{unit}})"
+    middle, low, high = mean_interval([*numbers])
+    return f"{middle:{unit}} ({low:{unit}}-{high:{unit}})"
 
 
 share = partial(mean, unit=".0%")

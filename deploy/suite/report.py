@@ -19,7 +19,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from qttdm.common.config import ConfigError
-from qttdm.deploy.screens.plot import COLOURS, Array, Curve, align, bootstrap_interval, interquartile_mean
+from qttdm.deploy.screens.plot import (
+    COLOURS,
+    Array,
+    Curve,
+    align,
+    bootstrap_interval,
+    interquartile_mean,
+    mean_interval,
+)
 from qttdm.deploy.suite.results import Method, Result, as_method, largest_score
 
 STEPS = (20_000, 30_000, 50_000, 100_000)
@@ -104,8 +112,8 @@ def _score_cell(scores: Array, task: str) -> str:
     if len(scores) == 0:
         return "-"
     form = ".2f" if largest_score(task) == 1 else ".0f"
-    (low,), (high,) = bootstrap_interval(scores[:, None])
-    return f"{scores.mean():{form}}" + (f" ({low:{form}} to {high:{form}})" if len(scores) > 1 else "")
+    mean, low, high = mean_interval(scores)
+    return f"{mean:{form}}" + (f" ({low:{form}} to {high:{form}})" if len(scores) > 1 else "")
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -162,13 +170,12 @@ def compare(first: Sequence[Result], second: Sequence[Result], names: Sequence[s
     if not pairs:
         raise ConfigError(f"--compare {' '.join(names)}: no task and seed has evaluations at the same steps in both")
     rows = [[task, str(seed), f"{x:.3f}", f"{y:.3f}", f"{y - x:+.3f}"] for (task, seed), (x, y) in pairs.items()]
-    differences = np.array([[y - x] for x, y in pairs.values()])
-    (low,), (high,) = bootstrap_interval(differences)
+    mean, low, high = mean_interval([y - x for x, y in pairs.values()])
     verdict = "rises" if low > 0 else "falls" if high < 0 else "neither rises nor falls"
     return (
         _markdown(["task", "seed", *names, "difference"], rows)
         + f"\n{names[1]} to {names[0]}, normalised mean along the curve of {len(pairs)} pairs of runs: "
-        f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"
+        f"{mean:+.3f} ({low:+.3f} to {high:+.3f}): {verdict}"
     )
 
 

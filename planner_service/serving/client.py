@@ -36,7 +36,7 @@ class DisconnectedError(RuntimeError):
 
 
 def leads_here(host: str) -> bool:
-    """Does the address lead to this machine alone?"""
+    """Does the address lead to this machine alone? Of names only localhost does for certain."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

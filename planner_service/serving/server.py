@@ -27,6 +27,7 @@ from pydantic import Field
 
 from qttdm.common.config import Config, ConfigError
 from qttdm.planner_service.serving.calls import InUnits, Session, same, write_error
+from qttdm.planner_service.serving.client import leads_here
 from qttdm.planner_service.serving.messages import Refusal, ServiceError
 from qttdm.planner_service.serving.service import PlannerService
 
@@ -92,9 +93,9 @@ class Server:
 
         ConfigError on an address that others reach without a token, or with one that goes there unencrypted.
         """
-        if token is None and not is_loopback(config.host):
+        if token is None and not leads_here(config.host):
             raise ConfigError(f"host {config.host} can be reached from elsewhere: it needs a token (--token-file)")
-        if tls is None and not config.plain_text and not is_loopback(config.host):
+        if tls is None and not config.plain_text and not leads_here(config.host):
             raise ConfigError(
                 f"host {config.host} can be reached from elsewhere, and its token would go there unencrypted; want TLS "
                 f"(--tls-cert, --tls-key), or say that the network is trusted: --set server.plain_text=true"
@@ -297,13 +298,5 @@ def is_address(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or bool(ip_address(name))
-    except ValueError:
-        return False
-
-
-def is_loopback(host: str) -> bool:
-    """Does the address lead to this machine alone? Of names only localhost does for certain."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False

@@ -13,7 +13,8 @@ import pytest
 from qttdm.deploy.cli.options import Metrics
 from qttdm.deploy.configs.cluster_config import ClusterConfig
 from qttdm.deploy.configs.run_config import load_saved_config
-from qttdm.planner_service.serving.server import ServerConfig, is_loopback
+from qttdm.planner_service.serving.client import leads_here
+from qttdm.planner_service.serving.server import ServerConfig
 from tests.deploy.listening import listening
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
@@ -25,7 +26,7 @@ def free_port() -> int:
 
 
 def test_by_default_it_is_this_machine_alone():
-    assert all(map(is_loopback, (ServerConfig().host, ClusterConfig().metrics_host, Metrics().metrics_host)))
+    assert all(map(leads_here, (ServerConfig().host, ClusterConfig().metrics_host, Metrics().metrics_host)))
     before, metrics = listening(os.getpid()), Metrics(metrics_port=free_port())
     assert metrics.serve()
     assert listening(os.getpid()) - before == {("127.0.0.1", metrics.metrics_port)}

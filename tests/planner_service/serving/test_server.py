@@ -21,8 +21,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from qttdm.common.config import ConfigError
 from qttdm.deploy.bench.hostile import WITHOUT_TOKEN
 from qttdm.planner_service.serving.calls import Session
-from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError
-from qttdm.planner_service.serving.server import DOOR_S, REST, SMALL_BYTES, Server, ServerConfig, is_loopback
+from qttdm.planner_service.serving.client import Client, DisconnectedError, RefusedError, leads_here
+from qttdm.planner_service.serving.server import DOOR_S, REST, SMALL_BYTES, Server, ServerConfig
 from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 from tests.fakes import Acting, tiny_data
 from tests.planner_service.serving.serving import INFO, is_closed, plain_socket, serving, tiny_policy
@@ -423,8 +423,8 @@ class TestToken:
             Client("robot.invalid", token="secret", plain_text=True, timeout_s=5.0)
 
     def test_this_machine_is_told_from_others(self):
-        assert all(map(is_loopback, ["127.0.0.1", "127.3.2.1", "::1", "localhost"]))
-        assert not any(map(is_loopback, ["10.0.0.1", "0.0.0.0", "::", "fe80::1"]))
+        assert all(map(leads_here, ["127.0.0.1", "127.3.2.1", "::1", "localhost"]))
+        assert not any(map(leads_here, ["10.0.0.1", "0.0.0.0", "::", "fe80::1"]))
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ Env = str | Callable[[], gymnasium.Env[Any, Any]]
 
 
 def train(
-    env: Env = "dmc/cartpole-swingup",
+    env: Env | None = None,
     /,
     preset: str = "laptop",
     *,
@@ -53,14 +53,21 @@ def train(
 ) -> Path:
     """Train an agent on this machine, and return the run's directory.
 
-    preset, agent, seed, env_steps, run_dir, max_minutes: as the options of `qttdm train`. settings: any others, as
-    `qttdm config` lists them: dotted, `**{"env.episode_steps": 200}`, or nested, `env={"episode_steps": 200}`.
+    env: default: dmc/cartpole-swingup; by keyword, `env=MyEnv`, too, where a mapping is settings. preset, agent, seed,
+    env_steps, run_dir, max_minutes: as the options of `qttdm train`. settings: any others, as `qttdm config` lists
+    them: dotted, `**{"env.episode_steps": 200}`, or nested, `env={"episode_steps": 200}`.
     An interrupt saves, and returns too. ConfigError, before anything is written, if something does not fit.
     """
-    items = [*_overrides(settings), *([] if env_steps is None else [f"training.env_steps={env_steps}"])]
+    if "env" in settings and not isinstance(settings["env"], Mapping):
+        if env is not None:
+            raise ConfigError(f"train: got two environments, {env!r} and env={settings['env']!r}; want one")
+        env = settings.pop("env")
+    env = "dmc/cartpole-swingup" if env is None else env
+    items = [*_overrides(settings), *([] if env_steps is None else [f"training.env_steps={_plain(env_steps)}"])]
     config = load_run_config(preset_path(preset), items, task=_named(env), seed=seed, agent=agent)
-    config, directory = make_directory(config, None if run_dir is None else Path(run_dir))
-    train_in(directory, partial(new_run, config, directory), max_minutes)
+    config, directory = make_directory(config, None if run_dir is None else _path(run_dir, "train: run_dir"))
+    resumable = not config.task.startswith(("given:", "__main__:"))
+    train_in(directory, partial(new_run, config, directory), max_minutes, resumable)
     return directory.path
 
 
@@ -69,7 +76,7 @@ class Agent:
 
     def __init__(self, run: str | Path, seed: int = 0) -> None:
         """run: a run, or one of its checkpoints. seed: what the planner draws follows from it. ConfigError."""
-        self._trained = TrainedAgent(Path(run))
+        self._trained = TrainedAgent(_path(run, "load"))
         if [*self._trained.data.observations] != ["observations"]:
             raise ConfigError(
                 f"{run}: its agent observes {', '.join(self._trained.data.observations)}; want `evaluate`"
@@ -153,9 +160,9 @@ def load(run: str | Path, seed: int = 0) -> Agent:
 
 def evaluate(run: str | Path, episodes: int = 10) -> Evaluation:
     """Act in the run's task for so many episodes, the same start states every time: `returns`, `success`."""
-    if episodes < 1:
-        raise ConfigError(f"evaluate: got episodes={episodes}, want at least 1")
-    return TrainedAgent(Path(run)).evaluate(episodes)
+    if not isinstance(episodes, int) or episodes < 1:
+        raise ConfigError(f"evaluate: got episodes={episodes!r}, want a whole number, at least 1")
+    return TrainedAgent(_path(run, "evaluate")).evaluate(episodes)
 
 
 def metrics(run: str | Path) -> Any:
@@ -163,7 +170,7 @@ def metrics(run: str | Path) -> Any:
 
     `kind` says what a row is of: `train` an episode, `update` some updates, `eval` an evaluation: docs/metrics.md.
     """
-    rows = read_metrics(RunDir.open(Path(run)).metrics_path)
+    rows = read_metrics(RunDir.open(_path(run, "metrics")).metrics_path)
     if importlib.util.find_spec("pandas") is None:
         return rows
     return importlib.import_module("pandas").DataFrame(rows)
@@ -176,9 +183,17 @@ def plot(*runs: str | Path, out: str | Path | None = None) -> Path:
     """
     if not runs:
         raise ConfigError("plot: got no runs; want qttdm.plot(run, ..)")
-    path = RunDir.open(Path(runs[0])).curve_path if out is None else Path(out)
-    print(plot_runs([Path(run) for run in runs], path))
+    paths = [_path(run, "plot") for run in runs]
+    path = RunDir.open(paths[0]).curve_path if out is None else _path(out, "plot: out")
+    print(plot_runs(paths, path))
     return path
+
+
+def _path(path: str | Path, asked: str) -> Path:
+    """Return a path. ConfigError if it is something else."""
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"{asked}: got {path!r:.60}, want a path")
+    return Path(path)
 
 
 def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -187,7 +202,17 @@ def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _overrides(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}={json.dumps(value)}"
+            yield f"{prefix}{name}={json.dumps(_plain(value), default=_plain)}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy's as Python's, and a whole one as an integer. ConfigError if YAML has no such value."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is not None and not isinstance(value, str | int | float | list | tuple):
+        raise ConfigError(f"train: got {value!r:.60} among the settings, want numbers, text, lists and mappings")
+    return value
 
 
 def _named(env: Env) -> str:

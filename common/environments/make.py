@@ -116,7 +116,10 @@ def _resolve(task: str) -> tuple[ModuleType, str]:
 def _unknown(task: str, known: list[str]) -> ConfigError:
     nearest = get_close_matches(task, known)
     hint = f"nearest: {', '.join(nearest)}" if nearest else f"want FAMILY/NAME with FAMILY one of {', '.join(FAMILIES)}"
-    return ConfigError(f"unknown task {task!r}; {hint}; an own environment is MODULE:CLASS, such as my_module:MyEnv")
+    return ConfigError(
+        f"unknown task {task!r}; {hint}; an own environment is MODULE:CLASS, such as "
+        f"my_module:MyEnv, or gym/MODULE:ID where Gymnasium has it registered"
+    )
 
 
 def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskEnv:

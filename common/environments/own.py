@@ -16,6 +16,8 @@ from qttdm.common.own_modules import find_own
 GIVEN: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {}
 """What `qttdm.train` was handed that no module holds, by the name it has as a task: this process alone can make it."""
 
+SPACES = "observation_space", "action_space"
+
 
 def make(name: str) -> RawTask:
     """Import the module, from the working directory or installed, and make one environment. ConfigError, one line."""
@@ -28,10 +30,16 @@ def make(name: str) -> RawTask:
         maker = GIVEN[name] if module == "given" else find_own(name)
         draws = "render_mode" in inspect.signature(maker).parameters
         env = maker(render_mode="rgb_array") if draws else maker()
+        spaces = {space: getattr(env, space, None) for space in SPACES}
+    except ConfigError:
+        raise
     except Exception as error:  # it is anyone's code
         raise ConfigError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(env, gymnasium.Env):
         raise ConfigError(f"{name}() is a {type(env).__name__}, want a gymnasium.Env")
+    for space in SPACES:
+        if not isinstance(spaces.get(space), gymnasium.Space):
+            raise ConfigError(f"{name}: has no {space}; want one of gymnasium.spaces, such as Box(-1, 1, (2,))")
     # Gymnasium does not declare whether an environment terminates: assume it may.
     limit = env.spec.max_episode_steps if env.spec else None
     return RawTask(env, limit, terminates=True)

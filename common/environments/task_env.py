@@ -58,6 +58,9 @@ class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         while steps < self.task_spec.action_repeat and not (terminated or truncated):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += number(reward)
+            for name, flag in (("terminated", terminated), ("truncated", truncated)):
+                if not isinstance(flag, bool | np.bool_ | int):
+                    raise TypeError(f"{name} is {flag!r:.60}, want a bool")
             steps += 1
             if "success" in info:
                 success = {"success": info["success"]}

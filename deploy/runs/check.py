@@ -9,23 +9,32 @@ from contextlib import closing
 import numpy as np
 
 from qttdm.common.contracts import TaskSpec
-from qttdm.common.environments.make import make_env
-from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.common.environments.make import make_raw
+from qttdm.deploy.configs.run_config import RunConfig, check_fits
 from qttdm.deploy.runs.acting import ActingAgent
 from qttdm.deploy.runs.build import make_learner
 from qttdm.deploy.runs.dry_run import dry_run, random_batch
-from qttdm.deploy.runs.probe import Sample, complaints, is_reproducible, probe
+from qttdm.deploy.runs.probe import Sample, complaints, guarded, is_reproducible, make_probed, probe
 
 SECONDS = 5.0
 """of random actions, or DECISIONS if that is sooner"""
 DECISIONS = 5_000
+LIMIT = 1_000
+"""steps of an episode that is tried without a time limit of its own"""
 
 
 def check(config: RunConfig) -> Iterator[str]:
     """Yield the report, line by line. ConfigError, one line, for what a run would refuse or fail of."""
     hang_seconds = config.cluster.hang_seconds
-    with closing(make_env(config.task, config.env)) as env:
+    with guarded(config.task, "making it", hang_seconds):
+        raw = make_raw(config.task)
+        raw.env.close()
+    limited = raw.episode_steps is not None or config.env.episode_steps is not None
+    if not limited:
+        config = config.model_copy(update={"env": config.env.model_copy(update={"episode_steps": LIMIT})})
+    with closing(make_probed(config.task, config.env, hang_seconds)) as env:
         spec = env.task_spec
+        check_fits(config, spec)
         yield (
             f"{config.task}: {spec.obs_dim} numbers observed, {spec.action_dim} acted, at most {spec.episode_steps:,} "
             f"steps an episode, {spec.action_repeat} a decision"
@@ -38,8 +47,13 @@ def check(config: RunConfig) -> Iterator[str]:
         if same
         else ("seeding: the same seed gave ANOTHER episode; draw from self.np_random, after super().reset(seed=seed)")
     )
-    for complaint in complaints(config.task) or ["nothing to say"]:
+    for complaint in complaints(config.task, hang_seconds) or ["nothing to say"]:
         yield f"gymnasium's check_env: {complaint}"
+    if not limited:
+        yield (
+            f"advice: it has no time limit of its own, which a run needs: --set env.episode_steps={LIMIT}, as "
+            f"tried here, or as many steps as settle an episode"
+        )
     for line in _advice(config, spec, sample):
         yield f"advice: {line}"
     yield _duration(config, sample)

@@ -77,6 +77,9 @@ def _sample(
         _check_observation(env, "step", observation)
         if not np.isfinite(reward):
             raise ConfigError(f"{task}: step returned {reward} as the reward, want a finite number")
+        success = info.get("success", 0)
+        if not isinstance(success, int | float | np.number | np.bool_):
+            raise ConfigError(f'{task}: step returned {success!r:.40} as info["success"], want a number or a bool')
         sample.observations.append(observation)
         sample.rewards.append(reward)
         sample.env_steps += info["env_steps"]
@@ -112,7 +115,7 @@ def ended_if_stuck(task: str, hang_seconds: float) -> Iterator[Callable[[], bool
     Too long: twice hang_seconds, for a reset and a step, and a bit, since raising is better where that is possible.
     """
     with TemporaryDirectory(prefix="qttdm-") as folder, (path := Path(folder) / "simulator.txt").open("w") as file:
-        advice = f"{task}: a reset or step has taken more than {hang_seconds:g} s (cluster.hang_seconds)"
+        advice = f"{task}: making, a reset or a step has taken more than {hang_seconds:g} s (cluster.hang_seconds)"
         with announced([path], advice):
 
             def rearm() -> bool:
@@ -131,7 +134,7 @@ def _names(task: str, what: str, hang_seconds: float) -> Iterator[None]:
     """Turn what an environment raises, or that it hangs, into one line. Hanging is seen in the main thread only."""
 
     def hung(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
+        raise ConfigError(f"{task}: {what} has taken more than {hang_seconds:g} s (cluster.hang_seconds)")
 
     alarm = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGALRM, hung) if alarm else None
@@ -139,8 +142,8 @@ def _names(task: str, what: str, hang_seconds: float) -> Iterator[None]:
         if alarm:
             signal.setitimer(signal.ITIMER_REAL, hang_seconds)
         yield
-    except TimeoutError:
-        raise ConfigError(f"{task}: {what} has taken more than {hang_seconds:g} s (cluster.hang_seconds)") from None
+    except ConfigError:
+        raise
     except Exception as error:  # it is anyone's code
         raise ConfigError(f"{task}: {what} raised {type(error).__name__}: {error}") from error
     finally:
@@ -149,10 +152,23 @@ def _names(task: str, what: str, hang_seconds: float) -> Iterator[None]:
             signal.signal(signal.SIGALRM, previous)
 
 
-def complaints(task: str) -> list[str]:
+@contextmanager
+def guarded(task: str, what: str, hang_seconds: float) -> Iterator[None]:
+    """Turn what an environment raises, or that it hangs, into a ConfigError; if it hangs in C, end the process."""
+    with ended_if_stuck(task, hang_seconds), _names(task, what, hang_seconds):
+        yield
+
+
+def make_probed(task: str, config: EnvConfig, hang_seconds: float) -> TaskEnv:
+    """Make the environment. ConfigError also if that hangs."""
+    with guarded(task, "making it", hang_seconds):
+        return make_env(task, config)
+
+
+def complaints(task: str, hang_seconds: float) -> list[str]:
     """List what Gymnasium's own check_env says of the environment, each in one line."""
     env = make_raw(task).env
-    with warnings.catch_warnings(record=True) as caught, closing(env):
+    with guarded(task, "check_env", hang_seconds), warnings.catch_warnings(record=True) as caught, closing(env):
         warnings.simplefilter("always")
         try:
             check_env(env, skip_render_check=True, skip_close_check=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from qttdm.common.checkpoint import CheckpointError
 from qttdm.common.disk import DiskError
-from qttdm.common.environments.make import make_env
 from qttdm.common.metrics.sinks import check_sinks
 from qttdm.common.metrics.watchdog import announced, stacks_path
 from qttdm.common.run_dir import RunDir
@@ -17,7 +16,7 @@ from qttdm.deploy.configs.run_config import RunConfig, check_fits
 from qttdm.deploy.runs.build import choose_device
 from qttdm.deploy.runs.local import PROCESSES, LocalRun
 from qttdm.deploy.runs.offline import logged_task, with_dataset
-from qttdm.deploy.runs.probe import probe
+from qttdm.deploy.runs.probe import make_probed, probe
 from qttdm.deploy.runs.stopping import stopping
 from qttdm.deploy.screens.plot import plot_runs
 from qttdm.deploy.screens.progress import Progress
@@ -38,17 +37,24 @@ def make_directory(config: RunConfig, path: Path | None = None) -> tuple[RunConf
         check_fits(config, logged)
         config = with_dataset(config, logged)
     else:
-        with closing(make_env(config.task, config.env)) as env:
+        with closing(make_probed(config.task, config.env, config.cluster.hang_seconds)) as env:
             check_fits(config, env.task_spec)
             config = with_dataset(config, env.task_spec)
             probe(env, PROBED, config.cluster.hang_seconds)
     return config, RunDir.create(path) if path else RunDir.create_for(config.task)
 
 
-def train_in(directory: RunDir, start: Callable[[], LocalRun], max_minutes: float | None = None) -> None:
-    """Train the run that `start` makes or opens, until its end, Ctrl-C or so many minutes; draw its curve."""
+def train_in(
+    directory: RunDir, start: Callable[[], LocalRun], max_minutes: float | None = None, resumable: bool = True
+) -> None:
+    """Train the run that `start` makes or opens, until its end, Ctrl-C or so many minutes; draw its curve.
+
+    resumable: another process can make its environment.
+    """
     began = time.monotonic()
     go_on = f"go on with: qttdm train --resume {directory.path}"
+    if not resumable:
+        go_on = "it cannot be resumed, since its environment is in no module that another process could import"
     announcing = announced(
         [stacks_path(directory.path, who) for who in PROCESSES], f"{go_on} (or allow more time: cluster.hang_seconds)"
     )

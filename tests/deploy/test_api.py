@@ -129,8 +129,12 @@ def test_acting_before_a_reset(run):
         qttdm.load(run).act([0, 1, 0, 1, 1, 0.5])
 
 
-def test_a_function_without_a_place_is_for_this_process_alone(tmp_path):
-    run = qttdm.train(lambda: Point(), "debug", env_steps=80, run_dir=tmp_path / "run", **SETTINGS)
+def test_a_function_without_a_place_is_for_this_process_alone(tmp_path, capsys):
+    """Numbers of any kind that are whole will do."""
+    steps, settings = np.float32(8e1), {**SETTINGS, "env.episode_steps": np.int64(20)}
+    del settings["env"]
+    run = qttdm.train(env=lambda: Point(), preset="debug", env_steps=steps, run_dir=tmp_path / "run", **settings)
+    assert "resume" not in capsys.readouterr().out
     assert len(qttdm.evaluate(run, episodes=1).returns) == 1
     code = f"import qttdm; qttdm.load({str(run)!r}); qttdm.evaluate({str(run)!r})"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -147,8 +151,16 @@ def test_a_function_without_a_place_is_for_this_process_alone(tmp_path):
         (lambda: qttdm.train(Point, "debug", horizon=3), "horizon"),
         (lambda: qttdm.load("nowhere"), "nowhere"),
         (lambda: qttdm.metrics("nowhere"), "nowhere"),
-        (lambda: qttdm.evaluate("nowhere", 0), "^evaluate: got episodes=0, want at least 1$"),
+        (lambda: qttdm.evaluate("nowhere", 0), "^evaluate: got episodes=0, want a whole number, at least 1$"),
+        (lambda: qttdm.evaluate("nowhere", 1.5), "^evaluate: got episodes=1.5, want a whole number"),
         (lambda: qttdm.plot(), "^plot: got no runs"),
+        (lambda: qttdm.plot(["a"]), r"^plot: got \['a'\], want a path$"),
+        (lambda: qttdm.load(None), "^load: got None, want a path$"),
+        (lambda: qttdm.metrics(3), "^metrics: got 3, want a path$"),
+        (lambda: qttdm.train("gym/Pendulum-v1", "debug", run_dir=3), "^train: run_dir: got 3, want a path$"),
+        (lambda: qttdm.train("gym/Pendulum-v1", "debug", seeds={1}), r"^train: got \{1\} among the settings"),
+        (lambda: qttdm.train(Point, "debug", env="gym/Pendulum-v1"), "^train: got two environments, .*; want one$"),
+        (lambda: qttdm.train(env=3), "^train: got 3; want a task's name"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, call, words):

@@ -294,7 +294,7 @@ class TestTraining:
         evaluating = process(here, "eval", "run", "--set=cluster={hang_seconds: 2, timeout_seconds: 1}")
         _, err = evaluating.communicate(timeout=120)
         assert evaluating.returncode == 1
-        assert err.endswith(f"; {task}: a reset or step has taken more than 2 s (cluster.hang_seconds)\n")
+        assert err.endswith(f"; {task}: making, a reset or a step has taken more than 2 s (cluster.hang_seconds)\n")
         assert err.count("\n") == 2
 
     def test_a_full_disk_is_one_line_and_leaves_no_directory(self, here, capsys):

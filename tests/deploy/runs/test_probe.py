@@ -68,6 +68,31 @@ class Hangs(Sound):
         time.sleep(20)
 
 
+class NeverMade(Sound):
+    def __init__(self):
+        time.sleep(20)
+
+
+class Spaceless(gymnasium.Env):
+    pass
+
+
+class HalfSpaceless(Sound):
+    @property
+    def action_space(self):
+        raise ValueError("not yet")
+
+
+class SaysNo(Sound):
+    def step(self, action):
+        return self.state, 0.0, "no", False, {}
+
+
+class SaysYes(Sound):
+    def step(self, action):
+        return self.state, 0.0, False, False, {"success": "yes"}
+
+
 class Unseeded(Sound):
     def reset(self, *, seed=None, options=None):
         super().reset()
@@ -80,11 +105,17 @@ def task(kind: type) -> str:
     return f"{kind.__module__}:{kind.__name__}"
 
 
+HANGS = ["--set", "cluster={hang_seconds: 3, timeout_seconds: 2}"]
 BAD = [
     (WrongShape, r": step returned an observation of 4 numbers, its space declares 3$"),
     (WrongAtReset, r": reset returned an observation of 2 numbers, its space declares 3$"),
     (NanLater, r": step returned nan in the observation, at number 1$"),
     (NanReward, r": step returned inf as the reward, want a finite number$"),
+    (SaysNo, r": step raised TypeError: terminated is 'no', want a bool$"),
+    (SaysYes, r": step returned 'yes' as info\[\"success\"\], want a number or a bool$"),
+    (Spaceless, r": has no observation_space; want one of gymnasium\.spaces"),
+    (HalfSpaceless, r" cannot be made: ValueError: not yet$"),
+    (NeverMade, r": making it has taken more than 3 s \(cluster\.hang_seconds\)$"),
     (OldStyle, r": step raised ValueError: not enough values to unpack \(expected 5, got 4\)$"),
 ]
 
@@ -92,7 +123,7 @@ BAD = [
 @pytest.mark.parametrize(("kind", "words"), BAD)
 def test_training_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, kind, words):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--preset", "debug", "--task", task(kind), "--set", "env.episode_steps=40"]) == 2
+    assert main(["train", "--preset", "debug", "--task", task(kind), "--set", "env.episode_steps=40", *HANGS]) == 2
     line = capsys.readouterr().err.rstrip("\n")
     assert re.search(words, line)
     assert task(kind) in line
@@ -112,7 +143,7 @@ def test_a_hang_in_c_ends_the_process_with_a_line():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    words = r"qttdm: simulator hung, see (.*); .*:HangsInC: a reset or step has taken more than 0\.5 s \(.*\)"
+    words = r"qttdm: simulator hung, see (.*); .*:HangsInC: making, a reset or a step has taken more than 0\.5 s \(.*\)"
     found = re.fullmatch(words, line)
     assert found, line
     assert "in step" in Path(found[1]).read_text()
@@ -142,15 +173,16 @@ def test_seeding():
 
 
 def test_gymnasiums_own_checks_are_passed_on():
-    assert complaints(task(Sound)) == []
-    assert any("reset" in line for line in complaints(task(WrongAtReset)))
+    assert complaints(task(Sound), 10) == []
+    assert any("reset" in line for line in complaints(task(WrongAtReset), 10))
 
 
 def test_the_report(capsys):
-    options = ["--preset", "debug", "--set", "env.episode_steps=40"]
+    options = ["--preset", "debug", "--set", "env.episode_steps=null"]
     assert main(["check", task(Sound), *options]) == 0
     out = capsys.readouterr().out
-    assert "3 numbers observed, 2 acted, at most 40 steps an episode" in out
+    assert "3 numbers observed, 2 acted, at most 1,000 steps an episode" in out
+    assert "advice: it has no time limit of its own, which a run needs: --set env.episode_steps=1000, as" in out
     assert "100% of them not 0" in out
     assert "seeding: the same seed, the same episode" in out
     assert "check_env: nothing to say" in out

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import imageio.v3 as iio
 import pytest
 
 from qttdm.common.config import ConfigError
@@ -52,8 +53,16 @@ def test_a_browser_draws_the_curves(runs, tmp_path):
     if chromium is None:
         pytest.skip("no chromium is installed (Debian: apt install chromium)")
     write_page(runs, tmp_path / "report.html")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    command = [chromium, *options, f"--user-data-dir={tmp_path}/profile", (tmp_path / "report.html").as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--window-size=1200,900"]
+    page = [f"--user-data-dir={tmp_path}/profile", (tmp_path / "report.html").as_uri()]
+
+    def show(how: str) -> str:
+        command = [chromium, *options, how, *page]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    dom = show("--dump-dom")
+    show(f"--screenshot={tmp_path}/report.png")
+    colours = {tuple(pixel) for pixel in iio.imread(tmp_path / "report.png")[..., :3].reshape(-1, 3)}
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours  # the first two groups' lines
     assert len(re.findall(r'class="js-line"', dom)) >= 3  # two groups and what is published
     assert re.findall(r'class="js-fill"', dom)  # the interval

@@ -1,14 +1,16 @@
-"""Show tables that refresh in a terminal, and print a line now and then anywhere else."""
+"""Show tables that refresh, in a terminal and in a notebook with ipywidgets; print a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from qttdm.deploy.screens.rows import View
@@ -29,9 +31,17 @@ class Display:
         self._lines: dict[tuple[str, int], tuple[str, str, float]] = {}  # state, line and time of each seed's last one
         self._last_line = clock()
         self.live: Live | None = None
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            tables = lambda: Group(*self.views)  # noqa: E731
-            self.live = Live(get_renderable=tables, console=self._console, refresh_per_second=2, screen=whole_screen)
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        if terminal or (self._console.is_jupyter and find_spec("ipywidgets") is not None):
+            self.live = Live(
+                get_renderable=self._draw, console=self._console, refresh_per_second=2, screen=whole_screen
+            )
+
+    def _draw(self) -> Group:
+        """Draw the tables, and a bar where there is one seed alone."""
+        rows = [row for view in self.views for row in view.rows]
+        bars = [ProgressBar(max(1, row.target), row.steps, width=60) for row in rows] if len(rows) == 1 else []
+        return Group(*self.views, *bars)
 
     def __enter__(self) -> Self:
         if self.live:

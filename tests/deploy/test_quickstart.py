@@ -17,6 +17,8 @@ def test_the_notebook_runs(tmp_path):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     (total,) = re.findall(r"return (-?[\d.]+) of 200", "".join(output.get("text", "") for output in outputs))
     assert float(total) > 0
+    widgets = [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert widgets  # the table and bar of a training
     assert any("image/png" in output.get("data", {}) for output in outputs)
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "curve.png").is_file()

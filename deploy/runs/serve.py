@@ -86,6 +86,7 @@ def describe(agent: TrainedAgent) -> dict[str, Any]:
         "action_bounds": bounds,
         "observation_parts": [{"name": part.name, "size": part.size} for part in spec.observation_parts],
         "action_repeat": spec.action_repeat,
+        "episode_steps": spec.episode_steps,
         "decision_seconds": spec.decision_seconds,
         "discount": agent.data.discount,
     }

@@ -9,7 +9,7 @@ from qttdm.planner_service.serving.client import Client
 
 with Client(port=7747) as client:
     info, episode = client.call("info"), client.episode(seed=0)
-    env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"]))
+    env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"], episode_steps=info["episode_steps"]))
     env = RescaleAction(env, *map(np.float32, info["action_bounds"].values()))  # from its own units
     (observation, _), score, over = env.reset(seed=0), 0.0, False
     while not over:

@@ -15,7 +15,7 @@ from qttdm.planner_service.serving.client import Client
 PORT = 7747
 with Client(port=PORT) as client:
     info = client.call("info")
-env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"]))
+env = make_env(info["task"], EnvConfig(action_repeat=info["action_repeat"], episode_steps=info["episode_steps"]))
 env = RescaleAction(env, *map(np.float32, info["action_bounds"].values()))  # from its own units
 command = ["node", Path(__file__).with_name("client.mjs"), f"ws://127.0.0.1:{PORT}"]
 with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as node:

@@ -103,7 +103,7 @@ def test_serves_each_agent_as_it_was_trained_and_ends_when_told_to(tmp_path, age
         with Client(port=child.port) as client:
             info = client.call("info")
             assert (info["task"], info["agent"], info["weights_version"]) == ("gym/Pendulum-v1", agent, 1)
-            assert (info["action"]["shape"], info["action_repeat"]) == ([1], 20)
+            assert (info["action"]["shape"], info["action_repeat"], info["episode_steps"]) == ([1], 20, 200)
             assert info["observations"] == {"observations": {"shape": [3], "dtype": "float32"}}
             assert info["action_bounds"] == {"low": [-2.0], "high": [2.0]}
             assert (info["decision_seconds"], info["observation_parts"]) == (1.0, [])

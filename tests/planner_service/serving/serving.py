@@ -19,7 +19,7 @@ from qttdm.planner_service.serving.service import PlannerService, ServiceConfig
 from tests.fakes import planning_policy, tiny_data, tiny_qt, tiny_tdm
 
 CPU = torch.device("cpu")
-INFO = {"task": "gym/FakePoint-v0", "agent": "qt-tdm", "action_repeat": 8}
+INFO = {"task": "gym/FakePoint-v0", "agent": "qt-tdm", "action_repeat": 8, "episode_steps": 80}
 
 
 def tiny_policy(action_dim=2):

@@ -173,7 +173,13 @@ def test_the_examples_drive_a_gymnasium_environment_to_the_same_return(tmp_path,
     example = tmp_path / "clients" / name
     source = example.read_text()
     assert source.count(port) == 1
-    info = {**INFO, "task": "gym/Pendulum-v1", "action_repeat": 20, "action_bounds": {"low": [-2.0], "high": [2.0]}}
+    info = {
+        **INFO,
+        "task": "gym/Pendulum-v1",
+        "action_repeat": 20,
+        "episode_steps": 200,
+        "action_bounds": {"low": [-2.0], "high": [2.0]},
+    }
     units = {"in_units": lambda action: 2 * action}
     with serving(tiny_policy(action_dim=1), info=info, **units) as it:
         example.write_text(source.replace("7747", str(it.port)))

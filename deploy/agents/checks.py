@@ -37,6 +37,15 @@ def check_horizon(horizon: int, tdm: TDMConfig) -> None:
         )
 
 
+def check_sequence(window: int, context: int, horizon: int) -> None:
+    """Raise ValueError unless context and plan fit together into the sequence model's window."""
+    if window < context + horizon:
+        raise ValueError(
+            f"model.window={window} is shorter than planner.context + planner.horizon = {context + horizon}, which "
+            f"the model is asked for; want at least {context + horizon}"
+        )
+
+
 def check_elites(planner: PlannerConfig) -> None:
     """Raise ValueError unless an iteration without a QT's proposals has as many sequences as elites."""
     if isinstance(planner, MPPIConfig) and planner.elites > planner.samples:

@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import nn
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.iql import IQL, IQLConfig
-from qttdm.deploy.agents.checks import check_vectors
+from qttdm.deploy.agents.vector_agent import VectorAgent
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.iql import IQLLearner, IQLLearnerConfig
 from qttdm.planner_service.policies.greedy import GreedyPolicy
@@ -38,19 +37,11 @@ class IQLAgentConfig(Config):
     """how it learns"""
 
 
-class IQLAgent:
+class IQLAgent(VectorAgent):
     """V, two Qs and a policy."""
 
     Settings = IQLAgentConfig
-
-    def __init__(self, settings: IQLAgentConfig, task: TaskSpec) -> None:
-        self.settings, self.task = settings, task
-        self.data = vector_data(task.obs_dim, task.action_dim, 1, settings.discount)
-        self.batch_size = settings.learner.batch_size
-
-    def check(self, task: TaskSpec) -> None:
-        """Raise ConfigError for images and discrete actions."""
-        check_vectors(task)
+    settings: IQLAgentConfig
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train all four."""
@@ -61,10 +52,6 @@ class IQLAgent:
         """Act by the policy's mean."""
         iql = self._iql()
         return GreedyPolicy(iql, nn.ModuleDict({"iql": iql}), self.data, device)
-
-    def exploration(self, progress: float) -> float:
-        """Draw each action that is collected from the policy."""
-        return 1.0
 
     def _iql(self) -> IQL:
         return IQL(self.settings.iql, self.task.obs_dim, self.task.action_dim)

@@ -5,14 +5,17 @@ They are settings of one agent: `model.predict_change`, and for PETS also member
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import TaskSpec, vector_data
+from qttdm.common.contracts import TaskSpec
 from qttdm.common.models.mlp_dynamics import MLPDynamics, MLPDynamicsConfig
-from qttdm.deploy.agents.checks import check_elites, check_vectors
+from qttdm.deploy.agents.checks import check_elites
+from qttdm.deploy.agents.vector_agent import VectorAgent
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.mlp_dynamics import MLPDynamicsLearner, MLPDynamicsLearnerConfig
 from qttdm.planner_service.planners.choice import PlannerConfig
@@ -47,19 +50,16 @@ class MLPAgentConfig(Config):
         return self
 
 
-class MLPAgent:
+class MLPAgent(VectorAgent):
     """A dynamics model without memory and a planner; the return beyond the horizon counts as 0."""
 
     Settings = MLPAgentConfig
+    settings: MLPAgentConfig
 
     def __init__(self, settings: MLPAgentConfig, task: TaskSpec) -> None:
-        self.settings, self.task = settings, task
-        self.data = vector_data(task.obs_dim, task.action_dim, 1, None)
-        self.batch_size = settings.learner.batch_size * settings.model.members
-
-    def check(self, task: TaskSpec) -> None:
-        """Raise ConfigError for images and discrete actions."""
-        check_vectors(task)
+        super().__init__(settings, task)
+        self.data = replace(self.data, discount=None)
+        self.batch_size *= settings.model.members
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train the dynamics model."""
@@ -73,10 +73,6 @@ class MLPAgent:
         c, mlp = self.settings, self._mlp()
         planner = c.planner.make(c.discount, self.task.action_dim, mlp)
         return PlanningPolicy(planner, nn.ModuleDict({"mlp": mlp}), self.data, device, bfloat16, c.planner.compile)
-
-    def exploration(self, progress: float) -> float:
-        """Explore as the planner is configured to."""
-        return 1.0
 
     def _mlp(self) -> MLPDynamics:
         return MLPDynamics(self.settings.model, self.task.obs_dim, self.task.action_dim, self.task.terminates)

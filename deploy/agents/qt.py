@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.qt import QT, QTConfig
-from qttdm.deploy.agents.checks import check_targets, check_vectors, check_window
+from qttdm.deploy.agents.checks import check_targets
+from qttdm.deploy.agents.vector_agent import VectorAgent
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
 from qttdm.planner_service.policies.greedy import EpsilonConfig, GreedyPolicy
@@ -42,20 +42,12 @@ class QTAgentConfig(Config):
         return self
 
 
-class QTAgent:
+class QTAgent(VectorAgent):
     """A Q-function of discrete bins, one dimension after the other; no planning."""
 
     Settings = QTAgentConfig
-
-    def __init__(self, settings: QTAgentConfig, task: TaskSpec) -> None:
-        self.settings, self.task = settings, task
-        self.data = vector_data(task.obs_dim, task.action_dim, settings.window, settings.discount)
-        self.batch_size = settings.learner.batch_size
-
-    def check(self, task: TaskSpec) -> None:
-        """Raise ConfigError if a window is longer than an episode, for images, and for discrete actions."""
-        check_vectors(task)
-        check_window("window", self.settings.window, task)
+    settings: QTAgentConfig
+    window_key = "window"
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train the Q-function."""

@@ -13,10 +13,11 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import Policy, TaskSpec, vector_data
+from qttdm.common.contracts import Policy
 from qttdm.common.models.qt import QT, QTConfig
 from qttdm.common.models.tdm import TDM, TDMConfig
-from qttdm.deploy.agents.checks import check_horizon, check_targets, check_vectors, check_window
+from qttdm.deploy.agents.checks import check_horizon, check_targets
+from qttdm.deploy.agents.vector_agent import VectorAgent
 from qttdm.learner.learner import Learner, LearnerConfig, Part
 from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
 from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
@@ -63,20 +64,12 @@ class QTTDMConfig(Config):
         return self
 
 
-class QTTDM:
+class QTTDM(VectorAgent):
     """The paper's method."""
 
     Settings = QTTDMConfig
-
-    def __init__(self, settings: QTTDMConfig, task: TaskSpec) -> None:
-        self.settings, self.task = settings, task
-        self.data = vector_data(task.obs_dim, task.action_dim, settings.tdm.window, settings.discount)
-        self.batch_size = settings.learner.batch_size
-
-    def check(self, task: TaskSpec) -> None:
-        """Raise ConfigError if a window is longer than an episode, for images, and for discrete actions."""
-        check_vectors(task)
-        check_window("tdm.window", self.settings.tdm.window, task)
+    settings: QTTDMConfig
+    window_key = "tdm.window"
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train both on the same batches."""

@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.tdm import TDM, TDMConfig
-from qttdm.deploy.agents.checks import check_elites, check_horizon, check_vectors, check_window
+from qttdm.deploy.agents.checks import check_elites, check_horizon
+from qttdm.deploy.agents.vector_agent import VectorAgent
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
 from qttdm.planner_service.planners.choice import PlannerConfig
@@ -43,20 +43,12 @@ class TDMAgentConfig(Config):
         return self
 
 
-class TDMAgent:
+class TDMAgent(VectorAgent):
     """A dynamics model and a planner; the return beyond the horizon counts as 0."""
 
     Settings = TDMAgentConfig
-
-    def __init__(self, settings: TDMAgentConfig, task: TaskSpec) -> None:
-        self.settings, self.task = settings, task
-        self.data = vector_data(task.obs_dim, task.action_dim, settings.tdm.window, settings.discount)
-        self.batch_size = settings.learner.batch_size
-
-    def check(self, task: TaskSpec) -> None:
-        """Raise ConfigError if a window is longer than an episode, for images, and for discrete actions."""
-        check_vectors(task)
-        check_window("tdm.window", self.settings.tdm.window, task)
+    settings: TDMAgentConfig
+    window_key = "tdm.window"
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train the dynamics model."""
@@ -68,10 +60,6 @@ class TDMAgent:
         c, tdm = self.settings, self._tdm()
         planner = c.planner.make(c.discount, self.task.action_dim, tdm)
         return PlanningPolicy(planner, nn.ModuleDict({"tdm": tdm}), self.data, device, bfloat16, c.planner.compile)
-
-    def exploration(self, progress: float) -> float:
-        """Explore as the planner is configured to."""
-        return 1.0
 
     def _tdm(self) -> TDM:
         return TDM(self.settings.tdm, self.task.obs_dim, self.task.action_dim, self.task.terminates)

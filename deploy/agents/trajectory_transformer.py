@@ -6,15 +6,18 @@ SequenceLearner (cross-entropy of every token)                                  
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from qttdm.common.config import Config
-from qttdm.common.contracts import TaskSpec, vector_data
+from qttdm.common.contracts import TaskSpec
 from qttdm.common.models.iql import IQL, IQLConfig
 from qttdm.common.models.sequence_model import Layout, SequenceModel, SequenceModelConfig
-from qttdm.deploy.agents.checks import check_vectors
+from qttdm.deploy.agents.checks import check_sequence
+from qttdm.deploy.agents.vector_agent import VectorAgent
 from qttdm.learner.learner import Learner, LearnerConfig, Part
 from qttdm.learner.parts.iql import IQLLearner, IQLLearnerConfig
 from qttdm.learner.parts.sequence import SequenceLearner, SequenceLearnerConfig
@@ -53,30 +56,21 @@ class TrajectoryTransformerConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> TrajectoryTransformerConfig:
-        c, want = self.planner, self.planner.context + self.planner.horizon
-        if self.model.window < want:
-            raise ValueError(
-                f"model.window={self.model.window} is shorter than planner.context + planner.horizon = {want}, which "
-                f"the model is asked for; want at least {want}"
-            )
-        if c.goal is not None and not self.goals:
+        check_sequence(self.model.window, self.planner.context, self.planner.horizon)
+        if self.planner.goal is not None and not self.goals:
             raise ValueError("planner.goal needs a model that was trained with goals=true")
         return self
 
 
-class TrajectoryTransformer:
+class TrajectoryTransformer(VectorAgent):
     """One model of whole sequences; three ways to search in it."""
 
     Settings = TrajectoryTransformerConfig
+    settings: TrajectoryTransformerConfig
 
     def __init__(self, settings: TrajectoryTransformerConfig, task: TaskSpec) -> None:
-        self.settings, self.task = settings, task
-        self.data = vector_data(task.obs_dim, task.action_dim, settings.model.window, settings.discount, ends=True)
-        self.batch_size = settings.learner.batch_size
-
-    def check(self, task: TaskSpec) -> None:
-        """Raise ConfigError for images and discrete actions."""
-        check_vectors(task)
+        super().__init__(settings, task)
+        self.data = replace(self.data, window=settings.model.window, ends=True)
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train the sequence model."""
@@ -95,10 +89,6 @@ class TrajectoryTransformer:
             critic = iql.q
         planner = BeamSearch(c.planner, c.discount, model, critic)
         return PlanningPolicy(planner, networks, self.data, device, bfloat16)
-
-    def exploration(self, progress: float) -> float:
-        """Explore no further: actions are sampled."""
-        return 1.0
 
     def _critic(self) -> IQL:
         return IQL(self.settings.iql, self.task.obs_dim, self.task.action_dim)

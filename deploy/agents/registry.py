@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qttdm.common.config import Config, ConfigError
-from qttdm.common.contracts import Agent
 from qttdm.common.own_modules import find_own
+
+if TYPE_CHECKING:
+    from qttdm.common.contracts import Agent
 
 AGENTS = {
     "qt-tdm": "qttdm.deploy.agents.qt_tdm:QTTDM",

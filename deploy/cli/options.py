@@ -15,6 +15,8 @@ from cyclopts.validators import Number
 from qttdm.common.config import ConfigError, read_yaml
 from qttdm.common.extras import need
 from qttdm.common.run_dir import RunDir
+from qttdm.deploy.agents.registry import AGENTS
+from qttdm.deploy.configs.presets import PRESET_FILES
 
 if TYPE_CHECKING:
     from qttdm.deploy.configs.run_config import RunConfig
@@ -62,15 +64,14 @@ class Overrides:
 class Choice(Overrides):
     """Which agent on which task."""
 
-    preset: str | None = None
-    """laptop (default), debug, faithful, generalist-laptop, paper-dmc, paper-metaworld, tt-laptop, tt-paper or a .yaml
-    file"""
+    preset: Annotated[
+        str | None, Parameter(help=f"default: laptop; one of {', '.join(PRESET_FILES)}, or a .yaml file")
+    ] = None
     task: str | None = None
     """such as dmc/walker-walk; `qttdm tasks` lists them"""
-    agent: str | None = None
-    """qt-tdm (default), tdm, qt, mlp, iql, trajectory-transformer, twm, generalist, simulator-shooting, or
-    module:Class"""
-
+    agent: Annotated[
+        str | None, Parameter(help=f"default: the preset's; one of {', '.join(AGENTS)}, or module:Class")
+    ] = None
     start_from: Annotated[Path | None, Parameter(name="--from")] = None
     """a run, or pretrained/NAME: its agent, with its settings and networks, is what learns on"""
 

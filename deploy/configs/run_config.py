@@ -18,6 +18,7 @@ from qttdm.common.metrics.sinks import SinksConfig, check_sinks
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.agents.registry import AGENTS, OWN, agent_class, section_of
 from qttdm.deploy.configs.cluster_config import ClusterConfig
+from qttdm.deploy.configs.presets import PRESET_FILES
 from qttdm.learner.schedule import TrainingConfig
 from qttdm.planner_service.planners.mppi import PRESETS
 from qttdm.replay.buffer import ReplayConfig
@@ -35,9 +36,10 @@ class RunConfig(Config):
 
     task: str
     """<family>/<name>; `qttdm tasks` lists them"""
-    agent: str = DEFAULT_AGENT
-    """which agent learns: qt-tdm, tdm, qt, mlp, iql, trajectory-transformer, twm, generalist, simulator-shooting, or
-    module:Class of one's own, in section `own`"""
+    agent: str = Field(
+        default=DEFAULT_AGENT,
+        description=f"which agent learns: {', '.join(AGENTS)}, or module:Class of one's own, in section `{OWN}`",
+    )
     seed: int = Field(default=0, ge=0)
     """every random stream derives from it"""
     device: str = "auto"
@@ -206,9 +208,7 @@ def preset_path(name: str) -> Path:
     """Find a preset's file, by name or as a path ending in .yaml. ConfigError lists the names there are."""
     if name.endswith(".yaml"):
         return Path(name)
-    folder = Path(__file__).parent
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise ConfigError(f"--preset {name}: there is none; want one of {', '.join(names)}, or a path to a .yaml file")
-    return path
+    if name not in PRESET_FILES:
+        names = ", ".join(PRESET_FILES)
+        raise ConfigError(f"--preset {name}: there is none; want one of {names}, or a path to a .yaml file")
+    return PRESET_FILES[name]

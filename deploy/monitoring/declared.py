@@ -1,5 +1,8 @@
 """Import every module that declares a metric or a number of metrics.jsonl: the registries are complete from here on."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 import qttdm.actors.diagnosis
 import qttdm.actors.measured
 import qttdm.actors.remote
@@ -9,13 +12,10 @@ import qttdm.common.metrics.process
 import qttdm.deploy.configs.cluster_config
 import qttdm.learner.learner
 import qttdm.learner.metrics
-import qttdm.learner.parts.actor_critic
-import qttdm.learner.parts.iql
-import qttdm.learner.parts.mlp_dynamics
-import qttdm.learner.parts.qt
-import qttdm.learner.parts.sequence
-import qttdm.learner.parts.tdm
-import qttdm.learner.parts.world_model
+import qttdm.learner.parts
 import qttdm.planner_service.policies.metrics
 import qttdm.planner_service.serving.service
-import qttdm.replay.metrics  # noqa: F401
+import qttdm.replay.metrics
+
+for part in iter_modules(qttdm.learner.parts.__path__, "qttdm.learner.parts."):
+    import_module(part.name)

@@ -17,6 +17,7 @@ import pytest
 import tests.fakes  # noqa: F401 - registers the toy tasks
 from qttdm.common.config import load_config
 from qttdm.common.metrics.lines import read_metrics
+from qttdm.deploy.agents.registry import AGENTS
 from qttdm.deploy.cli.main import main
 from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.trained import TrainedAgent
@@ -93,6 +94,15 @@ class TestHelp:
         status, out, _ = run_main(capsys, name, "--help")
         assert status == 0
         assert f"Usage: qttdm {name}" in out
+
+    def test_train_lists_all_presets_and_agents(self, capsys):
+        _, out, _ = run_main(capsys, "train", "--help")
+        words = re.findall(r"[\w-]+", out)
+        assert {*AGENTS, *(path.stem for path in (ROOT / "deploy" / "configs").glob("*.yaml"))} <= {*words}
+
+    def test_it_brings_no_torch(self):
+        code = "import sys, qttdm.deploy.cli.main; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
 class TestMistakes:

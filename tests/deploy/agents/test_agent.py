@@ -38,6 +38,7 @@ NETWORKS = {
     "iql": ["iql"],
     "trajectory-transformer": ["sequence"],
     "twm": ["world_model", "actor_critic"],
+    "generalist": ["sequence"],
 }
 
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from qttdm.common.config import Config, ConfigError, dump_config, load_config
+from qttdm.common.config import Config, ConfigError, dump_config, load_config, read_yaml
 from qttdm.common.contracts import TaskSpec
 from qttdm.deploy.agents.registry import AGENTS
 from qttdm.deploy.configs.run_config import RunConfig, check_fits, load_run_config, preset_path, with_settings
@@ -35,6 +35,11 @@ def test_every_preset_has_every_agent_and_comes_back_from_what_is_saved(preset, 
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(RunConfig, preset_path(str(tmp_path / "config.yaml"))) == config
     assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301 - as Ray hands it to a process
+
+
+@pytest.mark.parametrize("preset", ["debug", "laptop"])
+def test_a_preset_for_any_agent_has_a_section_for_each(preset):
+    assert {*AGENTS} <= read_yaml(preset_path(preset).read_text(), preset).keys()
 
 
 def test_an_unknown_preset_is_told_which_there_are():

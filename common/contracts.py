@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -134,6 +134,8 @@ class DataSpec:
     """of a discrete action; None: actions are continuous"""
     ends: bool = field(default=False, repr=False)  # changes batches alone, not what is stored
     """batches also say how the episode of each window ends (common/batch.py)"""
+    many_tasks: bool = field(default=False, repr=False)
+    """windows come from a group of data sets, whatever the lengths of their observations and actions"""
     stack: int = field(default=1, repr=False)
     """images of which each observation in a batch is made, along the last axis, the newest last; stored and sent is one
     image a step, and an episode's first stands for those before it"""
@@ -380,3 +382,11 @@ class Agent(Protocol):
 
     def exploration(self, progress: float) -> float:
         """Say how much a collecting policy explores after that share of the training, in [0, 1]."""
+
+
+@runtime_checkable
+class DreamingAgent(Agent, Protocol):
+    """An agent whose world model decodes what it imagines."""
+
+    def world_model(self, device: torch.device) -> Any:
+        """Make what trains a fresh one: learner/parts/world_model.py's, or another with the same networks."""

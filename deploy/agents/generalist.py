@@ -9,6 +9,8 @@ need not be among them. After Schubert et al., 2023; random shooting measures a 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pydantic import Field, model_validator
 from torch import nn
@@ -60,13 +62,12 @@ class Generalist:
     """One model, three uses: what follows, what is earned, what is done."""
 
     Settings = GeneralistConfig
-    many_tasks = True
-    """learns from a group of data sets, whatever the lengths of their observations and actions"""
 
     def __init__(self, settings: GeneralistConfig, task: TaskSpec) -> None:
         self.settings, self.task = settings, task
         # One step more than the model reads: the first one only says what reward came with the next.
-        self.data = vector_data(task.obs_dim, task.action_dim, settings.model.window + 1, None)
+        data = vector_data(task.obs_dim, task.action_dim, settings.model.window + 1, None)
+        self.data = replace(data, many_tasks=True)
         self.batch_size = settings.learner.batch_size
 
     def check(self, task: TaskSpec) -> None:

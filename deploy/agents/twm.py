@@ -63,14 +63,18 @@ class TWMAgent:
 
     def learner(self, device: torch.device, total_updates: int, bfloat16: bool) -> Learner:
         """Train the world model, then actor and critic on what it imagines."""
+        c, world = self.settings.learner, self.world_model(device)
+        acting = ActorCriticLearner(c.actor_critic, self._actor_critic().to(device), world)
+        return Learner(c, [world, acting], device, total_updates, bfloat16)
+
+    def world_model(self, device: torch.device) -> WorldModelLearner:
+        """Train the world model alone."""
         c, task = self.settings, self.task
         decoder = Decoder(c.world_model.latent, self._shown())
         dynamics = Dynamics(c.world_model, task.action_dim, task.choices, c.discount, task.terminates)
-        world = WorldModelLearner(
+        return WorldModelLearner(
             c.learner.world_model, self._encoder().to(device), decoder.to(device), dynamics.to(device)
         )
-        acting = ActorCriticLearner(c.learner.actor_critic, self._actor_critic().to(device), world)
-        return Learner(c.learner, [world, acting], device, total_updates, bfloat16)
 
     def policy(self, device: torch.device, bfloat16: bool) -> GreedyPolicy:
         """Encode, and act by the actor."""

@@ -5,19 +5,17 @@ evaluation episode --its first steps--> world model --its actions, drawn latents
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from qttdm.common.checkpoint import load_checkpoint
 from qttdm.common.config import ConfigError
+from qttdm.common.contracts import DreamingAgent
 from qttdm.common.models.latent import modes
 from qttdm.common.models.world_model import Seen
-from qttdm.deploy.runs.build import make_learner
+from qttdm.common.tensors import under
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.deploy.screens.dream import Dream
-from qttdm.learner.learner import Learner
 from qttdm.learner.parts.imagination import imagine
 from qttdm.learner.parts.world_model import WorldModelLearner
 
@@ -60,17 +58,15 @@ def imagine_episode(agent: TrainedAgent, steps: int, at: int | None) -> Dream:
 
 def world_model(agent: TrainedAgent) -> WorldModelLearner:
     """Load the world model of the agent's checkpoint, on the CPU. ConfigError if there is none."""
-    cpu = torch.device("cpu")
-    learner: Any = make_learner(agent.config, agent.spec, cpu)
-    parts = learner.parts if isinstance(learner, Learner) else []
-    found = next((part for part in parts if isinstance(part, WorldModelLearner)), None)
-    if found is None:
+    made = agent.config.make_agent(agent.spec)
+    if not isinstance(made, DreamingAgent):
         raise ConfigError(f"agent={agent.config.agent} has no world model that decodes; want a run of twm")
-    tensors = load_checkpoint(agent.loaded, blobs=False).tensors
-    if not any(name.startswith(f"{found.name}/decoder/") for name in tensors):
+    world: WorldModelLearner = made.world_model(torch.device("cpu"))
+    saved = under(world.name, load_checkpoint(agent.loaded, blobs=False).tensors)
+    if not any(name.startswith("decoder/") for name in saved):
         raise ConfigError(f"{agent.run_dir.path}: holds only what acting needs; want the run that it was made of")
-    learner.load_state(tensors)
-    return found
+    world.load_state(saved)
+    return world
 
 
 def stacked(images: np.ndarray, stack: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import importlib
 import logging
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from torch import Tensor, nn
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.extras import need
-from qttdm.common.models.actor_critic import LatentActor
-from qttdm.common.models.iql import IQL
-from qttdm.common.models.qt import QT
 from qttdm.deploy.runs.dry_run import noise
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.planner_service.policies.greedy import GreedyPolicy, greedy_beside
@@ -40,13 +37,21 @@ class ExportError(RuntimeError):
     """The exported graph is not the policy."""
 
 
+@runtime_checkable
+class Actor(Protocol):
+    """A value function that acts by a graph of its own."""
+
+    def act(self, observations: Tensor) -> Tensor:
+        """Act: [B, ..] -> [B, N], or choices [B]."""
+
+
 class GreedyGraph(nn.Module):
     """`act` of a network, from the task's units to its units."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, network: QT | IQL | LatentActor, task: TaskSpec) -> None:
+    def __init__(self, network: Actor, task: TaskSpec) -> None:
         super().__init__()
         self.network, self.task = network, task
         low, high = task.action_bounds or ([-1.0] * task.action_dim, [1.0] * task.action_dim)
@@ -67,7 +72,7 @@ def export(agent: TrainedAgent, form: Format, out: Path) -> float:
     agent without a greedy policy and for packages that are missing.
     """
     policy = agent.policy if isinstance(agent.policy, GreedyPolicy) else greedy_beside(agent.policy)
-    if policy is None or not isinstance(policy.value_function, QT | IQL | LatentActor):
+    if policy is None or not isinstance(policy.value_function, Actor):
         raise ConfigError(
             f"agent={agent.config.agent} has no policy without a planner; want a run of qt-tdm, qt, iql or twm"
         )

@@ -39,7 +39,7 @@ def datasets(config: RunConfig) -> list[Dataset]:
 
 def mixture(config: RunConfig, task: TaskSpec) -> list[Dataset] | None:
     """Open the data sets of an agent that learns from many tasks at once; None for any other. ConfigError."""
-    many = getattr(config.make_agent(task), "many_tasks", False)
+    many = config.make_agent(task).data.many_tasks
     return datasets(config) if many and config.training.dataset is not None else None
 
 

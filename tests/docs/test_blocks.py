@@ -196,3 +196,8 @@ def test_the_command_line_takes_all_that_pages_say(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_says_its_language(page):
     assert [b.text for b in blocks(page) if b.language not in ("shell", "python", "yaml", "json", "text", "bash")] == []
+
+
+def test_the_own_agent_of_the_page_is_the_tested_one():
+    own = (ROOT / "tests/deploy/agents/own_agent.py").read_text()
+    assert own in (ROOT / "docs/agents.md").read_text()

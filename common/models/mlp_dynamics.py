@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from qttdm.common.config import Config
+from qttdm.common.models.box import BoxActions
 from qttdm.common.models.scale import ObservationScale, Unit
 from qttdm.common.models.transformer import outside_autocast
 from qttdm.common.shapes import check_shape
@@ -89,7 +90,7 @@ class Rollout:
     """taken from the root"""
 
 
-class MLPDynamics(nn.Module):
+class MLPDynamics(BoxActions, nn.Module):
     """All members at once; to a planner a DynamicsModel (common/contracts.py)."""
 
     window: int | None = None
@@ -162,14 +163,6 @@ class MLPDynamics(nn.Module):
     def state(self, rollout: Rollout) -> TensorTree:
         """Return the particles' mean observations, [B, M]."""
         return {"observations": rollout.particles.mean(dim=0)}
-
-    def quantise(self, actions: Tensor) -> Tensor:
-        """Clip to the box."""
-        return actions.clamp(-1.0, 1.0)
-
-    def uniform(self, chance: Tensor) -> Tensor:
-        """Spread [0, 1) over the box."""
-        return 2.0 * chance - 1.0
 
 
 class MemberLinear(nn.Module):

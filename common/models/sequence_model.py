@@ -37,6 +37,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from qttdm.common.models.box import BoxActions
 from qttdm.common.models.tokens import ScalarTokens
 from qttdm.common.models.transformer import (
     KeyValueCache,
@@ -128,7 +129,7 @@ class Sequences:
     """bins of the reward that came with them, and of the separator, int64 [B, 2], which are not fed yet"""
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(BoxActions, nn.Module):
     """Distributions of the next slot and of a step's outputs, over whole windows or token by token."""
 
     def __init__(self, config: SequenceModelConfig, layout: Layout, can_terminate: bool, goals: bool = False) -> None:
@@ -327,10 +328,6 @@ class SequenceModel(nn.Module):
         """Bring actions [.., N] to the middle of their bins."""
         columns = self.columns_of("actions")
         return self.tokens.decode(self.tokens.encode(actions, columns), columns)
-
-    def uniform(self, chance: Tensor) -> Tensor:
-        """Turn uniforms in [0, 1), [.., N], into actions uniform in the box."""
-        return 2.0 * chance - 1.0
 
     def _embed_goals(self, goals: Tensor) -> Tensor:
         assert self.goal_embedding is not None, "this model was made without goals"

@@ -17,6 +17,7 @@ from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.config import EnvConfig
 from qttdm.common.environments.make import make_env
 from qttdm.common.environments.task_env import TaskEnv
+from qttdm.common.models.box import BoxActions
 from qttdm.common.trees import TensorTree
 
 UNLIMITED = 2**62
@@ -45,7 +46,7 @@ class SimulatorPrediction:
     """[B]: infinite, of either sign; None for tasks that cannot terminate"""
 
 
-class Simulator:
+class Simulator(BoxActions):
     """DynamicsModel of a task whose environments show `simulator_state`; on the CPU, without parameters."""
 
     window: int | None = None
@@ -101,14 +102,6 @@ class Simulator:
             "observations": torch.from_numpy(rollout.observations.copy()),
             "simulator_state": torch.from_numpy(rollout.states.copy()),
         }
-
-    def quantise(self, actions: Tensor) -> Tensor:
-        """Clip to the box."""
-        return actions.clamp(-1, 1)
-
-    def uniform(self, chance: Tensor) -> Tensor:
-        """Spread [0, 1) over the box."""
-        return 2 * chance - 1
 
     def _make(self) -> TaskEnv:
         t = self.task

@@ -14,11 +14,10 @@ from torch import nn
 
 from qttdm.common.config import Config
 from qttdm.common.contracts import ArrayTree, DataSpec, Decisions, Policy, ValueFunction
-from qttdm.common.weights import Weights
 from qttdm.planner_service.policies.planning import (
+    NetworkPolicy,
     PlanningPolicy,
     blank_observations,
-    freeze,
     on_device,
     seeded_generator,
 )
@@ -55,21 +54,15 @@ class GreedyEpisode:
         return np.concatenate(self.images, axis=-1)
 
 
-class GreedyPolicy:
+class GreedyPolicy(NetworkPolicy):
     """The value function's best action, or with probability `exploration` a uniform one."""
 
     def __init__(
         self, value_function: ValueFunction, networks: nn.ModuleDict, data: DataSpec, device: torch.device
     ) -> None:
-        """networks: the value function's, in the learner's order; they are frozen and take the weights loaded."""
-        self.value_function, self.networks, self.data, self.device = value_function, networks, data, device
-        freeze(networks, device)
-        self.weights_version = 0
-
-    def load(self, weights: Weights) -> None:
-        """Take new network weights."""
-        weights.copy_into(self.networks)
-        self.weights_version = weights.version
+        """networks: the value function's, in the learner's order."""
+        super().__init__(networks, data, device)
+        self.value_function = value_function
 
     def warm_up(self, environments: int) -> None:
         """Decide once for so many."""

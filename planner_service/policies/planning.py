@@ -28,7 +28,20 @@ class PlannedEpisode:
     """the planner's, E = 1"""
 
 
-class PlanningPolicy:
+class NetworkPolicy:
+    """The networks of a policy: on its device, in eval mode and without gradients, for they are never trained."""
+
+    def __init__(self, networks: nn.ModuleDict, data: DataSpec, device: torch.device) -> None:
+        self.networks, self.data, self.device = networks.to(device).eval().requires_grad_(False), data, device
+        self.weights_version = 0
+
+    def load(self, weights: Weights) -> None:
+        """Take new network weights."""
+        weights.copy_into(self.networks)
+        self.weights_version = weights.version
+
+
+class PlanningPolicy(NetworkPolicy):
     """Plans for whichever episodes are due, in one batch; an episode's actions do not depend on the others."""
 
     def __init__(
@@ -40,22 +53,15 @@ class PlanningPolicy:
         bfloat16: bool = False,
         compile: bool = False,
     ) -> None:
-        """networks: all that the planner uses, in the learner's order; they are frozen and take the weights loaded.
+        """networks: all that the planner uses, in the learner's order.
 
         bfloat16: plan under autocast. compile: one graph of the whole decision, on a GPU a CUDA graph.
         """
-        self.planner, self.networks, self.data = planner, networks, data
-        self.device, self.bfloat16 = device, bfloat16
-        freeze(networks, device)
-        self.weights_version = 0
+        super().__init__(networks, data, device)
+        self.planner, self.bfloat16 = planner, bfloat16
         # One graph, or an error: a break in it would be a wait for the device in the middle of a decision.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self.compiled = torch.compile(planner.plan, mode=mode, fullgraph=True) if compile else None
-
-    def load(self, weights: Weights) -> None:
-        """Take new network weights."""
-        weights.copy_into(self.networks)
-        self.weights_version = weights.version
 
     def start(self, seed: int, exploration: float, goal: Any = None) -> PlannedEpisode:
         """Make the carry of one episode. ValueError if the planner takes no such goal."""
@@ -112,13 +118,6 @@ class PlanningPolicy:
             for _ in range(3 if self.compiled is not None else 1):  # compile, capture, replay
                 self.decide(episodes, blank_observations(self.data, size))
             size *= 2
-
-
-def freeze(networks: nn.Module, device: torch.device) -> None:
-    """Move a policy's networks to its device, in eval mode and without gradients: they are never trained."""
-    networks.to(device)
-    networks.eval()
-    networks.requires_grad_(False)
 
 
 def seeded_generator(seed: int, device: torch.device) -> torch.Generator:

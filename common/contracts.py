@@ -200,6 +200,27 @@ class DynamicsModel(Protocol):
         """Turn uniforms in [0, 1), any shape, into uniform actions: over the bins, or over the box."""
 
 
+@runtime_checkable
+class RememberingModel(DynamicsModel, Protocol):
+    """A dynamics model that may be shown the steps of the episode so far, and that has a policy of its own.
+
+    To `start` these are `history`, int64 [E, C K]: C steps as `remember` returned them, the newest at the end.
+    """
+
+    @property
+    def slots(self) -> int:
+        """Return K, of how many numbers a step is made."""
+
+    def remember(self, root: Any, actions: Tensor) -> Tensor:
+        """Make a root's newest step, int64 [E, K], given the actions [E, N] that were chosen."""
+
+    def act(self, rollout: Any, actions: Tensor, noise: Tensor, proposed: Tensor) -> tuple[Tensor, Prediction]:
+        """Take actions [B, N], or where `proposed`, bool [B], its own policy's plus noise [B, N]: a step as any other.
+
+        Returns the actions taken, [B, N], and what is predicted.
+        """
+
+
 class ValueFunction(Protocol):
     """Values states and proposes actions in them. All random numbers are given."""
 

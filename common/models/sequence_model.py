@@ -155,6 +155,11 @@ class SequenceModel(BoxActions, nn.Module):
         """Return how many steps a sequence may have."""
         return self.config.window
 
+    @property
+    def slots(self) -> int:
+        """Return K, input tokens of a step."""
+        return self.layout.slots
+
     columns: Tensor
     """of each slot, int64 [K]"""
     places: Tensor
@@ -263,22 +268,21 @@ class SequenceModel(BoxActions, nn.Module):
         sequences.waiting = torch.stack([likeliest, torch.zeros_like(likeliest)], dim=-1)
         return self.tokens.expectation(logits.float().softmax(dim=-1), int(columns[0]))
 
-    def act(self, sequences: Sequences, actions: Tensor, noise: Tensor, proposed: Tensor) -> Tensor:
-        """Take actions [B, N], or where `proposed` [B] the model's own policy's means plus noise [B, N]; returns them.
+    def act(self, rollout: Sequences, actions: Tensor, noise: Tensor, proposed: Tensor) -> tuple[Tensor, Step]:
+        """Take actions [B, N], or where `proposed` [B] its policy's means plus noise: as contracts.RememberingModel.
 
-        Each number depends on those before it. `step` is not to take them again: it is given None.
+        Each number depends on those before it.
         """
-        assert sequences.waiting is not None
-        self.feed(sequences, sequences.waiting)
-        sequences.waiting = None
+        if rollout.waiting is not None:
+            self.feed(rollout, rollout.waiting)
         taken = []
         for n, column in enumerate(self.columns_of("actions")):
-            mean = self.tokens.expectation(self.next(sequences).float().softmax(dim=-1), int(column))
+            mean = self.tokens.expectation(self.next(rollout).float().softmax(dim=-1), int(column))
             wanted = torch.where(proposed, (mean + noise[:, n]).clamp(-1, 1), actions[:, n])
             bins = self.tokens.encode(wanted[:, None], column[None])
-            self.feed(sequences, bins)
+            self.feed(rollout, bins)
             taken.append(self.tokens.decode(bins, column[None]))
-        return torch.cat(taken, dim=-1)
+        return torch.cat(taken, dim=-1), self._follow(rollout)
 
     def start(self, context: TensorTree) -> Sequences:
         """Begin at the newest observations, as contracts.DynamicsModel.
@@ -306,15 +310,14 @@ class SequenceModel(BoxActions, nn.Module):
         waiting = None if rollout.waiting is None else rollout.waiting[index]
         return Sequences(cache, rollout.hidden[index], rollout.tokens, rollout.bins[index], waiting)
 
-    def step(self, rollout: Sequences, actions: Tensor | None) -> Step:
-        """Take actions [B, N], and imagine the likeliest observation after them: as contracts.DynamicsModel.
+    def step(self, rollout: Sequences, actions: Tensor) -> Step:
+        """Take actions [B, N]: as contracts.DynamicsModel."""
+        bins = self.tokens.encode(actions, self.columns_of("actions"))
+        self.feed(rollout, bins if rollout.waiting is None else torch.cat([rollout.waiting, bins], dim=1))
+        return self._follow(rollout)
 
-        actions: None after `act`.
-        """
-        if actions is not None:
-            bins = self.tokens.encode(actions, self.columns_of("actions"))
-            self.feed(rollout, bins if rollout.waiting is None else torch.cat([rollout.waiting, bins], dim=1))
-            rollout.waiting = None
+    def _follow(self, rollout: Sequences) -> Step:
+        """Read what follows from the actions fed, and imagine the likeliest observation after them."""
         outcome = self.outcome(rollout.hidden)
         self.imagine(rollout)
         rewards = self.imagine_rewards(rollout) if self.layout.imagines_rewards else self.mean(outcome, "rewards")

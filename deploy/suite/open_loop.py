@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from qttdm.common.config import ConfigError
-from qttdm.common.contracts import DynamicsModel
+from qttdm.common.contracts import DynamicsModel, RememberingModel
 from qttdm.common.episode import Episode
 from qttdm.common.models.scale import ObservationScale
-from qttdm.common.models.sequence_model import SequenceModel
 from qttdm.deploy.screens.plot import Array
 
 CONTEXT = 4
@@ -63,9 +62,9 @@ def draw_starts(episodes: Sequence[Episode], starts: int, steps: int, seed: int 
 def imagine(model: DynamicsModel, observations: Tensor, actions: Tensor) -> Tensor:
     """Follow actions [S, T, N] from observations [S, M]: what the model expects to be observed, [S, T, M].
 
-    Where its window ends it begins again from what it has imagined; a sequence model keeps the last CONTEXT steps.
+    Where its window ends it begins again from what it has imagined; a model with a memory keeps the last CONTEXT steps.
     """
-    memory = model if isinstance(model, SequenceModel) else None
+    memory = model if isinstance(model, RememberingModel) else None
     everyone = torch.arange(len(observations), device=observations.device)
     room = model.window or actions.shape[1]
     history, imagined, taken = list[Tensor](), list[Tensor](), room

@@ -11,8 +11,7 @@ newest, and discount^h Q(s_h, a_h). Each step weighs the probability that the ep
 
 Each environment's sequence begins with its last C steps, which it carries in bins. Context is encoded once; beams are
 copied out of its keys and values, and parents are gathered. Environments with histories of different lengths, and those
-with a goal and those without, are searched one kind after the other, so that positions are right and nobody's plan
-depends on the others.
+with a goal and those without, are searched one kind after the other (history.py).
 
 Letters beyond the usual: C steps of context, B beams, X copies of a beam of which each samples its own action.
 """
@@ -29,7 +28,8 @@ from torch import Tensor
 from qttdm.common.config import Config
 from qttdm.common.contracts import DynamicsModel, Plan, ValueFunction
 from qttdm.common.models.sequence_model import Outcome, SequenceModel, Sequences
-from qttdm.common.trees import TensorTree, take
+from qttdm.common.trees import TensorTree
+from qttdm.planner_service.planners.history import no_history, plan_alike, recent, remember
 from qttdm.planner_service.planners.returns import Returns, repeated
 
 Critic = Callable[[Tensor, Tensor], Tensor]
@@ -81,12 +81,11 @@ class BeamSearch:
         return self.config.horizon
 
     def begin(self, environments: int, device: torch.device, goal: Any = None) -> dict[str, Tensor]:
-        """Carry the bins of the last C steps, int64 [E, C K], how many there are, and a goal's bins [E, M].
+        """Carry the bins of the last C steps, and a goal's, int64 [E, M].
 
         ValueError if the model was made without goals, or it is none.
         """
-        history = torch.zeros(environments, self.config.context * self.slots, dtype=torch.int64, device=device)
-        carry = {"history": history, "steps": torch.zeros(environments, dtype=torch.int64, device=device)}
+        carry = no_history(environments, self.config.context, self.slots, device)
         goal, dim = self.config.goal if goal is None else goal, self.model.obs_dim
         if self.model.goal_embedding is None:
             if goal is not None:
@@ -114,22 +113,21 @@ class BeamSearch:
         more: Callable[[int], bool] | None = None,
     ) -> Plan:
         """Decide for each environment, as contracts.Planner says; a search has one iteration, and explores as it is."""
+        alike = 2 * carry["steps"] + carry.get("has_goal", 0)  # [E]
+        return plan_alike(self._plan, alike, context, carry, noise)
+
+    def _plan(self, context: TensorTree, carry: TensorTree, noise: TensorTree, kind: int) -> Plan:
+        """Decide for environments that are read together: with histories as long, and all or none with a goal."""
+        steps, has_goal = divmod(kind, 2)
         now = self.model.tokens.encode(context["observations"])  # [E, M]
-        bins, values = now.new_zeros(len(now), self.action_dim), torch.zeros(len(now), device=now.device)
-        alike = 2 * carry["steps"] + carry.get("has_goal", torch.zeros_like(carry["steps"]))  # read together, [E]
-        for group in alike.unique().tolist():
-            steps, has_goal = divmod(group, 2)
-            index = (alike == group).nonzero().squeeze(1)
-            own = take(carry, index)
-            prompt = torch.cat([own["history"][:, : steps * self.slots], now[index]], dim=1)
-            root = self.model.begin(prompt, own["goal"] if has_goal else None, self.horizon)
-            if self.config.mode == "offline":
-                bins[index], values[index] = self._search_return(root, noise["chance"][index])
-            else:
-                bins[index], values[index] = self._search_likelihood(root, len(index))
-        step = torch.cat([now, bins], dim=1)  # [E, K]
+        prompt = torch.cat([recent(carry, steps), now], dim=1)
+        root = self.model.begin(prompt, carry["goal"] if has_goal else None, self.horizon)
+        if self.config.mode == "offline":
+            bins, values = self._search_return(root, noise["chance"])
+        else:
+            bins, values = self._search_likelihood(root, len(now))
         actions = self.model.tokens.decode(bins, self.first_action)
-        return Plan(actions, {**carry, **self._remember(carry, step)}, values, {}, iterations=1)
+        return Plan(actions, remember(carry, torch.cat([now, bins], dim=1)), values, {}, iterations=1)
 
     def _search_return(self, root: Sequences, chance: Tensor) -> tuple[Tensor, Tensor]:
         """Search for return from E roots; chance [E, H, B X, N]. Returns first actions' bins [E, N], and values [E]."""
@@ -200,18 +198,6 @@ class BeamSearch:
             return self.model.mean(outcome, name)
         probabilities = outcome.logits[name].float().softmax(dim=-1)
         return self.model.tokens.percentile(probabilities, self.model.column(name), self.config.percentile)
-
-    def _remember(self, carry: TensorTree, step: Tensor) -> dict[str, Tensor]:
-        """Add a step's bins [E, K] to the histories; of full ones the oldest leaves."""
-        history, steps = carry["history"], carry["steps"]
-        if not self.config.context:
-            return {}
-        full = (steps == self.config.context)[:, None]
-        history = torch.where(full, history.roll(-self.slots, dims=1), history)
-        place = steps.clamp(max=self.config.context - 1)[:, None] * self.slots + torch.arange(
-            self.slots, device=step.device
-        )
-        return {"history": history.scatter(1, place, step), "steps": (steps + 1).clamp(max=self.config.context)}
 
 
 def draw(logits: Tensor, chance: Tensor, nucleus: float, top_bins: int | None) -> Tensor:

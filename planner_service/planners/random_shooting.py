@@ -1,23 +1,23 @@
 """Random shooting: imagine many random action sequences once, execute the first action of the best.
 
 The baseline that every planner is held against, and the planner of the generalist dynamics model. It uses nothing but
-the contracts; of a model with a memory (a SequenceModel whose rewards are tokens) it also keeps the last steps, and
-mixes in what the model's own policy proposes. Letters beyond the usual: J sequences, C steps of context.
+the contracts; to a RememberingModel it also shows the last steps, and mixes in what that model's policy proposes.
+Letters beyond the usual: J sequences, C steps of context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from qttdm.common.config import Config, ConfigError
-from qttdm.common.contracts import DynamicsModel, Plan, Prediction, ValueFunction
-from qttdm.common.models.sequence_model import SequenceModel
-from qttdm.common.trees import TensorTree, take
+from qttdm.common.contracts import DynamicsModel, Plan, RememberingModel, ValueFunction
+from qttdm.common.trees import TensorTree
+from qttdm.planner_service.planners.history import no_history, plan_alike, recent, remember
 from qttdm.planner_service.planners.returns import Returns, repeated, without_goal
 
 
@@ -73,13 +73,12 @@ class RandomShooting:
         self.config, self.discount, self.action_dim = config, discount, action_dim
         self.dynamics: DynamicsModel = dynamics
         self.value_function: ValueFunction | None = value_function
-        remembers = isinstance(dynamics, SequenceModel) and dynamics.layout.imagines_rewards
-        if not remembers and (config.proposals or config.context):
+        self.memory = dynamics if isinstance(dynamics, RememberingModel) else None
+        if self.memory is None and (config.proposals or config.context):
             raise ConfigError(
                 f"planner.proposals={config.proposals}, planner.context={config.context}: this model has no memory of "
                 f"an episode and no policy of its own; want 0 of both"
             )
-        self.memory = cast(SequenceModel, dynamics if remembers else None)
 
     @property
     def horizon(self) -> int:
@@ -87,16 +86,9 @@ class RandomShooting:
         return self.config.horizon
 
     def begin(self, environments: int, device: torch.device, goal: Any = None) -> dict[str, Tensor]:
-        """Carry the number of decisions from one to the next, int64 [E], and of a model with a memory the last C steps.
-
-        Those are bins, int64 [E, C K], the newest at the end.
-        """
+        """Carry the last C steps, as a model with a memory made them."""
         without_goal(goal)
-        carry = {"decisions": torch.zeros(environments, dtype=torch.int64, device=device)}
-        if self.memory is not None and self.config.context:
-            slots = self.memory.layout.slots
-            carry["history"] = carry["decisions"].new_zeros(environments, self.config.context * slots)
-        return carry
+        return no_history(environments, self.config.context, 0 if self.memory is None else self.memory.slots, device)
 
     def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Draw standard normal [E, J, H, N], each environment's from its own generator."""
@@ -127,30 +119,15 @@ class RandomShooting:
         more: Callable[[int], bool] | None = None,
     ) -> Plan:
         """Decide for each environment, as contracts.Planner says."""
-        if "history" not in carry:
+        if not self.config.context:
             return self._plan(context, carry, noise)
-        known = carry["decisions"].clamp(max=self.config.context)  # [E]
-        plans, order = [], []
-        for steps in known.unique().tolist():  # those that know as much are planned for together
-            index = (known == steps).nonzero().squeeze(1)
-            own = take(carry, index)
-            recent = own["history"][:, own["history"].shape[1] - steps * self.memory.layout.slots :]
-            plans.append(self._plan({**take(context, index), "history": recent}, own, take(noise, index)))
-            order.append(index)
-        back = torch.cat(order).argsort()
-        return Plan(
-            torch.cat([plan.actions for plan in plans])[back],
-            {name: torch.cat([plan.carry[name] for plan in plans])[back] for name in carry},
-            torch.cat([plan.values for plan in plans])[back],
-            {},
-            iterations=1,
-        )
+        return plan_alike(self._plan, carry["steps"], context, carry, noise)
 
-    def _plan(self, context: TensorTree, carry: TensorTree, noise: TensorTree) -> Plan:
-        """Decide for environments whose episodes are remembered for as many steps."""
+    def _plan(self, context: TensorTree, carry: TensorTree, noise: TensorTree, steps: int = 0) -> Plan:
+        """Decide for environments of whose episodes as many steps are remembered."""
         actions = self.dynamics.quantise(self.sequences(noise["normal"]))  # [E, J, H, N]
         environments, samples = actions.shape[:2]
-        root = self.dynamics.start(context)
+        root = self.dynamics.start({**context, "history": recent(carry, steps)} if steps else context)
         rollout = self.dynamics.select(root, repeated(environments, samples, actions.device), self.horizon)
         returns = Returns(self.discount)
         first = actions[:, :, 0]
@@ -162,9 +139,9 @@ class RandomShooting:
         for step in range(self.horizon):
             taken = actions[:, :, step].flatten(0, 1)
             if proposals:
-                taken = self.memory.act(rollout, taken, moved[:, :, step].flatten(0, 1), proposed)
+                assert self.memory is not None
+                taken, prediction = self.memory.act(rollout, taken, moved[:, :, step].flatten(0, 1), proposed)
                 first = taken.view(environments, samples, -1) if step == 0 else first
-                prediction: Prediction = self.memory.step(rollout, None)
             else:
                 prediction = self.dynamics.step(rollout, taken)
             returns.add(prediction.rewards, prediction.continuation_logits)
@@ -173,8 +150,7 @@ class RandomShooting:
             total = total + returns.weight * self.value_function.value(self.dynamics.state(rollout))
         values, best = total.view(environments, samples).max(dim=1)  # [E]
         chosen = first.take_along_dim(best[:, None, None], dim=1).squeeze(1)  # [E, N]
-        after = {"decisions": carry["decisions"] + 1}
-        if "history" in carry:
-            now = self.memory.remember(root, chosen)
-            after["history"] = torch.cat([carry["history"], now], dim=1)[:, now.shape[1] :]
-        return Plan(chosen, after, values, {}, iterations=1)
+        if self.config.context:
+            assert self.memory is not None
+            carry = remember(carry, self.memory.remember(root, chosen))
+        return Plan(chosen, carry, values, {}, iterations=1)

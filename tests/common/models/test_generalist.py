@@ -93,7 +93,7 @@ def test_what_it_proposes_is_its_policy_and_noise():
     actions, noise = torch.full((3, N), 0.4), torch.tensor([[0.0, 0.0], [0.6, -3.0], [0.0, 0.0]])
     rollout = generalist.start({"observations": now})
     root = generalist.select(rollout, torch.arange(3), 1)
-    taken = generalist.act(root, actions, noise, torch.tensor([False, True, True]))
+    taken, predicted = generalist.act(root, actions, noise, torch.tensor([False, True, True]))
     torch.testing.assert_close(taken[0], generalist.quantise(actions[0]))
     columns = generalist.columns_of("actions")
     for row in (1, 2):
@@ -106,5 +106,5 @@ def test_what_it_proposes_is_its_policy_and_noise():
             tokens = torch.cat([tokens, bins], dim=1)
     assert taken[1, 1] == generalist.tokens.centres[3, 0]  # as low as it can be
     again = generalist.select(generalist.start({"observations": now}), torch.arange(3), 1)
-    torch.testing.assert_close(generalist.step(root, None).rewards, generalist.step(again, taken).rewards)
+    torch.testing.assert_close(predicted.rewards, generalist.step(again, taken).rewards)
     assert torch.equal(root.bins, again.bins)

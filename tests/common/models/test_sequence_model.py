@@ -72,6 +72,22 @@ def test_as_a_dynamics_model_it_takes_the_likeliest_observations():
     torch.testing.assert_close(model.state(rollout)["observations"], model.tokens.decode(tokens[:, -M:]))
 
 
+def test_where_asked_it_acts_by_its_own_policy():
+    model, observations = tiny_sequence_model(3), torch.rand(2, M)
+    actions, noise = torch.full((2, N), 0.4), torch.tensor([[0.0, 0.0], [0.1, -3.0]])
+    rollout, again = (model.select(model.start({"observations": observations}), torch.arange(2), 1) for _ in range(2))
+    taken, predicted = model.act(rollout, actions, noise, torch.tensor([False, True]))
+    assert torch.equal(taken[0], model.quantise(actions[0]))
+    tokens = model.tokens.encode(observations[1:])
+    for n in range(N):  # the whole sequence read anew each time
+        mean = model.tokens.expectation(model.next(model.begin(tokens)).softmax(dim=-1), M + n)
+        bins = model.tokens.encode((mean + noise[1, n]).clamp(-1, 1)[:, None], M + n)
+        assert torch.equal(taken[1, n], model.tokens.decode(bins, M + n)[0, 0])
+        tokens = torch.cat([tokens, bins], dim=1)
+    torch.testing.assert_close(predicted.rewards, model.step(again, taken).rewards)
+    assert torch.equal(rollout.bins, again.bins)
+
+
 def test_published_size():
     """Published for hopper, 11 + 3: 1,225,472, with reward and value tokens and stop tokens, a window of 10.
 

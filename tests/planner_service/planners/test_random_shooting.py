@@ -5,7 +5,7 @@ import torch
 
 from qttdm.common.config import ConfigError
 from qttdm.planner_service.planners.random_shooting import RandomShooting, RandomShootingConfig
-from tests.fakes import FakeDynamics, FakeValue, tiny_generalist, tiny_tdm
+from tests.fakes import FakeDynamics, FakeValue, tiny_generalist, tiny_sequence_model, tiny_tdm
 
 
 def target(states, actions):
@@ -104,11 +104,12 @@ def test_brownian_noise_may_begin_anywhere_and_is_reflected():
             assert walk[row, step].item() == pytest.approx(folded.item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("make", [tiny_generalist, tiny_sequence_model])
 @pytest.mark.parametrize("proposals", [0, 5])
-def test_each_episode_is_remembered_as_if_alone(proposals):
+def test_each_episode_is_remembered_as_if_alone(proposals, make):
     """Two episodes that began at different times, decided for together, and one of them alone."""
     config = RandomShootingConfig(horizon=2, samples=8, context=2, proposals=proposals)
-    planner = RandomShooting(config, 1.0, 2, tiny_generalist(0))
+    planner = RandomShooting(config, 1.0, 2, make(0))
     seen = torch.rand(5, 2, 3, generator=generators(1)[0]) * 2 - 1
 
     def alone(episode, first):
@@ -134,15 +135,45 @@ def test_each_episode_is_remembered_as_if_alone(proposals):
             torch.testing.assert_close(made.actions[row], wanted[episode][0][step - 2 * episode])
     assert torch.equal(carry["history"][0], wanted[0][1]["history"][0])
     bins = planner.memory.tokens.encode(seen[4, 0], planner.memory.columns_of("observations"))
-    slots = planner.memory.layout.slots
-    assert torch.equal(carry["history"][0, -slots : -slots + 3], bins)  # the newest is at the end
+    assert torch.equal(carry["history"][0, -1, :3], bins)  # the newest is at the end
+
+
+class Diary(FakeDynamics):
+    """A step is one number, 10 times the first of its action; the policy always takes 0.5."""
+
+    slots = 1
+
+    def start(self, context):
+        self.shown = context.get("history")
+        return super().start(context)
+
+    def remember(self, root, actions):
+        return (10 * actions[:, :1]).round().long()
+
+    def act(self, rollout, actions, noise, proposed):
+        taken = torch.where(proposed[:, None], 0.5 + noise, actions)
+        return taken, self.step(rollout, taken)
+
+
+def test_any_model_may_remember_and_propose():
+    """The best action is 0.5, which only the policy takes."""
+    model = Diary(lambda s, a: (s, -(a - 0.5).abs().sum(dim=1), None), 2, 21)
+    config = RandomShootingConfig(horizon=1, samples=4, proposals=1, proposal_std=0.0, context=2)
+    planner, shown = RandomShooting(config, 1.0, 2, model), []
+    carry = planner.begin(1, torch.device("cpu"))
+    for step in range(4):
+        made = planner.plan({"observations": torch.zeros(1, 2)}, carry, planner.draw(generators(step)), explore=False)
+        assert made.actions.tolist() == [[0.5, 0.5]]
+        carry = made.carry
+        shown.append(None if model.shown is None else model.shown.tolist())
+    assert shown == [None, [[5]], [[5, 5]], [[5, 5]]]
 
 
 def test_proposals_alone_without_noise_are_the_policy():
     generalist, now = tiny_generalist(0), torch.rand(1, 3)
     config = RandomShootingConfig(horizon=1, samples=1, proposals=1, proposal_std=0.0)
     made = plan(RandomShooting(config, 1.0, 2, generalist), now, [0])
-    acted = generalist.act(
+    acted, _ = generalist.act(
         generalist.select(generalist.start({"observations": now}), torch.tensor([0]), 1),
         torch.zeros(1, 2),
         torch.zeros(1, 2),

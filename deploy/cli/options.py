@@ -1,6 +1,6 @@
 """Options that several commands share, and how a command ends: one line for each mistake."""
 
-from __future__ import annotations
+# Without postponed annotations: they hold help texts made here, and subclasses are in other modules.
 
 import json
 import sys
@@ -36,10 +36,13 @@ def whole(_: Any, tokens: Sequence[Token]) -> int:
 
 def seed_list(text: str) -> list[int]:
     """Read seeds as `--seeds` takes them. ConfigError."""
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+    try:
+        seeds = [read_yaml(part, "") for part in text.split(",")]
+    except ConfigError:
+        seeds = []
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
         raise ConfigError(f"--seeds: got {text!r}, want different whole numbers from 0, such as 0,1,2")
-    return [int(part) for part in parts]
+    return seeds
 
 
 Count = Annotated[int, Parameter(converter=whole, validator=Number(gte=1))]
@@ -78,7 +81,7 @@ class Choice(Overrides):
     shortcuts: ClassVar[dict[str, str]] = {}
     """key of the setting that an option stands for"""
 
-    def load(self, seed: int | None = None) -> RunConfig:
+    def load(self, seed: int | None = None) -> "RunConfig":
         """Resolve the configuration. ConfigError."""
         from qttdm.deploy.configs.run_config import load_run_config, load_saved_config, preset_path
         from qttdm.deploy.runs.pretrained import find_run
@@ -129,7 +132,7 @@ class Metrics:
     metrics_host: str = "127.0.0.1"
     """any other address shows them to everybody who reaches the port"""
 
-    def serve(self) -> LocalExporter | None:
+    def serve(self) -> "LocalExporter | None":
         """Serve as asked for. ConfigError if that is not possible, before anything else is done."""
         if self.metrics_port is None:
             return None

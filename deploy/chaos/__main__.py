@@ -45,7 +45,10 @@ TITLES = {"actor": "ray::Collector", "shard": "ray::Shard", "learner": "ray::Lea
 TASK = "qttdm.deploy.chaos.faulty:FaultyPendulum"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 QTTDM = (sys.executable, "-m", "qttdm.deploy.cli.main")
-SETTINGS = "training.env_steps=1e7 training.log_every=50 cluster.actors=2 cluster.shards=2 cluster.metrics_port=null"
+SETTINGS = (
+    "training.env_steps=1e7 training.log_every=50 cluster.actors=2 cluster.shards=2 cluster.metrics_port=null "
+    "cluster.hang_seconds=30 cluster.timeout_seconds=25"
+)
 """without an end: the attack decides when it is enough"""
 HOSTILE = "import sys; from qttdm.deploy.bench.hostile import *; attack(WITHOUT_TOKEN[sys.argv[1]], int(sys.argv[2]))"
 TOKEN = "of-honest-clients"  # noqa: S105 - of a service on loopback, for some minutes
@@ -95,7 +98,9 @@ class Honest(threading.Thread):
 class Attack:
     """One run under attack, in an empty folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, task: str = TASK, settings: str = SETTINGS) -> None:
+        """settings: as of --set, with spaces between."""
+        self.task, self.settings = task, settings
         self.folder, self.run_dir, self.temporary = folder, folder / "runs/run/seed-0", folder / "tmp"
         self.faults = folder / "faults"
         for path in (folder / "ray", self.temporary, self.faults):
@@ -205,8 +210,12 @@ class Attack:
             return [*QTTDM, "serve", str(self.run_dir), "--watch", f"--port={self.port}"]
         runs = f"--runs-dir={self.run_dir.parents[1]}"
         if not self.run_dir.exists():
-            sets = [f"--set={item}" for item in SETTINGS.split()]
-            return [*QTTDM, *f"cluster train --preset=debug --task={TASK} --name=run --seeds=0 {runs}".split(), *sets]
+            sets = [f"--set={item}" for item in self.settings.split()]
+            return [
+                *QTTDM,
+                *f"cluster train --preset=debug --task={self.task} --name=run --seeds=0 {runs}".split(),
+                *sets,
+            ]
         more = [f"--env-steps={newest(self.run_dir)['step'] + MORE_STEPS}"] if self.is_ending else []
         return [*QTTDM, "cluster", "resume", "run", runs, *more]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ FOLDER = "QTTDM_CHAOS_FAULTS"
 """environment variable that names it"""
 
 
+def hang() -> np.ndarray:
+    """Take longer than anything waits."""
+    time.sleep(3600)
+    raise RuntimeError("nothing ended it")
+
+
 def fail() -> np.ndarray:
     """Raise, as a simulation that has become unstable."""
     raise RuntimeError("planted by the attack")
@@ -23,6 +30,7 @@ FAULTS: dict[str, Callable[[], np.ndarray]] = {
     "nan": lambda: np.full(3, np.nan, np.float32),
     "shape": lambda: np.zeros(2, np.float32),
     "raise": fail,
+    "hang": hang,
 }
 """what is observed instead, by the name of the file"""
 

@@ -12,7 +12,7 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "kill": (PROCESSES, 0, 0),
     "stop": (PROCESSES, 2, 8),
     "terminate": (("driver", "service"), 0, 0),
-    "break": (("nan", "raise", "shape"), 0, 0),
+    "break": (("nan", "raise", "shape", "hang"), 0, 0),
     "fill": (("shard", "learner"), 3, 6),
     "write-protect": (("run",), 3, 6),
     "be hostile": (tuple(WITHOUT_TOKEN), 5, 15),

@@ -10,8 +10,8 @@ import pytest
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
-SEEDS = os.environ.get("CHAOS_SEEDS", "5").split(",")
-"""One kills the driver and the learner, stops others and breaks an environment; CHAOS_SEEDS=5,6,7 are more."""
+SEEDS = os.environ.get("CHAOS_SEEDS", "4,6,10").split(",")
+"""These kill the driver, the learner and the service, stop others, fill a disk, and break and hang an environment."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -16,9 +16,13 @@ def test_the_same_seed_gives_the_same_faults_and_more_minutes_only_add_to_them()
 
 
 def test_seeds_that_were_written_down_stay_what_they_were():
-    assert [str(fault).split(maxsplit=2)[2] for fault in schedule(0, 0.4)] == [
-        *("kill evaluator", "stop driver for 5.7 s", "write-protect run for 5.7 s"),
-        *("fill shard for 4.3 s", "kill service", "kill actor"),
+    assert [str(fault).split(maxsplit=2)[2] for fault in schedule(6, 0.3)] == [
+        "break hang",
+        "break shape",
+        "terminate service",
+        "kill learner",
+        "kill service",
+        "be hostile a large first message for 5.5 s",
     ]
 
 

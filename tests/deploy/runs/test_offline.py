@@ -1,6 +1,7 @@
 """Learning from a data set: an offline run is one whose environment steps are 0, and all else is the house's."""
 
 import json
+import shutil
 from contextlib import closing
 from functools import partial
 
@@ -102,6 +103,8 @@ def test_a_run_begins_with_another_s_networks_and_with_some_episodes(dataset, tm
     settings = [*more, f"training.start_from={first.path}", "seed=5"]
     config, second = make_directory(config_of(dataset, *settings), tmp_path / "second")
     train(second, partial(new_run, config, second), stop_after=6)
+    assert (second.checkpoints_dir / "00000001-step-0").is_dir()  # before its first update
+    shutil.rmtree(first.path)
     lines = train(second, partial(resume_run, second))
     after = CheckpointStore(second.checkpoints_dir).load_latest().tensors
     for name, tensor in before.items():

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from qttdm.common.config import load_config
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.episode import Episode
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.agents.generalist import Generalist, GeneralistConfig
 from qttdm.deploy.cli.main import main
+from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.local import open_run
 from qttdm.deploy.screens.progress import Progress
 from qttdm.replay.buffer import Replay, ReplayConfig
@@ -110,3 +112,10 @@ def test_it_identifies_a_system_from_its_history():
     errors = (predicted - whole["observations"][:, 2:, 0]).square().mean(dim=0).sqrt()
     assert errors[0] > 0.4, errors
     assert errors[1:].max() < 0.25, errors
+
+
+def test_the_paper_s_preset_has_the_published_size():
+    config = load_config(RunConfig, preset_path("generalist-paper"))
+    agent = config.make_agent(TaskSpec(24, 6, 1, 1000, terminates=False))  # a walker
+    model = agent.policy(torch.device("cpu"), bfloat16=False).networks
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(77e6, rel=0.01)

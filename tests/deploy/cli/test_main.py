@@ -113,7 +113,7 @@ class TestMistakes:
         [
             (["--task", "dmc/cartpole-swngup"], ["dmc/cartpole-swngup", "dmc/cartpole-swingup"]),
             (["--task", "dmx/walker-walk"], ["dmx/walker-walk", "dmc/walker-walk"]),
-            (["--preset", "debgu"], ["debgu", "debug, faithful, generalist-laptop, laptop"]),
+            (["--preset", "debgu"], ["debgu", "debug, faithful, generalist-laptop, generalist-paper, laptop"]),
             (["--preset", "none.yaml"], ["none.yaml", "cannot read"]),
             (["--agent", "td-mpc"], ["agent", "td-mpc", "qt-tdm"]),
             (["--set", "qt-tdm.planner.horizn=5"], ["qt-tdm.planner.horizn", "horizon"]),

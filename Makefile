@@ -60,8 +60,9 @@ test-cluster: $(VENV)/installed ## the tests that start Ray: three at a time, si
 test-learning: $(VENV)/installed ## train for real and assert the return: half an hour
 	$(BIN)/python -m pytest -m learning $(ARGS)
 
-test-damage: $(VENV)/installed ## 1,200 flips and cuts in the files of a run: a minute
-	QTTDM_DAMAGE=1200 $(BIN)/python -m pytest tests/deploy/runs/test_damage.py $(ARGS)
+test-damage: $(VENV)/installed ## 1,200 flips and cuts in the files of a run, 100,000 mutated messages: some minutes
+	QTTDM_DAMAGE=1200 QTTDM_MESSAGES=100000 $(BIN)/python -m pytest tests/deploy/runs/test_damage.py \
+	  tests/planner_service/serving/test_fuzz.py $(ARGS)
 
 test-gpu: $(VENV)/installed ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -1,6 +1,7 @@
-"""Thousands of mutated messages: none stops the service, costs another client anything, or leaves memory behind.
+"""Thousands of mutated messages and requests: none stops a server, costs another client anything, or leaves memory.
 
-Deterministic: the messages are a function of the seed. (What is wrong with a WebSocket's frames is aiohttp's to find.)
+Deterministic: they are a function of the seed; QTTDM_MESSAGES=100_000 are more. (What is wrong with a WebSocket's
+frames is aiohttp's to find.)
 """
 
 import copy
@@ -8,6 +9,7 @@ import json
 import math
 import os
 import random
+import socket
 import struct
 import threading
 from pathlib import Path
@@ -16,13 +18,14 @@ import msgpack
 import numpy as np
 import pytest
 
+from qttdm.deploy.monitoring.exporter import Exporter, serve
 from qttdm.planner_service.planners.mppi import MPPIConfig
 from qttdm.planner_service.serving.messages import REFUSALS
 from tests.fakes import Acting, planning_policy, tiny_qt, tiny_tdm
 from tests.planner_service.serving.serving import serving
 from tests.planner_service.serving.test_service import numbers as observation
 
-MESSAGES, BURST = 6_000, 100
+MESSAGES, BURST = int(os.environ.get("QTTDM_MESSAGES", "6_000")), 100
 MAX_BYTES = 4096
 ODD_VALUES = [
     *(None, True, False, 0, -1, 1, 127, 2**31, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)),
@@ -163,7 +166,7 @@ class GoodClient(threading.Thread):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_twenty_thousand_mutated_messages():
+def test_thousands_of_mutated_messages():
     rng, surprises = random.Random(0), []
     limits = {"max_message_bytes": MAX_BYTES, "max_episodes": 16}
     with serving(minimal_policy(), server=limits, service={"max_wait_ms": 0.1}) as it, it.client() as client:
@@ -196,3 +199,48 @@ def test_twenty_thousand_mutated_messages():
     print(f"{MESSAGES:,} messages: {refused:,} errors answered, {good.decisions:,} right actions for the other client,")
     print(f"resident memory {memory[1]:.1f} MiB after the first tenth, at most {growth:+.1f} MiB from then on")
     assert growth < 8, memory
+
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Protocol: qttdm.3\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+SCRAPE = (
+    b"GET /metrics?name[]=a HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept-Encoding: gzip\r\n"
+    b"Accept: application/openmetrics-text; version=1.0.0\r\n\r\n"
+)
+
+
+def answer_to(request, port):
+    """All that comes back, until the server hangs up."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), 30) as peer:
+        try:
+            peer.sendall(request)
+            peer.shutdown(socket.SHUT_WR)
+            while piece := peer.recv(65536):
+                answer += piece
+        except ConnectionError:
+            pass
+    return answer
+
+
+def test_mutated_requests_to_both_servers(capfd):
+    """Fewer to the service, which takes those that do not get in slowly."""
+    rng = random.Random(1)
+    server, thread = serve(Exporter(), "127.0.0.1", 0)
+    with serving(minimal_policy()) as it:
+        for port, corpus, number in (
+            (it.port, (UPGRADE, SCRAPE, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"), MESSAGES // 100),
+            (server.server_address[1], (SCRAPE,), MESSAGES // 20),
+        ):
+            for _ in range(number):
+                answer = answer_to(mutate_bytes(rng, rng.choice(corpus)), port)
+                assert b" 500 " not in answer[:20], answer[:200]
+        with it.client() as client:
+            assert client.call("health")["episodes"] == 0
+    assert answer_to(SCRAPE, server.server_address[1]).startswith(b"HTTP/1.0 200 OK")
+    server.shutdown()
+    server.server_close()
+    thread.join(60)
+    assert capfd.readouterr() == ("", "")

@@ -76,7 +76,8 @@ test-lowest: ## a part of the test suite with the lowest versions that are allow
 	  tests/planner_service/serving -n auto --maxprocesses 8 -m 'not learning and not gpu and not ray' $(ARGS)
 
 lock: $(VENV)/installed ## write the versions in .venv to .ci/lock.txt, which CI installs
-	{ head -1 .ci/lock.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .ci/lock.tmp
+	$(BIN)/pip freeze --exclude-editable > .ci/lock.tmp
+	sed -i -e 's/+cpu$$//' -e "1i $$(head -1 .ci/lock.txt)" .ci/lock.tmp
 	mv .ci/lock.tmp .ci/lock.txt
 
 audit: $(VENV)/installed ## look these versions up in the database of known vulnerabilities: needs pypi.org

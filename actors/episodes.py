@@ -33,7 +33,11 @@ def run_episodes(
     evaluating. watch: called with the first environment after its reset and after each of its steps (for videos).
     Raises Stopped as soon as should_stop() holds, EnvironmentFailure when an environment breaks.
     """
-    recordings = [_Recording(_reset(env, seed)) for env, seed in zip(envs, seeds, strict=True)]
+    recordings = []
+    for env, seed in zip(envs, seeds, strict=True):
+        if should_stop():
+            raise Stopped
+        recordings.append(_Recording(_reset(env, seed)))
     episodes = Lockstep(policy, seeds, exploration)
     if watch:
         watch(envs[0])
@@ -68,7 +72,7 @@ def _failures_of(env: TaskEnv, when: str, seed: int) -> Iterator[None]:
     """Turn any error raised inside into an EnvironmentFailure."""
     try:
         yield
-    except (Exception, SystemExit) as error:  # simulators share no base class for "this state cannot be simulated"
+    except Exception as error:  # simulators share no base class for "this state cannot be simulated"
         task = env.task_spec.name or type(env.unwrapped).__name__
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise EnvironmentFailure(f"{task} failed {when} of the episode with seed {seed}: {what}") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -160,7 +161,8 @@ def load(run: str | Path, seed: int = 0) -> Agent:
 
 def evaluate(run: str | Path, episodes: int = 10) -> Evaluation:
     """Act in the run's task for so many episodes, the same start states every time: `returns`, `success`."""
-    if not isinstance(episodes, int) or episodes < 1:
+    episodes = _plain(episodes)
+    if type(episodes) is not int or episodes < 1:
         raise ConfigError(f"evaluate: got episodes={episodes!r}, want a whole number, at least 1")
     return TrainedAgent(_path(run, "evaluate")).evaluate(episodes)
 
@@ -191,7 +193,7 @@ def plot(*runs: str | Path, out: str | Path | None = None) -> Path:
 
 def _path(path: str | Path, asked: str) -> Path:
     """Return a path. ConfigError if it is something else."""
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"{asked}: got {path!r:.60}, want a path")
     return Path(path)
 

@@ -109,6 +109,7 @@ class LearningLoop:
         try:
             self._publish()
             if self.training.start_from is not None and self.store.newest() is None:
+                on_step()
                 self.save()  # a learner that is started again goes on from here, whatever became of the source
             while not (self._stop.is_set() or self.finished):
                 on_step()

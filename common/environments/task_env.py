@@ -59,7 +59,7 @@ class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += number(reward)
             for name, flag in (("terminated", terminated), ("truncated", truncated)):
-                if not isinstance(flag, bool | np.bool_ | int):
+                if type(flag) is not bool and (isinstance(flag, str) or np.ndim(flag)):
                     raise TypeError(f"{name} is {flag!r:.60}, want a bool")
             steps += 1
             if "success" in info:

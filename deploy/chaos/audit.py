@@ -163,16 +163,14 @@ class Auditor:
         c, longest = self.cluster, max((e.decisions for e in self.episodes), default=0)
         allowed = c["pace"]["max_backlog"] + self.training["update_ratio"] * c["actors"] * c["envs_per_actor"] * longest
         anew = [int(updates) for updates in re.findall(r"goes on from the checkpoint at (\d+) updates", self.events)]
-        catches_up = False
+        most = allowed
         for line in self.lines:
             behind = self._due(line) - line["updates"]
-            if line["kind"] == "eval":  # its counts are of when it became due
-                catching_up = True
-            elif behind > allowed:
-                catching_up = catches_up = catches_up or any(0 <= line["updates"] - a <= allowed for a in anew)
-            else:
-                catching_up = catches_up = False
-            if behind < 0 or (behind > allowed and not catching_up):
+            if behind <= allowed:
+                most = allowed
+            elif any(0 <= line["updates"] - updates <= allowed for updates in anew):
+                most = max(most, allowed + behind)
+            if behind < 0 or (behind > most and line["kind"] != "eval"):  # its counts are of when it became due
                 yield f"{line['updates']} updates at {line['decisions']} decisions, {self._due(line):g} are due"
 
     def _due(self, counts: Line) -> float:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 import urllib.request
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +39,14 @@ MEANS = 20
 """averages that a slope is fitted to: neighbouring looks depend on each other"""
 ROLES = {
     **TITLES,
-    "raylet": "raylet",
-    "gcs": "gcs_server",
-    "driver": "cluster train",
+    "raylet": "raylet/raylet ",
+    "gcs": "gcs_server ",
+    "driver": "deploy.cli.main cluster",
     "service": "deploy.cli.main serve",
 }
 """of each kind of process, what its command line has"""
-UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+LEAST_MINUTES = 10.0
 
 
 class Visitors(threading.Thread):
@@ -101,9 +104,11 @@ def soak(*, minutes: float = 60.0) -> None:
     Args:
         minutes: from the first answers on
     """
+    if minutes < LEAST_MINUTES:
+        sys.exit(f"soak: --minutes {minutes:g}: want at least {LEAST_MINUTES:g}, for slopes to mean anything")
     metrics_port = free_ports(1)[0]
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    run = Attack(folder, "gym/Pendulum-v1", f"{SETTINGS} cluster.metrics_port={metrics_port}")
+    run, visitors = Attack(folder, "gym/Pendulum-v1", f"{SETTINGS} cluster.metrics_port={metrics_port}"), None
     seconds, looks, found = [], [], []
     try:
         run.begin()
@@ -112,31 +117,35 @@ def soak(*, minutes: float = 60.0) -> None:
         while (now := time.monotonic() - run.began) < 60 * minutes:
             seconds.append(now)
             looks.append(look(run, metrics_port))
-            time.sleep(EVERY)
+            run.wait(partial(is_over, run.began + now + EVERY), "the next look")
         visitors.over.set()
         visitors.join()
         found += run.end()
-    except GaveUpError as error:
-        found.append(str(error))
+    except (GaveUpError, OSError) as error:
+        found.append(f"{type(error).__name__}: {error}")
     finally:
         found += left_behind(folder, [run.ray_port, run.port], run.temporary)
         run.close()
-    found += audit(run.run_dir)
-    meta = newest(run.run_dir)["meta"]
+    print(*(found := [*found, *audit(run.run_dir)]), sep="\n")
+    meta = newest(run.run_dir).get("meta", {"counters": {"decisions": 0}, "pace": {"updates": 0}})
     decisions, published = meta["counters"]["decisions"], meta["pace"]["updates"] // PUBLISH_EVERY
-    print(
-        f"{minutes:g} minutes: {decisions:,} decisions, {published:,} publications, "
-        f"{visitors.connections:,} connections, {visitors.refused} refused; started again: {dict(run.restarts)}"
-    )
-    print("| of | at the end | an hour, 95% interval |\n|---|---|---|")
-    for role, what in looks[-1]:
-        rate, half = slope(seconds, [seen.get((role, what), 0.0) for seen in looks])
-        print(
-            f"| {role}: {what} | {looks[-1][role, what]:.1f} | {rate:+.2f} ({rate - half:+.2f} to {rate + half:+.2f}) |"
-        )
-    print(*(found or ["the auditor found nothing"]), sep="\n")
-    if not found:
-        shutil.rmtree(folder)
+    visits = visitors.connections if visitors else 0
+    print(f"{minutes:g} minutes: {decisions:,} decisions, {published:,} publications, {visits:,} connections")
+    if len(looks) > 2 * MEANS:
+        print("| of | at the end | an hour, 95% interval |\n|---|---|---|")
+        for role, what in looks[-1]:
+            rate, half = slope(seconds, [seen.get((role, what), 0.0) for seen in looks])
+            last = looks[-1][role, what]
+            print(f"| {role}: {what} | {last:.1f} | {rate:+.2f} ({rate - half:+.2f} to {rate + half:+.2f}) |")
+    if found:
+        sys.exit(f"all files: {folder}")
+    shutil.rmtree(folder)
+    print("the auditor found nothing")
+
+
+def is_over(deadline: float) -> bool:
+    """Has that time come?"""
+    return time.monotonic() >= deadline
 
 
 if __name__ == "__main__":

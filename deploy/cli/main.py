@@ -174,6 +174,7 @@ def evaluate(
 
         print(*report(agent), sep="\n")
         return
+    agent.policy.warm_up(episodes)  # may compile, longer than a simulator may take
     started = time.monotonic()
     with ended_if_stuck(agent.spec.name, agent.config.cluster.hang_seconds) as rearm:
         result = agent.evaluate(episodes, rearm)

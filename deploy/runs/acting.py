@@ -39,6 +39,7 @@ class ActingAgent:
         """Act without exploration for so many episodes, the same start states every time. Stopped."""
         while len(self._envs) < episodes:
             self._envs.append(make_task_env(self.config, self.spec))
+            should_stop()
         return evaluate(self._envs[:episodes], self.policy, self.config.seed, should_stop)
 
     def film(self, should_stop: Callable[[], bool] = lambda: False) -> tuple[list[Any], float]:

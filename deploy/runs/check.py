@@ -24,7 +24,10 @@ LIMIT = 1_000
 
 
 def check(config: RunConfig) -> Iterator[str]:
-    """Yield the report, line by line. ConfigError, one line, for what a run would refuse or fail of."""
+    """Yield the report, line by line. ConfigError, one line, for what a run would refuse or fail of.
+
+    But for a missing time limit, which is tried and advised.
+    """
     hang_seconds = config.cluster.hang_seconds
     with guarded(config.task, "making it", hang_seconds):
         raw = make_raw(config.task)

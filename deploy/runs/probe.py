@@ -28,6 +28,8 @@ from qttdm.common.environments.make import make_env, make_raw
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.metrics.watchdog import announced
 
+CHECKS = 10
+"""resets and steps that check_env makes, at most"""
 REARM_EVERY = 1.0
 """seconds: it takes as long as a step of a fast environment"""
 
@@ -77,9 +79,11 @@ def _sample(
         _check_observation(env, "step", observation)
         if not np.isfinite(reward):
             raise ConfigError(f"{task}: step returned {reward} as the reward, want a finite number")
-        success = info.get("success", 0)
-        if not isinstance(success, int | float | np.number | np.bool_):
-            raise ConfigError(f'{task}: step returned {success!r:.40} as info["success"], want a number or a bool')
+        try:
+            float(0 if info.get("success") is None else info["success"])
+        except (TypeError, ValueError):
+            got = repr(info["success"])
+            raise ConfigError(f'{task}: step returned {got:.40} as info["success"], want a number or a bool') from None
         sample.observations.append(observation)
         sample.rewards.append(reward)
         sample.env_steps += info["env_steps"]
@@ -168,11 +172,17 @@ def make_probed(task: str, config: EnvConfig, hang_seconds: float) -> TaskEnv:
 def complaints(task: str, hang_seconds: float) -> list[str]:
     """List what Gymnasium's own check_env says of the environment, each in one line."""
     env = make_raw(task).env
-    with guarded(task, "check_env", hang_seconds), warnings.catch_warnings(record=True) as caught, closing(env):
+    with (
+        guarded(task, "check_env", CHECKS * hang_seconds),
+        warnings.catch_warnings(record=True) as caught,
+        closing(env),
+    ):
         warnings.simplefilter("always")
         try:
             check_env(env, skip_render_check=True, skip_close_check=True)
             failed = []
+        except ConfigError:  # it hangs
+            raise
         except Exception as error:
             failed = [f"{type(error).__name__}: {error}"]
     said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]

@@ -42,6 +42,7 @@ class TrainedAgent(ActingAgent):
             checkpoint = (
                 load_checkpoint(path, blobs=False) if named else newest_checkpoint(self.run_dir, False, check_weights)
             )
+            check_weights(checkpoint)
             self.loaded = checkpoint.folder
             self.policy.load(weights_in(checkpoint, self.policy.networks))
         except (CheckpointError, ValueError) as error:

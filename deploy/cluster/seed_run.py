@@ -4,7 +4,7 @@
 
 Ray restarts what dies and asks again what was asked (`max_restarts`, `max_task_retries`), queues placement groups that
 do not fit now, and ends everything with this process. What is left to do here: create, look for processes that hang,
-and leave nothing behind.
+and leave nothing behind. Over 400 lines, since all of these know the same actors by name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The door: qttdm COMMAND.
 
 A user's mistake is one line on stderr and exit status 2, before anything starts; a run that fails is one line and 1.
-Over 400 lines, since every command's options and help are here; what a command does is elsewhere.
+Long, since every command's options and help are here; what a command does is elsewhere.
 """
 
 from __future__ import annotations

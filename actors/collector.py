@@ -36,7 +36,8 @@ class Collector:
     ) -> list[Episode]:
         """Run one episode in each environment, uniformly random or the policy's; raises as `run_episodes`.
 
-        should_stop: asked before each decision. EnvironmentFailure also if environments cannot be made again.
+        should_stop: asked before each reset and each decision. Raises EnvironmentFailure also if
+        environments cannot be made again.
         """
         if not self.envs:
             try:

@@ -30,7 +30,8 @@ def run_episodes(
     """Run one episode in each environment, fully determined by its seed and the policy's weights.
 
     seeds: one per environment, for the environment and the policy's own randomness. exploration in [0, 1], 0 when
-    evaluating. watch: called with the first environment after its reset and after each of its steps (for videos).
+    evaluating. should_stop: asked before each reset and before each decision. watch: called with the first environment
+    after its reset and after each of its steps (for videos).
     Raises Stopped as soon as should_stop() holds, EnvironmentFailure when an environment breaks.
     """
     recordings = []

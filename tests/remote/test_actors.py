@@ -156,7 +156,7 @@ class TestStaleness:
 
         def and_more_come(loaded: Weights) -> None:
             load(loaded)
-            if loaded.version < VERSION + 2:
+            if loaded.version < VERSION + 3:
                 more = weights(loaded.version + 1)
                 collector.take(more.values, more.version, more.checksum)
 
@@ -164,7 +164,8 @@ class TestStaleness:
         first = weights(VERSION)
         collector.take(first.values, first.version, first.checksum)
         (episode,) = collector.collect([0], False, 0.0, collector._before_decision)
-        assert (episode.oldest_weights, episode.newest_weights) == (VERSION, VERSION + 2)
+        # Those of VERSION were loaded before the reset, the next ones before each decision.
+        assert (episode.oldest_weights, episode.newest_weights) == (VERSION + 1, VERSION + 3)
 
 
 def test_waiting_for_whatever_takes_long_is_in_the_event_log(start, tmp_path):

@@ -16,16 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from qttdm.common.batch import Batch
 from qttdm.common.config import Config
-from qttdm.common.trees import TensorTree
-from qttdm.common.weights import Weights
+
+if TYPE_CHECKING:  # replay's shards read what data an agent needs, and hold no tensors: they do without torch
+    import torch
+    from torch import Tensor, nn
+
+    from qttdm.common.trees import TensorTree
+    from qttdm.common.weights import Weights
 
 ArrayTree = Mapping[str, np.ndarray]
 

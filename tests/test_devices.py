@@ -168,7 +168,7 @@ def test_a_world_models_losses_and_what_it_imagines(spec):
     acting.range = acting.range.to(META)
     with OneDevice(), NoUploads():
         if world.network.scale is not None:
-            world.network.scale.follow(batch["observations"][:, :-1], batch["mask"], 3)
+            world.network.scale.follow(batch["observations"][:, :-1], batch["mask"])
         loss, _, world.seen = world.loss(batch)
         loss.backward()
         actor, critic, _ = acting.loss(acting.imagine())

@@ -65,6 +65,7 @@ class ObservationScale(nn.Module):
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(obs_dim), requires_grad=False)
         self.std = nn.Parameter(torch.ones(obs_dim), requires_grad=False)
+        self.batches = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def fit(self, batches: Iterator[Batch]) -> None:
         """Take mean and standard deviation of the observations [M] in the next batches."""
@@ -77,23 +78,26 @@ class ObservationScale(nn.Module):
         size = rows.abs().amax(dim=0)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > STILL * size, std, 1.0))
+        self.batches.fill_(BATCHES)
 
     @torch.no_grad()
-    def follow(self, observations: Tensor, mask: Tensor, updates: int) -> None:
-        """Move towards mean and standard deviation of a batch, [B, L, M] where mask [B, L]; `updates` came before it.
+    def follow(self, observations: Tensor, mask: Tensor) -> None:
+        """Move towards mean and standard deviation of a batch, [B, L, M] where mask [B, L].
 
-        What does not move in the batch keeps its standard deviation.
+        A policy that learns goes where none was, and touches what lay still: by a scale of before, what it moves
+        would be thousands of standard deviations off. What does not move in the batch keeps its standard deviation.
         """
-        rate = max(1.0 / (updates + 1), RATE)
+        rate = (1.0 / (self.batches + 1.0)).clamp_min(RATE)
         weight = mask.to(observations.dtype).unsqueeze(-1) / mask.sum()
         mean = (observations * weight).sum(dim=(0, 1))
         square = ((observations - mean).square() * weight).sum(dim=(0, 1))
         # of what was and what comes, as one: their own spreads, and how far apart they are
-        apart = rate * (1 - rate) * (mean - self.mean).square() if updates else 0.0
+        apart = rate * (1 - rate) * (mean - self.mean).square()
         variance = (1 - rate) * self.std.square() + rate * square + apart
         moves = square > (STILL * mean).square()
         self.mean.lerp_(mean, rate)
         self.std.copy_(torch.where(moves, variance.sqrt(), self.std))
+        self.batches.add_(1.0)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Scale: [.., M]."""

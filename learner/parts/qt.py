@@ -59,6 +59,7 @@ class QTLearner(TrainedPart):
     def __init__(self, config: QTLearnerConfig, network: QT, discount: float, compile: bool = False) -> None:
         self.config, self.network, self.discount = config, network, discount
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
+        self.target.scale = network.scale  # one for both: they read the same observations
         self.optimizer = AdamStep(self.config, network)
         self.saved = {"network": network, "target": self.target, "adam": self.optimizer}
         self.updates = 0
@@ -66,9 +67,8 @@ class QTLearner(TrainedPart):
 
     def prepare(self, batches: Iterator[Batch]) -> None:
         """Fit the scales of observations and values, if there are any; the target network has the same."""
-        if (scale := self.network.scale) is not None:
-            scale.fit(batches)
-            self.target.load_state_dict(self.network.state_dict())
+        if self.network.scale is not None:
+            self.network.scale.fit(batches)
         if (unit := self.network.value_unit) is not None:
             batch = {name: torch.from_numpy(array).to(unit.size.device) for name, array in next(batches).items()}
             with torch.no_grad():
@@ -112,6 +112,8 @@ class QTLearner(TrainedPart):
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """Take one step on the leading states of a batch of windows; metrics stay on the device."""
         self.optimizer.clear()
+        if self.network.scale is not None:
+            self.network.scale.follow(batch["observations"][:, :-1], batch["mask"])
         loss, targets, values = self.loss(batch)
         loss.backward()
         norm = self.optimizer.step(progress)

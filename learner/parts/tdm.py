@@ -82,6 +82,8 @@ class TDMLearner(TrainedPart):
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """Take one step on a batch of windows; metrics stay on the device."""
         self.optimizer.clear()
+        if (scale := self.network.state_embedding.scale) is not None:
+            scale.follow(batch["observations"][:, :-1], batch["mask"])
         if (unit := self.network.reward_unit) is not None:
             rewards = batch["rewards"]
             rescale(self.network.reward_head, unit.follow((rewards, batch["mask"] & (rewards != 0))))

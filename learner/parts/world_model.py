@@ -72,8 +72,7 @@ class WorldModelLearnerConfig(Config):
 class WorldModelLearner(TrainedPart):
     """Encoder, decoder and dynamics; acting needs the encoder alone, which is the part's network.
 
-    Nothing is fitted beforehand: the scale of vectors follows what is seen, since a policy that learns goes where none
-    was.
+    Nothing is fitted beforehand: the scale of vectors follows what is seen.
     """
 
     name = "world_model"
@@ -89,8 +88,6 @@ class WorldModelLearner(TrainedPart):
             "adam": self.optimizer,
             "adam_observations": self.observation_optimizer,
         }
-        self.batches = torch.zeros((), dtype=torch.int64)
-        """that the scale of vectors has followed"""
         self.seen: Seen | None = None
         """the newest batch, for parts that imagine from it"""
 
@@ -143,8 +140,7 @@ class WorldModelLearner(TrainedPart):
         self.observation_optimizer.clear()
         self.optimizer.clear()
         if self.network.scale is not None:
-            self.network.scale.follow(batch["observations"][:, :-1], batch["mask"], int(self.batches))
-            self.batches += 1
+            self.network.scale.follow(batch["observations"][:, :-1], batch["mask"])
         loss, metrics, self.seen = self.loss(batch)
         loss.backward()
         norms = {
@@ -152,15 +148,6 @@ class WorldModelLearner(TrainedPart):
             "grad_norm_dynamics": self.optimizer.step(progress),
         }
         return metrics | norms
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what is saved, and how many batches the scale has followed."""
-        return super().state() | {"batches": self.batches.clone()}
-
-    def load_state(self, state: Tensors) -> None:
-        """Undo `state`."""
-        super().load_state(state)
-        self.batches = state["batches"].clone()
 
     def _wanted(self, observations: Tensor) -> Tensor:
         """Return what the decoder is to give: pixels in [0, 1], or normalised vectors."""

@@ -13,9 +13,9 @@ from tests.remote.live import Live, behind, check_books, objects_stored, setting
 
 pytestmark = pytest.mark.ray
 
-PUBLISHES = 400  # an hour's worth at 50 updates between two, 5.5 updates a second
+PUBLISHES = 240  # half an hour's worth at 50 updates between two, 5.5 updates a second
 # What one snapshot, the batches under way and calls in flight come to, and what Ray has not freed yet: more on a fast
-# machine. One object kept for each publish would be 400.
+# machine. One object kept for each publish would be 240.
 OBJECTS, MEBIBYTES = 160, 8
 
 
@@ -50,7 +50,7 @@ def test_pace_and_object_store(cluster, tmp_path):
         assert max(size for _, size in stores) < before[1] + MEBIBYTES
     stopped = check_books(live.seeds[0])
 
-    env_steps = stopped.meta["counters"]["env_steps"] + 4000
+    env_steps = stopped.meta["counters"]["env_steps"] + 2400
     path = live.seeds[0].run_dir.config_path
     path.write_text(path.read_text().replace("env_steps: 1000000", f"env_steps: {env_steps}"))
     with Live(cluster, directory, [], old_seeds(directory)) as live:

@@ -12,7 +12,7 @@ from qttdm.deploy.suite.runs import SuiteRun, run_all
 pytestmark = pytest.mark.ray
 SETTINGS = [
     "env={action_repeat: 8, episode_steps: 80}",
-    "training={env_steps: 640, seed_decisions: 10, eval_every: 320}",
+    "training={env_steps: 1600, seed_decisions: 10, eval_every: 320}",  # the stop comes at an evaluation or so
 ]
 
 

@@ -687,3 +687,9 @@ def test_batches_are_drawn_while_a_slow_disk_saves(tmp_path, monkeypatch, slow_m
     finally:
         may_end.set()
         saving.join()
+
+
+def test_a_shards_process_does_without_torch():
+    """It holds no tensors; torch would be most of its memory and of its time to start."""
+    code = "import sys, qttdm.replay.remote; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -71,13 +71,31 @@ def test_the_unit_of_an_observation_changes_nothing(predict_change):
 def test_the_scale_travels_with_the_weights_and_the_target_has_it():
     part = QTLearner(QTLearnerConfig(), QT(QTConfig(**SIZES, normalise=True), 3, 2), discount=0.9)
     part.prepare(repeat(batch()))
-    before = part.network.scale.std.clone()
-    assert torch.equal(part.target.scale.std, before)
-    part.update({name: torch.from_numpy(array) for name, array in batch().items()}, 0.0)
-    assert torch.equal(part.network.scale.std, before), "it is not trained"
+    assert torch.equal(part.target.scale.std, part.network.scale.std)
+    part.update(tensors(batch(unit=10 * UNIT)), 0.0)
+    after = part.network.scale.std
+    assert torch.equal(part.target.scale.std, after)
     other = QT(QTConfig(**SIZES, normalise=True), 3, 2)
     Weights.of(part.network, 1).copy_into(other)
-    assert torch.equal(other.scale.std, before)
+    assert torch.equal(other.scale.std, after)
+
+
+@pytest.mark.parametrize("name", ["tdm", "qt"])
+def test_the_scale_follows_what_is_moved_later(name):
+    """An object that only trembled in the first episodes, and is then pushed: a hundred thousand times as far."""
+    if name == "tdm":
+        network = TDM(TDMConfig(**TDM_SIZES, normalise=True), 3, 2, can_terminate=False)
+        part, scale = TDMLearner(TDMLearnerConfig(), network), network.state_embedding.scale
+    else:
+        network = QT(QTConfig(**SIZES, normalise=True), 3, 2)
+        part, scale = QTLearner(QTLearnerConfig(), network, discount=0.9), network.scale
+    trembles = np.array([1e-6, 1.0, 1.0], np.float32)
+    part.prepare(repeat(batch(unit=trembles, centre=np.zeros(3, np.float32))))
+    assert scale.std[0] < 2e-6
+    later = batch(unit=np.array([0.1, 1.0, 1.0], np.float32), centre=np.zeros(3, np.float32))
+    for _ in range(2 * BATCHES):
+        part.update(tensors(later), 0.0)
+    assert scale(tensors(later)["observations"]).abs().max() < 10
 
 
 def test_without_it_no_batch_is_drawn():
@@ -85,6 +103,10 @@ def test_without_it_no_batch_is_drawn():
     TDMLearner(TDMLearnerConfig(), TDM(TDMConfig(**TDM_SIZES), 3, 2, can_terminate=False)).prepare(batches)
     QTLearner(QTLearnerConfig(), QT(QTConfig(**SIZES), 3, 2), discount=0.9).prepare(batches)
     assert len(list(batches)) == 1
+
+
+def tensors(of: Batch) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in of.items()}
 
 
 EVERYWHERE = torch.ones(8, 4, dtype=torch.bool)
@@ -178,7 +200,7 @@ def test_a_scale_that_follows_is_that_of_all_batches():
         mask[:] = mask[:1]  # as many in each batch
         observations[~mask] = 1e6
         seen.append(observations[mask])
-        scale.follow(torch.tensor(observations, dtype=torch.float32), torch.tensor(mask), i)
+        scale.follow(torch.tensor(observations, dtype=torch.float32), torch.tensor(mask))
     parts = [(rows.mean(axis=0), rows.var(axis=0)) for rows in seen]
     means = np.array([mean for mean, _ in parts])
     std = np.sqrt(np.mean([variance for _, variance in parts], axis=0) + means.var(axis=0))

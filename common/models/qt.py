@@ -50,7 +50,7 @@ class Tower(nn.Module):
         super().__init__()
         dim = config.embed_dim
         tokenizer = ActionTokenizer(config.bins, config.interpolate)
-        self.state_embedding = StateEmbedding(obs_dim, dim)
+        self.state_embedding = StateEmbedding(obs_dim, dim, config.state_hidden)
         self.action_embedding = ActionEmbedding(action_dim, tokenizer, dim)
         self.position_embedding = nn.Embedding(action_dim, dim)
         self.trunk = Transformer(config)

@@ -82,7 +82,7 @@ class TDM(nn.Module):
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         dim = config.embed_dim
         self.tokenizer = ActionTokenizer(config.bins, config.interpolate)
-        self.state_embedding = StateEmbedding(obs_dim, dim, config.normalise)
+        self.state_embedding = StateEmbedding(obs_dim, dim, config.state_hidden, config.normalise)
         self.action_embedding = ActionEmbedding(action_dim, self.tokenizer, dim)
         self.tokens = 1 if config.joint_tokens else action_dim + 1  # of a step
         self.position_embedding = nn.Embedding(config.window * self.tokens, dim)

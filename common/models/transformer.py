@@ -70,6 +70,8 @@ class TransformerConfig(TrunkConfig):
     """K, bins per action dimension"""
     interpolate: bool = False
     """an action between two bins counts as both, by its distance from each; else as the nearest, as in the paper"""
+    state_hidden: int = Field(default=0, ge=0)
+    """width of a hidden layer between a state and its token, normalised; 0: none, as in the paper"""
     normalise: bool = False
     """observations have mean 0 and standard deviation 1, as of the first batches drawn; rewards or values size 1"""
 
@@ -147,17 +149,24 @@ def outside_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 class StateEmbedding(nn.Linear):
-    """States [..., M] -> [..., D], outside of autocast: bfloat16 would round a position to 4 mm."""
+    """States [..., M] -> [..., D], outside of autocast: bfloat16 would round a position to 4 mm.
 
-    def __init__(self, obs_dim: int, dim: int, normalise: bool = False) -> None:
-        super().__init__(obs_dim, dim)
+    A state is one token among many, or the first of few: features of it are cheaper here than in a wider trunk.
+    """
+
+    def __init__(self, obs_dim: int, dim: int, hidden: int = 0, normalise: bool = False) -> None:
+        """hidden: width of a layer before the last one, 0: none."""
+        super().__init__(hidden or obs_dim, dim)
+        self.hidden = nn.Sequential(nn.Linear(obs_dim, hidden), nn.LayerNorm(hidden), nn.ELU()) if hidden else None
         self.scale = ObservationScale(obs_dim) if normalise else None
 
     def forward(self, states: Tensor) -> Tensor:
         """Embed them, scaled if so configured, in the parameters' own precision."""
         with outside_autocast(states.device):
             states = states.to(self.weight.dtype)
-            return super().forward(self.scale(states) if self.scale is not None else states)
+            if self.scale is not None:
+                states = self.scale(states)
+            return super().forward(states if self.hidden is None else self.hidden(states))
 
 
 @functools.lru_cache(maxsize=256)

@@ -49,6 +49,9 @@ class QTLearnerConfig(OptimizerConfig):
     monte_carlo_clamp: bool = False
     """bound targets from below by the return-to-go; for sparse rewards, none of them negative: what a time limit cuts
     off must not have been worse than nothing"""
+    taken_clamp: bool = False
+    """bound targets of all dimensions but the last from below by the last one's: the best action is worth at least the
+    one taken; else, as in the paper, values take as many moves of the target network as there are dimensions"""
 
 
 class QTLearner(TrainedPart):
@@ -95,6 +98,7 @@ class QTLearner(TrainedPart):
                 returns.flatten(),
                 weight.flatten(),
                 batch["returns_to_go"][:, :s].flatten() if c.monte_carlo_clamp else None,
+                c.taken_clamp,
             )
         taken = self.network.tokenizer.read(self.network(observations, taken_before), actions)  # [2, B * S, N]
         mask = batch["mask"][:, :s].flatten()

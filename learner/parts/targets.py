@@ -49,6 +49,7 @@ def bellman_targets(
     returns: Tensor,
     bootstrap_weight: Tensor,
     returns_to_go: Tensor | None,
+    taken_clamp: bool = False,
 ) -> Tensor:
     """Compute Eq. 2 for every action dimension from the target's Q-values: minimum of the heads, maximum over bins.
 
@@ -56,12 +57,17 @@ def bellman_targets(
         reward, no discount);
     bootstrap_q [2, B, K]: Q(s_{t+m}, .) of the first dimension at the state after the summed rewards;
     returns, bootstrap_weight [B]: see `n_step_returns`; returns_to_go [B] or None: a Monte-Carlo return that bounds
-        every target from below, for sparse rewards (Wilcox et al., 2022)
+        every target from below, for sparse rewards (Wilcox et al., 2022);
+    taken_clamp: bound the targets of dimensions 1..N-1 from below by the last one's. Q(s_t, a_t^{1:i}) is the value of
+        the best dimensions that follow, so at least that of those taken. By Eq. 2 alone a reward comes to the first
+        dimension, which the next bootstrap reads, after N moves of the target network.
     -> [B, N].
     """
     check_shape(next_dimension_q, "heads B dims K")
     same_step = next_dimension_q.amin(dim=0).amax(dim=-1)  # [B, N-1]
     last = returns + bootstrap_weight * bootstrap_q.amin(dim=0).amax(dim=-1)  # [B]
+    if taken_clamp:
+        same_step = torch.maximum(same_step, last.unsqueeze(1))
     targets = torch.cat([same_step, last.unsqueeze(1)], dim=1)  # [B, N]
     return targets if returns_to_go is None else torch.maximum(targets, returns_to_go.unsqueeze(1))
 

@@ -51,6 +51,9 @@ class MPPIConfig(Config):
     """temperature counts in the elites' spread, best value less worst, whatever a task's rewards; else in return"""
     random_bins: float = Field(default=0.1, ge=0, le=1)
     """chance of a uniform bin in each dimension, when the value function proposes and when collecting"""
+    random_per_action: bool = False
+    """random_bins is the chance that an action has any, however many dimensions it has; else each dimension's, as in
+    the paper: of six, half of all actions have one"""
     keep_elites: int = Field(default=0, ge=0)
     """best sequences that compete again in the next iteration and, shifted, in the next decision"""
     average_depths: bool = False
@@ -124,6 +127,10 @@ class MPPI:
         if value_function is None:
             config = config.model_copy(update={"qt_samples": 0})
         self.config, self.discount, self.action_dim = config, discount, action_dim
+        self.random_bins = config.random_bins
+        """chance of a uniform bin, of each dimension"""
+        if config.random_per_action:
+            self.random_bins = 1.0 - (1.0 - config.random_bins) ** (1.0 / action_dim)
         self.dynamics: DynamicsModel = dynamics
         self.value_function: ValueFunction | None = value_function
 
@@ -236,7 +243,7 @@ class MPPI:
         if explore is False:
             return executed
         chance, which = noise["action"].unbind(1)
-        explored = torch.where(chance < self.config.random_bins, self.dynamics.uniform(which), elite)
+        explored = torch.where(chance < self.random_bins, self.dynamics.uniform(which), elite)
         return explored if explore is True else torch.where(explore.unsqueeze(1), explored, executed)
 
     def _evaluate(self, root: Any, actions: Tensor, memory: Any) -> tuple[_Population, Any]:
@@ -279,7 +286,7 @@ class MPPI:
                     for name, part in self.dynamics.state(rollout).items()
                 }
                 chance, which = uniform[:, :, step].transpose(0, 1).flatten(1, 2)  # each [E*Q, N]
-                proposed, _ = value_function.propose(states, chance, which, c.random_bins)
+                proposed, _ = value_function.propose(states, chance, which, self.random_bins)
                 actions = torch.cat([actions, proposed.unflatten(0, (environments, -1))], dim=1)  # [E, known + Q, N]
             taken.append(actions)
             prediction = self.dynamics.step(rollout, actions.flatten(0, 1))

@@ -365,3 +365,19 @@ def test_states_are_embedded_in_float32_under_autocast():
         )
     assert apart.dtype == torch.float32
     torch.testing.assert_close(apart, 0.001 * embedding.weight.T, atol=1e-6, rtol=0)
+
+
+def test_a_hidden_layer_of_states_is_normalised_and_stays_in_float32():
+    torch.manual_seed(0)
+    embedding = StateEmbedding(3, 4, hidden=16, normalise=True)
+    embedding.scale.fit_to(torch.randn(100, 3) * 5 + 2)
+    states = torch.randn(7, 2, 3)
+    linear, norm, _ = embedding.hidden
+    x = (states - embedding.scale.mean) / embedding.scale.std @ linear.weight.T + linear.bias
+    x = (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, keepdim=True, correction=0) + norm.eps).sqrt()
+    x = torch.where(x > 0, x, x.exp() - 1)
+    want = x @ embedding.weight.T + embedding.bias
+    torch.testing.assert_close(embedding(states), want, atol=1e-5, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert embedding(states).dtype == torch.float32
+        torch.testing.assert_close(embedding(states), want, atol=1e-5, rtol=1e-5)

@@ -96,12 +96,13 @@ def random_q(count: int, dims: int, bins: int, seed: int) -> dict[str, Tensor]:
     return arguments
 
 
+@pytest.mark.parametrize("taken", [False, True])
 @pytest.mark.parametrize("clamp", [False, True])
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_bellman_targets_equal_brute_force_of_equation_2(dims: int, clamp: bool):
+def test_bellman_targets_equal_brute_force_of_equation_2(dims: int, clamp: bool, taken: bool):
     q = random_q(count=20, dims=dims, bins=3, seed=dims)
     returns_to_go = torch.from_numpy(np.random.default_rng(9).normal(1.0, 1.0, 20)) if clamp else None
-    got = bellman_targets(**q, returns_to_go=returns_to_go)
+    got = bellman_targets(**q, returns_to_go=returns_to_go, taken_clamp=taken)
     assert got.shape == (20, dims)
 
     def best(values: Tensor) -> float:
@@ -111,6 +112,8 @@ def test_bellman_targets_equal_brute_force_of_equation_2(dims: int, clamp: bool)
     for b in range(20):
         want = [best(q["next_dimension_q"][:, b, dim]) for dim in range(dims - 1)]  # no reward, no discount
         want.append(q["returns"][b].item() + q["bootstrap_weight"][b].item() * best(q["bootstrap_q"][:, b]))
+        if taken:
+            want = [max(value, want[-1]) for value in want]
         if returns_to_go is not None:
             want = [max(value, returns_to_go[b].item()) for value in want]
         assert got[b].tolist() == pytest.approx(want)
@@ -121,6 +124,7 @@ def test_bellman_targets_equal_brute_force_of_equation_2(dims: int, clamp: bool)
             q["returns"][[b]],
             q["bootstrap_weight"][[b]],
             None if returns_to_go is None else returns_to_go[[b]],
+            taken,
         )
         assert torch.equal(alone[0], got[b])
 
@@ -180,8 +184,9 @@ def prefix_values(joint: np.ndarray) -> list[np.ndarray]:
     return [joint.max(axis=tuple(range(i + 1, dims + 1))) if i < dims else joint for i in range(1, dims + 1)]
 
 
+@pytest.mark.parametrize("taken", [False, True])
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_iterating_the_targets_in_tables_finds_the_optimal_values(dims: int):
+def test_iterating_the_targets_in_tables_finds_the_optimal_values(dims: int, taken: bool):
     bins, mdp = 3, make_mdp(states=3, dims=dims, bins=3)
     joint = list(np.ndindex(mdp.rewards.shape))  # (state, bin, .., bin), all of them
     state = np.array([entry[0] for entry in joint])
@@ -199,6 +204,7 @@ def test_iterating_the_targets_in_tables_finds_the_optimal_values(dims: int):
             rewards,
             weight,
             None,
+            taken,
         ).numpy()
         for i, table in enumerate(tables):
             for row, entry in enumerate(joint):

@@ -475,6 +475,17 @@ class TestRandomness:
         assert actions[replaced].mean().item() == pytest.approx(0.0, abs=0.09)  # and uniform
         assert actions[replaced].std().item() == pytest.approx(3**-0.5, abs=0.06)
 
+    @pytest.mark.parametrize("dimensions", [1, 6])
+    def test_or_collecting_changes_a_tenth_of_the_actions(self, dimensions):
+        config, environments = MPPIConfig(**ONE_SEQUENCE, horizon=1, init_std=0.1, random_per_action=True), 3000
+        planner = make_planner(config, 0.9, FakeDynamics(lambda s, a: (s, s[:, 0], None), dimensions, 255), None)
+        noise = noise_for(config, dimensions, *range(environments))
+        noise = dict(noise, normal=torch.zeros_like(noise["normal"]))  # all would take the middle bins
+        observations, state = torch.zeros(environments, 1), fresh(config, dimensions, environments)
+        actions = planner.plan({"observations": observations}, state, noise, explore=True).actions
+        changed = (actions.abs() > 1e-6).any(dim=1)  # [E]
+        assert changed.float().mean().item() == pytest.approx(0.1, abs=0.02)  # 3.7 standard errors
+
     def test_proposals_replace_a_tenth_of_the_greedy_bins(self):
         qt = tiny_qt(4, action_dim=1)
         config = MPPIConfig(samples=2, elites=2, iterations=1, qt_samples=2000)

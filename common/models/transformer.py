@@ -73,7 +73,7 @@ class TransformerConfig(TrunkConfig):
     state_hidden: int = Field(default=0, ge=0)
     """width of a hidden layer between a state and its token, normalised; 0: none, as in the paper"""
     normalise: bool = False
-    """observations have mean 0 and standard deviation 1, as of the first batches drawn; rewards or values size 1"""
+    """observations have mean 0 and standard deviation 1, as of what has been drawn; rewards or values size 1"""
 
 
 class KeyValueCache:

@@ -159,11 +159,11 @@ class TestAlternation:
         assert list(after.values()) == updates
         assert run.learner.updates == updates[-1]
 
-    def test_observations_are_scaled_by_those_of_the_seed_episodes_for_good(self, tmp_path):
+    def test_observations_are_scaled_by_those_that_were_drawn_so_far(self, tmp_path):
         options = ["qt-tdm.tdm.normalise=true", "qt-tdm.qt.normalise=true", "training.log_every=1"]
         run = start(tmp_path, *options, name="whole")
         train(run)
-        seen = np.concatenate([episode.observations[:-1] for episode in stored(run)[:2]])
+        seen = np.concatenate([episode.observations[:-1] for episode in stored(run)])
         assert scales(run)[0].numpy() == pytest.approx(seen.mean(axis=0), abs=0.3 * float(seen.std(axis=0).max()))
         assert scales(run)[1].numpy() == pytest.approx(seen.std(axis=0), rel=0.3, abs=0.02)
         part = start(tmp_path, *options, name="part")
@@ -171,7 +171,7 @@ class TestAlternation:
         early = scales(part)
         part = reopen(part)
         train(part)
-        assert all(map(torch.equal, early, scales(part)))
+        assert not any(map(torch.equal, early, scales(part)))
         assert_same_state(part, run)
 
     def test_seed_episodes_are_random_and_come_before_any_update(self, tmp_path):

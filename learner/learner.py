@@ -111,7 +111,10 @@ class Learner:
         saved, wanted = self._networks(state), self._networks(self.state())
         network = {name: tensor for name, tensor in saved.items() if "/network/" in name}
         target = {name.replace("/network/", "/target/", 1): tensor for name, tensor in network.items()}
-        counts = {name: tensor for name, tensor in wanted.items() if tensor.ndim == 0}
+        own = ("/network/", "/target/")
+        counts = {
+            name: tensor for name, tensor in wanted.items() if tensor.ndim == 0 and not any(x in name for x in own)
+        }
         known = wanted.keys() | network.keys()
         taken = {name: tensor for name, tensor in (counts | target | saved).items() if name in known}
         check_fits(taken, wanted)

@@ -1,6 +1,6 @@
 """Trained agents that come with the package, and how a run becomes one: a run directory with what acting needs.
 
-RUN/config.yaml, task.json                    --export_run--> DIRECTORY, under 1 MB for the laptop preset
+RUN/config.yaml, task.json                    --export_run--> DIRECTORY, about 1 MB for the laptop preset
 RUN/checkpoints/NAME (networks alone of it)                   eval, serve and load take it as a run
 """
 

@@ -1,4 +1,4 @@
-"""Observations scaled by those of the first batches; a model that scales them itself speaks in the task's units."""
+"""Observations scaled by those drawn so far; a model that scales them itself speaks in the task's units."""
 
 from itertools import repeat
 
@@ -11,6 +11,7 @@ from qttdm.common.models.qt import QT, QTConfig
 from qttdm.common.models.scale import BATCHES, RATE, ObservationScale, Unit, rescale
 from qttdm.common.models.tdm import TDM, TDMConfig, prediction_head
 from qttdm.common.weights import Weights
+from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.qt import QTLearner, QTLearnerConfig
 from qttdm.learner.parts.tdm import TDMLearner, TDMLearnerConfig
 
@@ -96,6 +97,16 @@ def test_the_scale_follows_what_is_moved_later(name):
     for _ in range(2 * BATCHES):
         part.update(tensors(later), 0.0)
     assert scale(tensors(later)["observations"]).abs().max() < 10
+
+
+def test_anothers_networks_without_a_count_are_refused():
+    """Else what is taken would be forgotten with the first batch."""
+    part = QTLearner(QTLearnerConfig(), QT(QTConfig(**SIZES, normalise=True), 3, 2), discount=0.9)
+    learner = Learner(LearnerConfig(batch_size=8), [part], torch.device("cpu"), 10, bfloat16=False)
+    state = learner.state()
+    learner.start_from(state)
+    with pytest.raises(ValueError, match=r"scale\.batches"):
+        learner.start_from({name: tensor for name, tensor in state.items() if "scale.batches" not in name})
 
 
 def test_without_it_no_batch_is_drawn():

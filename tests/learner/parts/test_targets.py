@@ -288,3 +288,14 @@ def test_the_learner_finds_the_optimal_values_of_a_small_mdp():
     np.testing.assert_allclose(by_first, optimal, atol=0.05)
     gained = [joint[(s, *action)] for s, action in enumerate(chosen.tolist())]
     np.testing.assert_allclose(gained, optimal, atol=0.05)
+
+
+@pytest.mark.parametrize("clamp", [False, True])
+def test_the_learner_bounds_targets_by_the_last_dimensions_if_so_configured(clamp: bool):
+    torch.manual_seed(0)
+    qt = QT(QTConfig(embed_dim=8, num_heads=2, num_layers=1, bins=3), 3, 3)
+    part = QTLearner(QTLearnerConfig(taken_clamp=clamp), qt, 0.9)
+    mdp = make_mdp(states=3, dims=3, bins=3)
+    batch = {name: torch.from_numpy(array) for name, array in full_coverage(mdp, length=4).items()}
+    _, targets, _ = part._loss(batch)
+    assert bool((targets[:, :-1] >= targets[:, -1:]).all()) is clamp

@@ -50,10 +50,10 @@ class MPPIConfig(Config):
     relative: bool = False
     """temperature counts in the elites' spread, best value less worst, whatever a task's rewards; else in return"""
     random_bins: float = Field(default=0.1, ge=0, le=1)
-    """chance of a uniform bin in each dimension, when the value function proposes and when collecting"""
+    """chance of a uniform bin, when the value function proposes and when collecting"""
     random_per_action: bool = False
-    """random_bins is the chance that an action has any, however many dimensions it has; else each dimension's, as in
-    the paper: of six, half of all actions have one"""
+    """random_bins is the chance that an action has any, however many dimensions it has; else of each dimension, as in
+    the paper: with six, half of all actions have one"""
     keep_elites: int = Field(default=0, ge=0)
     """best sequences that compete again in the next iteration and, shifted, in the next decision"""
     average_depths: bool = False

@@ -495,6 +495,15 @@ class TestRandomness:
         changed = (torch.stack(dynamics.taken[:3]) - greedy).abs() > 1e-3  # [H, Q, 1]
         assert changed.float().mean().item() == pytest.approx(0.1 * 6 / 7, abs=0.015)
 
+    def test_or_a_tenth_of_the_greedy_actions(self):
+        qt = tiny_qt(4, action_dim=3)
+        config = MPPIConfig(samples=2, elites=2, iterations=1, qt_samples=2000, random_per_action=True)
+        dynamics = FakeDynamics(lambda s, a: (s, s[:, 0], None), 3, 7)
+        plan(make_planner(config, 0.9, dynamics, qt), torch.ones(1, 3))
+        greedy = qt.tokenizer.decode(qt.choose(torch.ones(1, 3))[0])
+        changed = ((torch.stack(dynamics.taken[:3])[:, -2000:] - greedy).abs() > 1e-3).any(dim=-1)  # [H, Q]
+        assert changed.float().mean().item() == pytest.approx(0.1 * 6 / 7, abs=0.015)
+
 
 # --- optimisations -------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,12 +83,19 @@ def file_stem(task: str, seed: int) -> str:
 
 
 def settings_hash(config: RunConfig) -> str:
-    """Hash the resolved settings; runs with equal hashes differ in the seed at most.
+    """Hash the resolved settings; runs with equal hashes differ in the seed at most, and in what was compiled.
 
     Those at their defaults are left out: a setting that is new to the program leaves older results as they are.
     """
     settings = config.model_dump(mode="json", by_alias=True, exclude=NOT_SETTINGS, exclude_defaults=True)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_without_compile(settings), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _without_compile(settings: Any) -> Any:
+    """Drop every `compile`: it changes how fast the same numbers are computed, up to rounding."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: _without_compile(value) for key, value in settings.items() if key != "compile"}
 
 
 def commit() -> str:

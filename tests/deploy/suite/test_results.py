@@ -49,6 +49,6 @@ def test_a_file_of_another_name_is_named(path):
 
 def test_settings_are_what_a_run_does_and_not_where():
     same = settings_hash(tiny_config(seed=0))
-    assert settings_hash(tiny_config("cluster.actors=3", "threads=2", seed=1)) == same
+    assert settings_hash(tiny_config("cluster.actors=3", "threads=2", "qt-tdm.planner.compile=true", seed=1)) == same
     for other in ("qt-tdm.discount=0.9", "training.env_steps=640", "env.action_repeat=4", "replay.capacity=900"):
         assert settings_hash(tiny_config(other)) != same

@@ -82,11 +82,14 @@ class MLPDynamicsLearner(TrainedPart):
     def update(self, batch: Tensors, progress: float) -> dict[str, Tensor]:
         """Take one step on a batch of transitions; metrics stay on the device."""
         self.optimizer.clear()
+        net, (now, after) = self.network, batch["observations"].unbind(dim=1)
+        net.scale.follow(now[:, None], batch["mask"])
+        net.target_scale.follow(net.target(now, after)[:, None], batch["mask"])
         rewards = batch["rewards"]
-        rescale(self.network.reward_head, self.network.reward_unit.follow((rewards, rewards != 0)))
+        rescale(net.reward_head, net.reward_unit.follow((rewards, rewards != 0)))
         state, reward, continuation = self.loss(batch)
         total = state + reward + continuation
-        (self.network.config.members * total).backward()  # each member learns as it would alone
+        (net.config.members * total).backward()  # each member learns as it would alone
         return {
             "loss_mlp_state": state.detach(),
             "loss_mlp_reward": reward.detach(),

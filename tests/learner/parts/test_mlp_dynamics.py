@@ -31,6 +31,7 @@ def batch_of(size: int = B, seed: int = 0) -> dict[str, torch.Tensor]:
         "actions": actions[:, None],
         "rewards": (now[:, :1] * actions[:, 1:]) + 0.5,
         "terminated": now[:, :1] > 1.0,
+        "mask": torch.ones(size, 1, dtype=torch.bool),
     }
 
 
@@ -112,9 +113,14 @@ def test_it_learns_what_follows_and_goes_on_exactly_after_a_resume(settings):
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.network.parameters(), strict=True))
 
 
-def test_scales_are_fitted_to_what_is_seen_and_to_what_is_predicted():
+def test_scales_are_fitted_to_what_is_seen_and_to_what_is_predicted_and_follow_both():
     part, batch = learner(predict_change=True), batch_of(500)
     part.prepare(iter([{name: array.numpy() for name, array in batch.items()}] * 2))
     now, after = batch["observations"].unbind(dim=1)
     torch.testing.assert_close(part.network.scale.mean, now.mean(dim=0), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(part.network.target_scale.std, (after - now).std(dim=0), rtol=1e-2, atol=1e-3)
+    far = batch | {"observations": 9 * batch["observations"]}
+    for _ in range(400):
+        part.update(far, 0.0)
+    torch.testing.assert_close(part.network.scale.std, 9 * now.std(dim=0), rtol=0.05, atol=0)
+    torch.testing.assert_close(part.network.target_scale.std, 9 * (after - now).std(dim=0), rtol=0.05, atol=0)

@@ -29,12 +29,12 @@ class Collector:
             self.telemetry.inc(FAILURES, kind="hung")
         self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry, self.time_spent)
         self.envs = make_environments(settings, self.watchdog)
-        self.random_policy = RandomPolicy(settings.data)
+        self.random_policy = RandomPolicy(settings.data, settings.random_actions)
 
     def collect(
         self, seeds: Sequence[int], random: bool, exploration: float, should_stop: Callable[[], bool]
     ) -> list[Episode]:
-        """Run one episode in each environment, uniformly random or the policy's; raises as `run_episodes`.
+        """Run one episode in each environment, random or the policy's; raises as `run_episodes`.
 
         should_stop: asked before each reset and each decision. Raises EnvironmentFailure also if
         environments cannot be made again.

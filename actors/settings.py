@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qttdm.common.contracts import DataSpec, Policy
+from qttdm.common.contracts import DataSpec, Policy, RandomActions
 from qttdm.common.environments.task_env import TaskEnv
 from qttdm.common.metrics.telemetry import MakeTelemetry, Telemetry
 from qttdm.common.metrics.watchdog import Watchdog
@@ -29,6 +29,8 @@ class ActorSettings:
     """E, environments stepped in lockstep and planned for in one batch"""
     hang_seconds: float
     """a decision, planning and simulating together, that takes longer has hung"""
+    random_actions: RandomActions = "independent"
+    """of the episodes before there is a policy"""
     telemetry: MakeTelemetry = Telemetry.silent
     threads: int = 1
     """torch's, where the actor has a process of its own"""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # replay's shards read what data an agent needs, and hold no 
     from qttdm.common.weights import Weights
 
 ArrayTree = Mapping[str, np.ndarray]
+RandomActions = Literal["independent", "held"]
+"""how actions are drawn before there is a policy"""
 
 
 class ObservationPart(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from qttdm.common.config import Config
+from qttdm.common.contracts import RandomActions
 
 
 class TrainingConfig(Config):
@@ -25,7 +26,9 @@ class TrainingConfig(Config):
     env_steps: int = Field(default=500_000, ge=0)
     """simulator steps to train for, action repeats counted; 0: learn from the data set alone"""
     seed_decisions: int = Field(default=2_000, ge=1)
-    """uniformly random decisions at the start; no updates before they are collected"""
+    """random decisions at the start; no updates before they are collected"""
+    random_actions: RandomActions = "independent"
+    """these are drawn anew each time, as in the paper; or held for 1 to 16 decisions, half of them extremes"""
     update_ratio: float = Field(default=1.0, gt=0)
     """updates per decision"""
     eval_every: int = Field(default=10_000, gt=0)

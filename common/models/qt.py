@@ -129,7 +129,8 @@ class QT(nn.Module):
         """Walk the dimensions greedily: observations [B, M] -> bins int64 [B, N], value [B].
 
         With `chance` and `which` (uniform in [0, 1), [B, N]) each bin is replaced by a uniform one with the given
-        probability before the next dimension is chosen. The value is the maximum over the last dimension's bins.
+        probability before the next dimension is chosen; and always where all bins are worth the same, as they are
+        until there has been a reward. The value is the maximum over the last dimension's bins.
         """
         check_shape(observations, "B M", M=self.obs_dim)
         states = self._scaled(observations)
@@ -142,9 +143,11 @@ class QT(nn.Module):
                 for tower, cache in zip(self._towers, caches, strict=True)
                 for head in (tower.first(states, cache) if i == 0 else tower.next(chosen[-1], i, cache))
             ]
-            value, best = self._mean(q).max(dim=-1)  # [B], [B]
+            values = self._mean(q)  # [B, K]
+            value, best = values.max(dim=-1)  # [B], [B]
             if chance is not None and which is not None:
-                best = self.tokenizer.replace(best, chance[:, i], which[:, i], probability)
+                equal = values.amin(dim=-1) == value  # [B]
+                best = self.tokenizer.replace(best, chance[:, i], which[:, i], torch.where(equal, 1.0, probability))
             chosen.append(best)
         return torch.stack(chosen, dim=1), value
 

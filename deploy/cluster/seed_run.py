@@ -314,6 +314,7 @@ class SeedRun:
             envs=c.training.eval_episodes if evaluator else c.cluster.envs_per_actor,
             threads=c.threads or max(1, int(cpus)),
             max_staleness=c.cluster.max_staleness,
+            random_actions=c.training.random_actions,
             hang_seconds=c.cluster.hang_seconds,
             timeout_seconds=c.cluster.timeout_seconds,
             telemetry=self._make_telemetry,

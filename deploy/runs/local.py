@@ -100,6 +100,7 @@ class LocalRun:
             make_policy=lambda still_waiting: self.agent.policy,
             data=self.agent.data,
             envs=0 if self.logged else 1,
+            random_actions=config.training.random_actions,
             hang_seconds=config.cluster.hang_seconds,
             telemetry=telemetry,
         )

@@ -171,6 +171,18 @@ def test_the_last_dimension_is_never_an_input(action_dim: int):
 
 
 @torch.no_grad()
+def test_where_all_bins_are_worth_the_same_a_random_one_is_chosen():
+    """As the heads start, at zero: else the first bins, which argmax takes, are all that is tried until a reward."""
+    qt, states = make_qt(action_dim=2, awake=False), make_states(4000)
+    chance, which = torch.rand(2, 4000, 2, generator=torch.Generator().manual_seed(3)).double()
+    bins, value = qt.choose(states, chance, which, 0.0)
+    assert torch.equal(bins, (which * BINS).long())
+    assert not value.any()
+    [last.bias.data[2].add_(1e-6) for *_, last in qt.heads]  # worth a little more, and all choose it
+    assert qt.choose(states, chance, which, 0.0)[0].eq(2).all()
+
+
+@torch.no_grad()
 def test_autocast_does_not_make_bins_tie():
     qt, states = make_qt(bins=256).float(), make_states(40).float()
     for head in qt.heads:

@@ -1,6 +1,7 @@
 """What every policy promises actors, and what tells the three apart."""
 
 import functools
+import itertools
 import time
 
 import numpy as np
@@ -241,6 +242,18 @@ def test_random_actions_are_uniform():
     counts, _ = np.histogram(actions, bins=8, range=(-1, 1))
     assert counts / actions.size == pytest.approx(np.full(8, 1 / 8), abs=0.02)
     assert abs(np.corrcoef(actions.T)[0, 1]) < 0.06
+
+
+def test_random_actions_may_be_held_and_are_extremes_half_of_the_time():
+    policy, blank = RandomPolicy(tiny_data(), "held"), np.zeros((200, 3), np.float32)
+    actions = np.stack(act(policy, range(200), observations=blank, decisions=400))  # [T, E, N]
+    changes = (actions[1:] != actions[:-1]).any(axis=-1)
+    seen = 1 - 0.5 * 0.5 * 0.5**2  # an extreme may follow itself
+    assert changes.mean() == pytest.approx(seen / np.mean([1, 2, 4, 8, 16]), rel=0.05)
+    assert (np.abs(actions) == 1).all(axis=-1).mean() == pytest.approx(0.5, abs=0.03)
+    assert np.abs(actions.mean(axis=(0, 1))).max() < 0.03
+    longest = max(len(list(same)) for _, same in itertools.groupby(changes[:, 0].tolist()))
+    assert 8 < longest < 40
 
 
 def test_epsilon_falls_linearly_to_its_end():

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qttdm.actors.episodes import run_episodes
-from qttdm.actors.measured import ACTOR_SECONDS, MeasuredPolicy
+from qttdm.actors.measured import MeasuredPolicy
+from qttdm.actors.metrics import ACTOR_SECONDS
 from qttdm.actors.settings import ActorSettings, close_environments, make_environments
 from qttdm.common.episode import EnvironmentFailure, Episode
 from qttdm.common.metrics.process import FAILURES

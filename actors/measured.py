@@ -11,20 +11,9 @@ import torch
 from torch import nn
 
 from qttdm.common.contracts import ArrayTree, Decisions, Policy
-from qttdm.common.metrics.instruments import counter
 from qttdm.common.metrics.telemetry import Telemetry, TimeSpent
 from qttdm.common.weights import Weights
 from qttdm.planner_service.policies.metrics import APPLY_SECONDS, DECISION_SECONDS, DECISIONS
-
-ACTOR_SECONDS = counter(
-    "qttdm_actor_seconds_total",
-    ("actor",),
-    "s",
-    "where the time goes: planning, simulating, storing episodes, waiting for the learner to keep pace, fetching "
-    "weights",
-    "activity",
-    ("planning", "simulating", "storing", "waiting", "fetching"),
-)
 
 
 class MeasuredPolicy:

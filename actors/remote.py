@@ -23,10 +23,10 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from qttdm.actors.collector import Collector
 from qttdm.actors.evaluator import Evaluator, Result
+from qttdm.actors.metrics import STALENESS, STALENESS_LIMIT
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.episode import EnvironmentFailure, Episode
 from qttdm.common.events import EventLog, Waiting
-from qttdm.common.metrics.instruments import gauge
 from qttdm.common.metrics.process import CALLS, FAILURES
 from qttdm.common.run_dir import RunDir
 from qttdm.common.seeding import derive_seed
@@ -36,17 +36,6 @@ from qttdm.replay.codec import encode
 
 LOWEST_PRIORITY = 19  # Linux's; Ray's own for its workers is 15
 ASK_EVERY = 5.0  # seconds after the last word from the learner at which a collector asks whether its weights are old
-
-
-STALENESS = gauge(
-    "qttdm_staleness_updates", ("actor",), "updates", "that the newest weights known are ahead of those acting now"
-)
-STALENESS_LIMIT = gauge(
-    "qttdm_staleness_limit_updates",
-    ("actor",),
-    "updates",
-    "cluster.max_staleness: beyond it the actor fetches newer ones",
-)
 
 
 class CollectorActor(Collector):

@@ -4,8 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 import qttdm.actors.diagnosis
-import qttdm.actors.measured
-import qttdm.actors.remote
+import qttdm.actors.metrics
 import qttdm.common.metrics.gpu
 import qttdm.common.metrics.lines
 import qttdm.common.metrics.process

@@ -1,4 +1,4 @@
-"""The wheel, in a virtual environment and a folder of its own: at first with the core alone, then with all there is.
+"""The wheel, in a virtual environment and a folder of its own: at first with the core alone, then with the extra `serve`.
 
 The packages are those installed here, linked: what pip would fetch, and whether ranges hold, `make test-lowest` says.
 """
@@ -37,15 +37,19 @@ with Client(port=int(sys.argv[1])) as client:
 """
 
 
-def core(requirements):
-    """Distributions that these requirements bring, without any extra."""
+def needed(requirements, extra=""):
+    """Distributions that the package's requirements bring, with one of its extras or with none."""
     found = {}
-    todo = [Requirement(text) for text in requirements]
+    todo = [(Requirement(text), extra) for text in requirements]
     while todo:
-        wanted = todo.pop()
-        if wanted.name not in found and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+        wanted, extra = todo.pop()
+        if wanted.name in found or not (wanted.marker is None or wanted.marker.evaluate({"extra": extra})):
+            continue
+        if wanted.name == "qttdm":  # an extra of an extra
+            todo += [(Requirement(text), inner) for inner in wanted.extras for text in requirements]
+        else:
             found[wanted.name] = distribution(wanted.name)
-            todo += [Requirement(text) for text in found[wanted.name].requires or ()]
+            todo += [(Requirement(text), "") for text in found[wanted.name].requires or ()]
     return found.values()
 
 
@@ -83,10 +87,6 @@ class Installed:
                 if not (self.site / top).exists():
                     (self.site / top).symlink_to(HERE / top)
 
-    def link_all(self):
-        """Install all that is installed here."""
-        (self.site / "all.pth").write_text(f"{HERE}\n")
-
     def command(self, *arguments):
         return [str(self.environment / "bin" / "python"), "-m", "qttdm", *arguments]
 
@@ -113,7 +113,8 @@ def test_it_trains_and_evaluates_with_the_core_alone_names_extras_and_serves_wit
     with zipfile.ZipFile(wheel) as archive:
         metadata = next(name for name in archive.namelist() if name.endswith("/METADATA"))
         lines = archive.read(metadata).decode().splitlines()
-    there.link(core(line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")))
+    asked = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
+    there.link(needed(asked))
     for package in {package for packages in EXTRAS.values() for package in packages}:
         assert not (there.site / package).exists()
     assert there.run("train", "--preset", "debug") == (
@@ -129,7 +130,8 @@ def test_it_trains_and_evaluates_with_the_core_alone_names_extras_and_serves_wit
     assert (status, "mean return" in said) == (0, True), said
     assert there.run("serve", "run") == (2, "qttdm: qttdm serve needs aiohttp: pip install 'qttdm[serve]'\n")
 
-    there.link_all()
+    there.link(needed(asked, "serve"))
+    assert not (there.site / "ray").exists()
     server = subprocess.Popen(
         there.command("serve", "run", "--port", "0"), cwd=there.folder, env=plain(), stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""The wheel, in a virtual environment and a folder of its own: at first with the core alone, then with the extra `serve`.
+"""The wheel, in a virtual environment and a folder of its own: first with the core alone, then with the extra `serve`.
 
 The packages are those installed here, linked: what pip would fetch, and whether ranges hold, `make test-lowest` says.
 """

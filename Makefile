@@ -20,7 +20,7 @@ CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)
   $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) $(if $(DETACH),--detach))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster suite offline-suite smoke test test-cluster test-learning test-damage test-gpu test-lowest lock audit chaos bench monitor docs lint format clean
+.PHONY: help install train train-cluster suite offline-suite twm-suite smoke test test-cluster test-learning test-damage test-gpu test-lowest lock audit chaos bench monitor docs lint format clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ suite: $(VENV)/installed ## run what is missing of the benchmark and report it: 
 
 offline-suite: $(VENV)/installed ## learning from logs: what it must show, measured; ARGS='search goals' for some of it
 	$(BIN)/python -m qttdm.deploy.suite.offline $(ARGS)
+
+twm-suite: $(VENV)/installed ## learning in imagination: what it must show, measured; ARGS='bandit acting' for some of it
+	$(BIN)/python -m qttdm.deploy.suite.twm $(ARGS)
 
 smoke: $(VENV)/installed ## the whole system in under a minute
 	$(BIN)/qttdm train --preset debug $(ARGS)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,6 +22,7 @@ from qttdm.deploy.configs.run_config import RunConfig, preset_path
 from qttdm.deploy.runs.build import choose_device, make_learner, make_policy
 from qttdm.deploy.runs.dry_run import random_batch
 from qttdm.planner_service.policies.lockstep import Lockstep
+from qttdm.planner_service.policies.planning import blank_observations
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def prepare_decision(c: RunConfig, spec: TaskSpec, device: torch.device, environ
     """Prepare one decision for all environments, to be called again and again."""
     policy = make_policy(c, spec, device)
     episodes = Lockstep(policy, range(environments), exploration=1.0)
-    observations = {"observations": np.zeros((environments, spec.obs_dim), np.float32)}
+    observations = blank_observations(c.make_agent(spec).data, environments)
     return lambda: episodes.act(observations)
 
 

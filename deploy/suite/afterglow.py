@@ -1,4 +1,4 @@
-"""Does a world model know which rewards it has emitted? `python -m qttdm.deploy.suite.afterglow`
+"""Does a world model know which rewards it has emitted?
 
 An action sets off an event: a light of brightness 1, .8, .6, .4, .2 in the five steps that follow. One of the five pays
 1, at random, and nothing that is observed says which. In imagination an event must pay exactly once, as in the data:
@@ -8,9 +8,6 @@ once in 5 * .2 * .8^4 = 41% of events. (Robine et al., 2023, feed rewards back f
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +16,6 @@ from qttdm.common.contracts import ArraySpec, DataSpec
 from qttdm.common.episode import Episode
 from qttdm.common.models.latent import Decoder, Encoder, LatentConfig
 from qttdm.common.models.world_model import Dynamics, WorldModelConfig
-from qttdm.deploy.screens.plot import mean_interval
 from qttdm.learner.parts.imagination import ImaginationConfig, draw_noise, imagine
 from qttdm.learner.parts.world_model import WorldModelLearner, WorldModelLearnerConfig, WorldModelOptimizerConfig
 from qttdm.replay.buffer import Replay, ReplayConfig
@@ -101,22 +97,3 @@ def payments(learner: WorldModelLearner) -> np.ndarray:
             if len(ends):
                 paid.append(rewards[begin : ends[0], column].round().sum())
     return np.array(paid)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table: P(exactly one payment) by how rewards are fed back."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=1_000)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    print("| rewards | P(exactly one), mean over seeds | 95% interval | events |\n|---|---|---|---|", flush=True)
-    for feedback in ("drawn", "mean", "none"):
-        counts = [payments(train(feedback, seed, options.updates)) for seed in range(options.seeds)]
-        share, low, high = mean_interval([(paid == 1).mean() for paid in counts])
-        events = sum(len(paid) for paid in counts)
-        print(f"| {feedback} | {share:.3f} | {low:.3f} to {high:.3f} | {events:,} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

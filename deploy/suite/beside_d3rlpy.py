@@ -18,7 +18,7 @@ import numpy as np
 from qttdm.common.config import ConfigError
 from qttdm.common.environments.make import EnvConfig, make_env
 from qttdm.common.seeding import derive_seed
-from qttdm.deploy.suite.offline import mean
+from qttdm.deploy.suite.experiments import mean
 from qttdm.replay.datasets import Dataset, open_dataset
 
 EPISODES = 20

@@ -12,11 +12,10 @@ percentile-bootstrap over episodes (open-loop: over starts in logged episodes).
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,13 +30,10 @@ from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.make import LOGS
 from qttdm.common.episode import Episode
 from qttdm.common.models.sequence_model import Outcome
-from qttdm.common.run_dir import RunDir
-from qttdm.deploy.api import train
-from qttdm.deploy.runs.local import resume_run
 from qttdm.deploy.runs.trained import TrainedAgent
-from qttdm.deploy.runs.training import train_in
-from qttdm.deploy.screens.plot import mean_interval
+from qttdm.deploy.suite import experiments
 from qttdm.deploy.suite.compare_models import compare, rows_of
+from qttdm.deploy.suite.experiments import Row, mean
 from qttdm.deploy.suite.four_rooms import DECISIONS, moved, near, passed_through, random_point, walks
 from qttdm.planner_service.planners.beam_search import BeamSearch
 from qttdm.planner_service.policies.planning import PlanningPolicy
@@ -50,7 +46,6 @@ TT = "trajectory-transformer"
 GREEDY = {"mode": "imitate", "context": 0, "horizon": 1, "beams": 1}
 IMITATE = (f"{TT}.planner.mode=imitate", f"{TT}.planner.beams=1", f"{TT}.planner.horizon=1")
 ROOMS = TaskSpec(obs_dim=2, action_dim=2, action_repeat=1, episode_steps=DECISIONS, terminates=True, name="four-rooms")
-Row = Sequence[object]
 
 
 def search(seeds: Sequence[int]) -> list[Row]:
@@ -206,13 +201,8 @@ def data_root() -> Path:
 
 def trained(name: str, task: str, seed: int, dataset: str, **settings: Any) -> Path:
     """Return a run of the preset tt-laptop, trained to its end if it is not yet."""
-    path = RUNS / name
-    if path.exists():
-        directory = RunDir.open(path)
-        train_in(directory, partial(resume_run, directory))
-        return path
     offline: dict[str, Any] = {"training.dataset": dataset, "training.env_steps": 0, "training.eval_episodes": 0}
-    return train(task, "tt-laptop", seed=seed, run_dir=path, **{**offline, **settings})
+    return experiments.trained(RUNS / name, task, "tt-laptop", seed, **{**offline, **settings})
 
 
 def planning(agent: TrainedAgent) -> Any:
@@ -224,12 +214,6 @@ def planning(agent: TrainedAgent) -> Any:
 def head(seeds: Sequence[int]) -> list[str]:
     """Name the columns of a table over seeds."""
     return [*(f"seed {seed}" for seed in seeds), "all"]
-
-
-def mean(numbers: Iterable[float], unit: str = ".0f") -> str:
-    """Write the mean and its interval; unit: as of a format."""
-    middle, low, high = mean_interval([*numbers])
-    return f"{middle:{unit}} ({low:{unit}}-{high:{unit}})"
 
 
 share = partial(mean, unit=".0%")
@@ -246,25 +230,10 @@ EXPERIMENTS: dict[str, Callable[[Sequence[int]], list[Row]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiments named, or all; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; default: all")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2], help="default: 1 2; goals and open-loop use one"
-    )
+    parser = experiments.arguments_of(__doc__, EXPERIMENTS, [1, 2], "goals and open-loop use one")
     options = parser.parse_args(arguments)
-    names = options.names or [*EXPERIMENTS]
-    try:
-        if unknown := [name for name in names if name not in EXPERIMENTS]:
-            raise ConfigError(f"there is no experiment {unknown[0]!r}; want one of {', '.join(EXPERIMENTS)}")
-        for name in names:
-            first, *rows = EXPERIMENTS[name](options.seeds)
-            lines = ["| " + " | ".join(map(str, row)) + " |" for row in (first, ["---"] * len(first), *rows)]
-            (RUNS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            print(f"\n{name}", *lines, "", sep="\n")
-    except ConfigError as error:
-        print(f"offline-suite: {error}", file=sys.stderr)
-        return 2
-    return 0
+    chosen = {name: partial(experiment, options.seeds) for name, experiment in EXPERIMENTS.items()}
+    return experiments.run_experiments(RUNS.name, chosen, options.names)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A step is four frames with one action: grey, the brighter of the last two, 64 by 64. No sticky actions. An episode is a
 whole game, of 27,000 steps at most; up to 30 idle steps begin it, after FIRE where the game has such an action, which
-is pressed again after each lost life.
+is pressed again after each lost life. For training it may also end with each life (LifeEnds).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def make(name: str) -> RawTask:
     """Make a game."""
     _register()
     env = gymnasium.make(f"{name}{ENDING}", max_episode_steps=-1, disable_env_checker=True, render_mode="rgb_array")
-    return RawTask(AtariFrames(env), EPISODE_STEPS, terminates=True)
+    return RawTask(AtariFrames(env), EPISODE_STEPS, terminates=True, by_life=LifeEnds)
 
 
 class AtariFrames(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -88,6 +88,32 @@ class AtariFrames(gymnasium.Wrapper[Any, Any, Any, Any]):
         rows, columns = (area_weights(self.size, length) for length in self._frames.shape[1:])
         small = rows @ self._frames.max(axis=0).astype(np.float32) @ columns.T
         return np.rint(small).astype(np.uint8)
+
+
+class LifeEnds(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Ends an episode when a life is lost; the next one goes on in the same game, from the frame that ended the last.
+
+    Around AtariFrames. A reset after anything else begins another game.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._ale: Any = env.unwrapped.ale  # type: ignore[attr-defined]
+        self._lives, self._goes_on, self._shown = 0, False, None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Go on with the next life, whatever the seed, or begin a game."""
+        info: dict[str, Any] = {}
+        if not self._goes_on:
+            self._shown, info = self.env.reset(seed=seed, options=options)
+        self._lives, self._goes_on = self._ale.lives(), False
+        return self._shown, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take an action; `terminated` when a life is lost by it."""
+        self._shown, reward, terminated, truncated, info = self.env.step(action)
+        self._goes_on = not (terminated or truncated) and 0 < self._ale.lives() < self._lives
+        return self._shown, float(reward), terminated or self._goes_on, truncated, info
 
 
 @functools.cache

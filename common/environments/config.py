@@ -25,3 +25,10 @@ class EnvConfig(Config):
 
     False also turns an end that does come into a truncation, so that nothing downstream ever sees `terminated`.
     """
+
+    life_loss_ends: bool = False
+    """Whether losing a life ends an episode that is collected for training; Atari's games have lives, or none.
+
+    The next episode goes on in the same game, after an interruption of the run in another one. Evaluations always play
+    whole games.
+    """

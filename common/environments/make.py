@@ -61,15 +61,15 @@ def need_family(task: str) -> None:
         need("dmc", task)
 
 
-def make_env(task: str, config: EnvConfig, with_state: bool = False) -> TaskEnv:
+def make_env(task: str, config: EnvConfig, with_state: bool = False, training: bool = False) -> TaskEnv:
     """Make the environment of a task such as dmc/walker-walk, metaworld/reach, gym/Pendulum-v1 or my_module:MyEnv.
 
-    with_state: observe the simulator's state too, as `simulator_state`.
+    with_state: observe the simulator's state too, as `simulator_state`. training: `life_loss_ends` holds.
     Raises ConfigError, in one line, for a name that does not exist and for spaces the agent cannot use.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bounds that lose digits as float32; nothing a user could act on
-        return _wrap(task, make_raw(task), config, with_state)
+        return _wrap(task, make_raw(task), config, with_state, training)
 
 
 def make_raw(task: str) -> RawTask:
@@ -122,7 +122,7 @@ def _unknown(task: str, known: list[str]) -> ConfigError:
     )
 
 
-def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskEnv:
+def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool, training: bool) -> TaskEnv:
     """Apply the time limit, flatten, rescale and repeat; ConfigError for what cannot be presented that way."""
     check_spaces(task, raw.env.observation_space, raw.env.action_space)
     if with_state and raw.simulator_state == 0:
@@ -130,7 +130,12 @@ def _wrap(task: str, raw: RawTask, config: EnvConfig, with_state: bool) -> TaskE
     episode_steps = config.episode_steps or raw.episode_steps
     if episode_steps is None:
         raise ConfigError(f"{task} has no time limit of its own; want one in its steps: --set env.episode_steps=200")
-    limited = wrappers.TimeLimit(raw.env, max_episode_steps=episode_steps)
+    env = raw.env
+    if config.life_loss_ends:
+        if raw.by_life is None:
+            raise ConfigError(f"env.life_loss_ends=true: {task} has no lives; want false, or a task atari/..")
+        env = raw.by_life(env) if training else env
+    limited = wrappers.TimeLimit(env, max_episode_steps=episode_steps)
     image = image_shape(raw.env.observation_space)
     if image is None:
         shown: gymnasium.Env = wrappers.DtypeObservation(wrappers.FlattenObservation(limited), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class RawTask:
     """As TaskSpec has it."""
     observation_parts: tuple[ObservationPart, ...] = ()
     """As TaskSpec has it; a Dict space's are found without."""
+    by_life: Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]] | None = None
+    """Wraps `env` so that an episode ends with a life; None: the task has no lives."""
 
 
 class TaskEnv(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -306,7 +306,7 @@ class SeedRun:
         return ActorSettings(
             run_dir=self.run_dir.path,
             seed=c.seed,
-            make_env=partial(make_task_env, c, self.spec),
+            make_env=partial(make_task_env, c, self.spec, training=not evaluator),
             make_policy=partial(evaluating_policy, c, self.spec)
             if evaluator
             else partial(acting_policy, c, self.spec, planner),

@@ -38,9 +38,10 @@ def task_spec(config: RunConfig) -> TaskSpec:
     return env.task_spec
 
 
-def make_task_env(config: RunConfig, task: TaskSpec) -> TaskEnv:
-    """Make an environment that shows what the agent asks for."""
-    return make_env(config.task, config.env, "simulator_state" in config.make_agent(task).data.observations)
+def make_task_env(config: RunConfig, task: TaskSpec, training: bool = False) -> TaskEnv:
+    """Make an environment that shows what the agent asks for; training: episodes are learned from, not counted."""
+    shows_state = "simulator_state" in config.make_agent(task).data.observations
+    return make_env(config.task, config.env, shows_state, training)
 
 
 def make_learner(config: RunConfig, task: TaskSpec, device: torch.device) -> Learner:

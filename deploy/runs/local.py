@@ -104,7 +104,8 @@ class LocalRun:
             hang_seconds=config.cluster.hang_seconds,
             telemetry=telemetry,
         )
-        self.collector = Collector(settings, ACTOR)
+        training = replace(settings, make_env=partial(make_task_env, config, self.agent.spec, training=True))
+        self.collector = Collector(training, ACTOR)
         self.evaluator = Evaluator(replace(settings, envs=config.training.eval_episodes))
         self._waiting: deque[tuple[int, Weights]] = deque()  # evaluations to be made
         self._hangs = sum(path.name.startswith(f"{PROCESSES[0]}.") for path in stacks(run_dir.path))

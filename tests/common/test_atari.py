@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from qttdm.common.environments.atari import AtariFrames, area_weights, names
+from qttdm.common.config import ConfigError
+from qttdm.common.environments.atari import AtariFrames, LifeEnds, area_weights, names
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import make_env
 
 
 def game(name: str = "Breakout") -> gymnasium.Env:
@@ -92,6 +95,24 @@ def test_fire_begins_a_game_and_each_life():
     assert env.unwrapped.taken == [1, *[2] * 8, *[1] * 3]
 
 
+def test_a_life_is_an_episode_and_the_next_goes_on_in_the_same_game():
+    env = LifeEnds(AtariFrames(Scripted(), size=8, idle=0))
+    env.reset(seed=0)  # FIRE is frame 1
+    assert env.step(2)[1:4] == (4.0, False, False)
+    last, *outcome, _ = env.step(2)
+    assert outcome == [4.0, True, False]  # frame 6 costs a life
+    shown, _ = env.reset(seed=1)
+    assert np.array_equal(shown, last)
+    assert env.unwrapped.frames == 9
+    assert env.step(2)[1:4] == (3.0, True, False)  # the game's last frames, after FIRE
+    assert env.unwrapped.taken == [1, *[2] * 8, *[1] * 3]
+    env.reset(seed=2)
+    assert env.unwrapped.frames == 1, "another game"
+    env.step(2)
+    env.reset(seed=2)
+    assert env.unwrapped.frames == 1, "a life that was not lost does not go on"
+
+
 def test_idle_frames_are_drawn_for_each_game():
     env = AtariFrames(Scripted(fire=False), size=8, idle=5)
     lengths = set()
@@ -101,3 +122,23 @@ def test_idle_frames_are_drawn_for_each_game():
         assert {*env.unwrapped.taken} <= {0}
         lengths.add(len(env.unwrapped.taken))
     assert lengths == set(range(6))
+
+
+def test_in_training_alone_a_life_ends_an_episode():
+    """Breakout without moving loses all five balls."""
+    config = EnvConfig(life_loss_ends=True)
+    for training, ends in ((True, [4, 3, 2, 1, 0]), (False, [0])):
+        env, lives = make_env("atari/Breakout", config, training=training), []
+        for episode in range(len(ends)):
+            env.reset(seed=episode)
+            over = False
+            while not over:
+                *_, over, truncated, info = env.step(0)
+                assert not truncated
+            lives.append(info["lives"])
+        assert lives == ends
+
+
+def test_a_task_without_lives_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"env.life_loss_ends=true: minatar/breakout has no lives; want false"):
+        make_env("minatar/breakout", EnvConfig(life_loss_ends=True))

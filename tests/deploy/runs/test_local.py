@@ -21,7 +21,7 @@ from qttdm.common.disk import DiskError
 from qttdm.common.episode import EnvironmentFailure
 from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.run_dir import RunDir
-from qttdm.deploy.configs.run_config import RunConfig
+from qttdm.deploy.configs.run_config import RunConfig, load_run_config, preset_path
 from qttdm.deploy.runs.local import new_run, open_run, resume_run, silent
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.deploy.screens.progress import Progress
@@ -639,3 +639,23 @@ class TestSinks:
         run = start(tmp_path, "sinks.tensorboard=false")
         train(run)
         assert not list(run.run_dir.path.glob("tensorboard*"))
+
+
+def test_a_lost_life_ends_what_is_collected_and_not_what_is_evaluated(tmp_path):
+    """By the preset for Atari; Breakout's first ball is soon lost, and FIRE alone does not save it."""
+    config = load_run_config(preset_path("twm-atari"), ["device=cpu"], task="atari/Breakout")
+    assert config.env.life_loss_ends
+    assert not load_run_config(preset_path("twm-atari"), task="minatar/breakout").env.life_loss_ends
+    run = start(
+        tmp_path,
+        "env={action_repeat: 1, episode_steps: 2000, life_loss_ends: true}",
+        task="atari/Breakout",
+        agent="twm",
+    )
+    (collects,), evaluates = run.collector.envs, run.evaluator.settings.make_env()
+    for env, lives in ((collects, 4), (evaluates, 0)):
+        env.reset(seed=0)
+        over = False
+        while not over:
+            *_, over, _, info = env.step(1)
+        assert info["lives"] == lives

@@ -18,7 +18,7 @@ from qttdm.actors.measured import MeasuredPolicy
 from qttdm.actors.settings import ActorSettings, close_environments, make_environments
 from qttdm.common.disk import replace_file
 from qttdm.common.environments.task_env import TaskEnv
-from qttdm.common.episode import EnvironmentFailure
+from qttdm.common.episode import EnvironmentFailure, Episode
 from qttdm.common.events import EventLog
 from qttdm.common.metrics.process import FAILURES
 from qttdm.common.metrics.watchdog import Watchdog
@@ -44,6 +44,8 @@ class Evaluator:
         self.policy = MeasuredPolicy(settings.make_policy(self.watchdog.rearm), self.telemetry)
         self.envs: list[TaskEnv] = []
         """made within an attempt, so that a process which hangs has always hung in one"""
+        self.first: Episode | None = None
+        """the first episode of the newest evaluation"""
 
     def evaluate(self, weights: Weights, should_stop: Callable[[], bool] = lambda: False) -> Result:
         """Evaluate these weights. should_stop: asked before each decision; raises Stopped if it holds."""
@@ -74,6 +76,7 @@ class Evaluator:
             result = evaluate(self.envs, self.policy, s.seed, before_decision, attempt)
             seconds = time.monotonic() - started
             report_evaluation(self.telemetry, self.policy, result.episodes)
+        self.first = result.episodes[0]
         return result.returns, result.success, seconds
 
 

@@ -10,14 +10,19 @@ on says so once and is left out: metrics.jsonl has the same.
 from __future__ import annotations
 
 import importlib.util
+import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qttdm.common.config import Config, ConfigError
 from qttdm.common.metrics.lines import Sink
+
+Picture = Callable[[], bytes | None]
+"""Draws what an evaluation showed, a PNG file; None: nothing to see."""
 
 
 class SinksConfig(Config):
@@ -36,10 +41,16 @@ def check_sinks(config: SinksConfig) -> None:
             raise ConfigError(f"sinks.{package}: the package is not installed; want: pip install {package}")
 
 
-def make_sinks(config: SinksConfig, directory: Path, settings: Mapping[str, Any]) -> list[Sink]:
-    """Make the sinks that are on, for the run in that directory. ConfigError if a package is missing."""
+def make_sinks(
+    config: SinksConfig, directory: Path, settings: Mapping[str, Any], picture: Picture = lambda: None
+) -> list[Sink]:
+    """Make the sinks that are on, for the run in that directory; picture: goes to TensorBoard with each `eval` line.
+
+    ConfigError if a package is missing.
+    """
     check_sinks(config)
-    kinds: dict[str, Callable[..., Sink]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+    tensorboard = partial(TensorBoard, picture=picture)
+    kinds: dict[str, Callable[..., Sink]] = {"tensorboard": tensorboard, "wandb": WeightsAndBiases}
     found = importlib.util.find_spec("tensorboard") is not None
     chosen = {name: found if on is None else on for name, on in config}
     return [surviving(name, kinds[name](directory, settings)) for name, on in chosen.items() if on]
@@ -77,8 +88,8 @@ class TensorBoard:
     Not with its own writer: that has a thread, which ends with a traceback when the disk is full.
     """
 
-    def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
-        self.directory = directory / "tensorboard"
+    def __init__(self, directory: Path, settings: Mapping[str, Any], picture: Picture = lambda: None) -> None:
+        self.directory, self.picture = directory / "tensorboard", picture
         self._writer: Any = None
 
     def __call__(self, line: dict[str, Any]) -> None:
@@ -92,6 +103,10 @@ class TensorBoard:
             self._write(Event(**now, file_version="brain.Event:2"))
             self._write(Event(**now, step=step, session_log=SessionLog(status=SessionLog.START)))
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars(line).items()]
+        if line["kind"] == "eval" and (png := self.picture()) is not None:
+            width, height = struct.unpack(">II", png[16:24])  # where a PNG file has them
+            image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+            values.append(Summary.Value(tag="eval/dream", image=image))
         self._write(Event(**now, step=step, summary=Summary(value=values)))
 
     def _write(self, event: Any) -> None:

@@ -1,37 +1,71 @@
 """What a run's world model expects of an episode that it has seen the beginning of: `qttdm dream`.
 
 evaluation episode --its first steps--> world model --its actions, drawn latents and rewards--> imagined observations
+
+A run on one machine draws the same for TensorBoard, of each of its evaluations.
 """
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import torch
 
 from qttdm.common.checkpoint import load_checkpoint
 from qttdm.common.config import ConfigError
-from qttdm.common.contracts import DreamingAgent
-from qttdm.common.models.latent import modes
-from qttdm.common.models.world_model import Seen
+from qttdm.common.contracts import DreamingAgent, Learner
+from qttdm.common.episode import Episode
+from qttdm.common.models.latent import Decoder, Encoder, modes
+from qttdm.common.models.world_model import Dynamics, Seen
 from qttdm.common.tensors import under
 from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.deploy.screens.dream import Dream
 from qttdm.learner.parts.imagination import imagine
 from qttdm.learner.parts.world_model import WorldModelLearner
 
+Networks = tuple[Encoder, Dynamics, Decoder]
+STEPS = 15
+"""imagined, unless another number is asked for"""
+
 
 def imagine_episode(agent: TrainedAgent, steps: int, at: int | None) -> Dream:
     """Imagine how the first evaluation episode goes on after step `at`. ConfigError if the run has no world model."""
     world = world_model(agent)
     episode = agent.evaluate(1).episodes[0]
-    window, length = world.dynamics.config.window, episode.decisions
-    start = (min(window, length // 2) or 1) if at is None else at
+    start, length = start_in(episode, world.dynamics) if at is None else at, episode.decisions
     if not 0 < start < length:
         raise ConfigError(f"--at {start}: the episode has {length} steps; want from 1 to {length - 1}")
-    begin, end = max(0, start - window), min(length, start + steps)
-    observations = torch.from_numpy(stacked(episode.observations, agent.data.stack)[begin : start + 1])
-    encoder, dynamics, decoder = world.network.eval(), world.dynamics.eval(), world.decoder.eval()
-    generator = torch.Generator().manual_seed(agent.config.seed)
+    networks = world.network, world.dynamics, world.decoder
+    return imagine_on(networks, episode, agent.data.stack, agent.config.seed, start, steps)
+
+
+def imagine_with(learner: Learner, episode: Episode, stack: int, seed: int) -> Dream | None:
+    """Imagine, as a learner's world model is now, how an episode goes on; None if it ends at once.
+
+    With copies on the CPU: nothing that the learner draws or computes becomes another.
+    """
+    world = next(part for part in learner.parts if isinstance(part, WorldModelLearner))  # type: ignore[attr-defined]
+    start = start_in(episode, world.dynamics)
+    if start >= episode.decisions:
+        return None
+    networks = copy.deepcopy(world.network), copy.deepcopy(world.dynamics), copy.deepcopy(world.decoder)
+    return imagine_on(networks, episode, stack, seed, start, STEPS)
+
+
+def start_in(episode: Episode, dynamics: Dynamics) -> int:
+    """Choose the step after which nothing more is shown: the window's length, or the middle of a shorter episode."""
+    return min(dynamics.config.window, episode.decisions // 2) or 1
+
+
+def imagine_on(networks: Networks, episode: Episode, stack: int, seed: int, start: int, steps: int) -> Dream:
+    """Imagine how an episode goes on after step `start`, by its own actions; moves the networks to the CPU."""
+    encoder, dynamics, decoder = networks
+    for network in networks:
+        network.cpu().eval()
+    begin, end = max(0, start - dynamics.config.window), min(episode.decisions, start + steps)
+    observations = torch.from_numpy(stacked(episode.observations[: start + 1], stack)[begin:])
+    generator = torch.Generator().manual_seed(seed)
     horizon, variables = end - start, encoder.config.variables
     with torch.no_grad():
         latents = modes(encoder(observations)).flatten(-2)[None]  # [1, L+1, Z]

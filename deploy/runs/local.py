@@ -26,7 +26,7 @@ from qttdm.actors.evaluator import Evaluator
 from qttdm.actors.settings import ActorSettings
 from qttdm.common.checkpoint import Checkpoint, CheckpointStore
 from qttdm.common.config import ConfigError, dump_config
-from qttdm.common.contracts import resized
+from qttdm.common.contracts import DreamingAgent, resized
 from qttdm.common.disk import DiskError, replace_file, sync_file, write_file
 from qttdm.common.environments.rendering import RenderError
 from qttdm.common.episode import EnvironmentFailure
@@ -239,6 +239,16 @@ class LocalRun:
         else:
             self._progress.update(**{name: value for name, value in line.items() if name != "kind"})
 
+    def _dream(self) -> bytes | None:
+        """Draw what a world model expects of the episode that was evaluated last, a PNG file; None if there is none."""
+        if not isinstance(self.agent.agent, DreamingAgent) or (episode := self.evaluator.first) is None:
+            return None
+        from qttdm.deploy.runs.dream import imagine_with  # with matplotlib
+        from qttdm.deploy.screens.dream import png_of
+
+        dream = imagine_with(self.learner, episode, self.agent.data.stack, self.config.seed)
+        return None if dream is None else png_of(dream)
+
     def _open_replay(self, checkpoint: Checkpoint | None) -> LocalShards:
         """Open all shards that the run has, of a cluster perhaps; one for a new run."""
         c, folder = self.config, self.run_dir.path / "replay"
@@ -298,7 +308,10 @@ class LocalRun:
             raise
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise self._does_not_fit(error) from error
-        loop.metrics.sinks += [*make_sinks(c.sinks, self.run_dir.path, c.model_dump(by_alias=True)), self._show]
+        loop.metrics.sinks += [
+            *make_sinks(c.sinks, self.run_dir.path, c.model_dump(by_alias=True), self._dream),
+            self._show,
+        ]
         return loop
 
     def _does_not_fit(self, error: Exception) -> ConfigError:

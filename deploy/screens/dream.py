@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +49,7 @@ def draw_dream(dream: Dream, folder: Path) -> Iterator[str]:
         f"after step {dream.start}: mean error {off[1]:.3g} one step on, {off[-1]:.3g} {len(off) - 1} steps on; "
         f"rewards {dream.real_rewards.sum():.3g}, imagined {dream.imagined_rewards.sum():.3g}"
     )
-    if dream.real.ndim == 2:
-        _draw_curves(dream).savefig(paths.dream_path, dpi=110)
-    else:
-        rows = [_pictures(images, CELL) for images in (dream.real, dream.imagined)]
-        strip = np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
-        Image.fromarray(strip).save(paths.dream_path)
+    paths.dream_path.write_bytes(png_of(dream))
     yield (
         f"above what happened, below what was imagined: {paths.dream_path}"
         if dream.real.ndim > 2
@@ -71,6 +67,18 @@ def draw_dream(dream: Dream, folder: Path) -> Iterator[str]:
             yield f"left what happened, right what was imagined: {paths.dream_video_path}"
         except VideoError as error:
             yield f"no video: {error}"
+
+
+def png_of(dream: Dream) -> bytes:
+    """Draw a strip of images, what happened above what was imagined, or the curves of a vector: a PNG file."""
+    file = io.BytesIO()
+    if dream.real.ndim == 2:
+        _draw_curves(dream).savefig(file, dpi=110)
+    else:
+        rows = [_pictures(images, CELL) for images in (dream.real, dream.imagined)]
+        strip = np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
+        Image.fromarray(strip).save(file, "png")
+    return file.getvalue()
 
 
 def _pictures(images: NDArray[np.uint8], side: int) -> list[NDArray[np.uint8]]:

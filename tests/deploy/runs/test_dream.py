@@ -1,16 +1,23 @@
 """`qttdm dream`: what is drawn is what the world model expects."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from qttdm.common.metrics.lines import read_metrics
 from qttdm.common.models.latent import modes
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.main import main
-from qttdm.deploy.runs.dream import imagine_episode, world_model
+from qttdm.deploy.runs.dream import imagine_episode, imagine_with, world_model
 from qttdm.deploy.runs.local import new_run
 from qttdm.deploy.runs.trained import TrainedAgent
+from qttdm.deploy.screens.dream import png_of
+from qttdm.deploy.screens.progress import Progress
 from tests.fakes import randomise, tiny_config
 
 
@@ -67,6 +74,45 @@ def test_what_cannot_be_imagined_is_one_line(tmp_path, capsys):
     other = saved(tmp_path / "other", agent="qt-tdm", task="gym/Pendulum-v1")
     assert main(["dream", str(other)]) == 2
     assert "agent=qt-tdm has no world model that decodes; want a run of twm" in capsys.readouterr().err
+
+
+def trained(folder, task, *more):
+    """A run with an evaluation at 40 and at 80 steps, and one of its last weights."""
+    own = (
+        "env={episode_steps: 20, action_repeat: 1}",
+        "training={env_steps: 90, seed_decisions: 10, eval_every: 40, checkpoint_every: 1000, eval_episodes: 2}",
+    )
+    run = new_run(tiny_config(*own, *more, agent="twm", task=task), RunDir.create(folder))
+    run.train(Progress(90, console=Console(file=io.StringIO())))
+    run.close()
+    measured = [{k: v for k, v in line.items() if k in COUNTED} for line in read_metrics(RunDir(folder).metrics_path)]
+    return measured, run
+
+
+COUNTED = {"kind", "env_steps", "updates", "episode_returns", "loss_actor", "loss_latents"}
+
+
+@pytest.mark.parametrize(("task", "size"), [("minatar/breakout", (82 * 2, 82)), ("gym/Pendulum-v1", (220, 330))])
+def test_each_evaluation_goes_to_tensorboard_with_a_picture(tmp_path, task, size):
+    """And what is learned is the same with and without."""
+    stack = "twm.stack=1"
+    with_it, run = trained(tmp_path / "on", task, stack, "sinks.tensorboard=true")
+    events = EventAccumulator(str(tmp_path / "on" / "tensorboard"))
+    events.Reload()
+    pictures = events.Images("eval/dream")
+    assert [p.step for p in pictures] == [line["env_steps"] for line in with_it if line["kind"] == "eval"]
+    assert len(pictures) >= 2
+    shown = np.asarray(Image.open(io.BytesIO(pictures[-1].encoded_image_string)))
+    assert shown.shape[:2] == (pictures[-1].height, pictures[-1].width)
+    assert shown.shape[0] == size[0]
+    assert shown.shape[1] % size[1] == 0
+    dream = imagine_with(run.learner, run.evaluator.first, run.agent.data.stack, run.config.seed)
+    again = np.asarray(Image.open(io.BytesIO(png_of(dream))))
+    assert np.array_equal(shown, again), "of the newest evaluation, by the weights that were evaluated"
+    assert all(network.training for network in run.learner.networks.values())
+    without, _ = trained(tmp_path / "off", task, stack, "sinks.tensorboard=false")
+    assert not (tmp_path / "off" / "tensorboard").exists()
+    assert with_it == without
 
 
 @pytest.mark.parametrize("stack", [1, 3])

@@ -43,7 +43,7 @@ class LearnerConfig(Config):
     batch_size: int = Field(default=512, gt=0)
     """B, windows"""
     compile: bool = False
-    """torch.compile the two losses (needs a C++ compiler, takes a minute at start); for GPUs, CPUs gain nothing"""
+    """torch.compile the losses (needs a C++ compiler, takes a minute at start); agents without such ones refuse it"""
     reward_scale: float = Field(default=1.0, gt=0)
     """rewards times this inside the agent"""
 

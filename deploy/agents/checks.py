@@ -5,6 +5,7 @@ from __future__ import annotations
 from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.models.tdm import TDMConfig
+from qttdm.learner.learner import LearnerConfig
 from qttdm.learner.parts.qt import QTLearnerConfig
 from qttdm.planner_service.planners.choice import PlannerConfig
 from qttdm.planner_service.planners.mppi import MPPIConfig
@@ -43,6 +44,14 @@ def check_sequence(window: int, context: int, horizon: int) -> None:
         raise ValueError(
             f"model.window={window} is shorter than planner.context + planner.horizon = {context + horizon}, which "
             f"the model is asked for; want at least {context + horizon}"
+        )
+
+
+def check_not_compiled(learner: LearnerConfig) -> None:
+    """Raise ValueError if losses are to be compiled, by an agent that has none to compile."""
+    if learner.compile:
+        raise ValueError(
+            "learner.compile=true: of this agent nothing is compiled; want false, or agent qt-tdm, tdm, qt, mlp or iql"
         )
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from qttdm.common.config import Config, ConfigError
 from qttdm.common.contracts import TaskSpec, vector_data
 from qttdm.common.models.sequence_model import Layout, SequenceModel, SequenceModelConfig
-from qttdm.deploy.agents.checks import check_sequence
+from qttdm.deploy.agents.checks import check_not_compiled, check_sequence
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.sequence import SequenceLearner, SequenceLearnerConfig
 from qttdm.planner_service.planners.random_shooting import RandomShootingConfig
@@ -51,6 +51,7 @@ class GeneralistConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> GeneralistConfig:
         check_sequence(self.model.window, self.planner.context, self.planner.horizon)
+        check_not_compiled(self.learner)
         if self.planner.compile:
             raise ValueError("planner.compile=true: its sequences grow with the episode; want false")
         if not self.model.shared:

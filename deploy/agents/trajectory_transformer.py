@@ -16,7 +16,7 @@ from qttdm.common.config import Config
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.models.iql import IQL, IQLConfig
 from qttdm.common.models.sequence_model import Layout, SequenceModel, SequenceModelConfig
-from qttdm.deploy.agents.checks import check_sequence
+from qttdm.deploy.agents.checks import check_not_compiled, check_sequence
 from qttdm.deploy.agents.vector_agent import VectorAgent
 from qttdm.learner.learner import Learner, LearnerConfig, Part
 from qttdm.learner.parts.iql import IQLLearner, IQLLearnerConfig
@@ -57,6 +57,7 @@ class TrajectoryTransformerConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> TrajectoryTransformerConfig:
         check_sequence(self.model.window, self.planner.context, self.planner.horizon)
+        check_not_compiled(self.learner)
         if self.planner.goal is not None and not self.goals:
             raise ValueError("planner.goal needs a model that was trained with goals=true")
         return self

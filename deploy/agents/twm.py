@@ -8,7 +8,7 @@ Any task: vectors or images, continuous or discrete actions.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from qttdm.common.config import Config
@@ -16,6 +16,7 @@ from qttdm.common.contracts import TaskSpec, task_data
 from qttdm.common.models.actor_critic import ActorCritic, ActorCriticConfig, LatentActor
 from qttdm.common.models.latent import Decoder, Encoder
 from qttdm.common.models.world_model import Dynamics, WorldModelConfig
+from qttdm.deploy.agents.checks import check_not_compiled
 from qttdm.learner.learner import Learner, LearnerConfig
 from qttdm.learner.parts.actor_critic import ActorCriticLearner, ActorCriticLearnerConfig
 from qttdm.learner.parts.world_model import WorldModelLearner, WorldModelLearnerConfig
@@ -46,6 +47,11 @@ class TWMConfig(Config):
     """actor and critic"""
     learner: TWMLearnerConfig = TWMLearnerConfig()
     """how they learn"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TWMConfig:
+        check_not_compiled(self.learner)
+        return self
 
 
 class TWMAgent:

@@ -1,5 +1,6 @@
 """Agents from the same parts, one of a user's own among them, and devices that are there or not."""
 
+import inspect
 from contextlib import closing
 
 import numpy as np
@@ -154,6 +155,18 @@ class TestOwn:
     def test_an_unknown_key_of_its_section_is_named(self):
         with pytest.raises(ConfigError, match=r"unknown key own.depth; known keys here are samples, width"):
             tiny_config("own.depth=2", agent=self.NAME)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_losses_are_compiled_or_that_is_refused(name):
+    overrides = [f"{name}.learner.compile=true"]
+    if name in ("twm", "trajectory-transformer", "generalist"):
+        wanted = rf"{name}.*: learner.compile=true: .* want false, or agent qt-tdm, tdm, qt, mlp or iql"
+        with pytest.raises(ConfigError, match=wanted):
+            tiny_config(*overrides, agent=name)
+        return
+    learner = make_learner(tiny_config(*overrides, agent=name), SPEC, CPU)
+    assert not any(inspect.ismethod(part.loss) for part in learner.parts)
 
 
 class TestSimulatorShooting:

@@ -61,4 +61,5 @@ def trained(path: Path, task: str, preset: str, seed: int, **settings: Any) -> P
 def mean(numbers: Iterable[float], unit: str = ".0f") -> str:
     """Write the mean and its interval; unit: as of a format."""
     middle, low, high = mean_interval([*numbers])
-    return f"{middle:{unit}} ({low:{unit}}-{high:{unit}})"
+    to = " to " if low < 0 else "-"
+    return f"{middle:{unit}} ({low:{unit}}{to}{high:{unit}})"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qttdm.common.metrics.lines import read_metrics
 from qttdm.deploy.suite import twm
 from qttdm.deploy.suite.bandit import learn
 from qttdm.deploy.suite.three_rooms import DECISIONS, DOORS, GOAL, MOVES, ThreeRooms
@@ -27,10 +28,10 @@ def test_each_room_pays_once_and_the_goal_ends_it():
     env = ThreeRooms()
     env.reset(seed=0)
     env.at = (0, 2)
-    way = [3, 3, 2, 2, 3, 3, 3, 3, 1, 1, 1, 1, 3, 3, 0, 0, 0, 0, 3, 3]  # back once: the second room pays once
+    way = [3, 3, 2, 2, 3, 3, 3, 3, 1, 1, 3, 3, 0, 0, 3, 3]  # back once: the second room pays once
     steps = [env.step(move) for move in way]
-    assert [i for i, (_, reward, *_) in enumerate(steps) if reward] == [1, 13, 19]
-    assert [terminated for *_, terminated, _, _ in steps] == [False] * 19 + [True]
+    assert [i for i, (_, reward, *_) in enumerate(steps) if reward] == [1, 11, 15]
+    assert [terminated for *_, terminated, _, _ in steps] == [False] * 15 + [True]
 
 
 def test_a_threshold_leaves_bad_arms_alone_and_binds():
@@ -53,14 +54,19 @@ def test_what_is_drawn_follows_the_softmax_of_counts():
 
 
 def test_rooms_are_learned_by_both_samplers(tmp_path, monkeypatch):
+    """Of the returns of what was collected, by the length of each episode."""
     monkeypatch.chdir(tmp_path)
     rows = twm.rooms([1], steps=600)
     assert rows[0] == twm.HEAD
     assert [row[0] for row in rows[1:4]] == [
-        "mean of all evaluations, of 3: balanced",
-        "mean of all evaluations, of 3: uniform",
+        "mean return of a step's episode, of 3: balanced",
+        "mean return of a step's episode, of 3: uniform",
         "balanced less uniform",
     ]
+    lines = read_metrics(tmp_path / twm.RUNS / "rooms-uniform-600-1/metrics.jsonl")
+    steps = [line["episode_return"] for line in lines if line["kind"] == "train" for _ in range(line["episode_length"])]
+    assert rows[3][3] == "no", "one seed shows nothing"
+    assert rows[2][2].startswith(f"{np.mean(steps):.2f} ")
     made = sorted(path.name for path in (tmp_path / twm.RUNS).iterdir())
     assert made == ["rooms-balanced-600-1", "rooms-uniform-600-1"]
     assert "temperature: 2.4" in (tmp_path / twm.RUNS / made[0] / "config.yaml").read_text()

@@ -112,12 +112,23 @@ def draws(steps: int, update_ratio: float, batch_size: int) -> list[Row]:
         wanted = f"{low:.0%} to {high:.0%}"
         rows.append((f"draws of the newer half: {name}", wanted, f"{newer:.0%}", said(low <= newer <= high)))
         if temperature is not None:
-            chances = np.exp(-(visits - visits.min()) / temperature)
-            expected = 10 * steps * chances / chances.sum()
-            counts = np.bincount(sampler.draw(range(steps), 10 * steps, rng), minlength=steps)
-            off = (((counts - expected) ** 2 / expected).sum() - steps + 1) / (2 * (steps - 1)) ** 0.5
+            off = departure(sampler.draw(range(steps), 10 * steps, rng), visits, temperature)
             rows.append((f"chi-square of draws, standardised: {name}", "-3 to 3", f"{off:.1f}", said(abs(off) <= 3)))
     return rows
+
+
+def departure(drawn: np.ndarray, visits: np.ndarray, temperature: float) -> float:
+    """Return chi-square of these draws against the softmax of -visits / temperature, less its mean, by its deviation.
+
+    Decisions of which fewer than 5 draws are expected count together.
+    """
+    chances = np.exp(-(visits - visits.min()) / temperature)
+    expected = len(drawn) * chances / chances.sum()
+    cells = np.where(expected >= 5, np.arange(len(visits)), len(visits))
+    counts, wanted = np.bincount(cells[drawn], minlength=len(visits) + 1), np.bincount(cells, expected)
+    there = np.flatnonzero(wanted)
+    freedom = len(there) - 1
+    return float((((counts[there] - wanted[there]) ** 2 / wanted[there]).sum() - freedom) / (2 * freedom) ** 0.5)
 
 
 def bandit(seeds: Sequence[int], updates: int = 1_000) -> list[Row]:

@@ -53,6 +53,15 @@ def test_what_is_drawn_follows_the_softmax_of_counts():
     assert squares == ["yes", "yes"]
 
 
+def test_draws_from_others_than_the_softmax_are_noticed():
+    rng, visits = np.random.default_rng(0), np.arange(1_000) // 20
+    chances = np.exp(-visits / 10)
+    right = rng.choice(1_000, 10_000, p=chances / chances.sum())
+    assert abs(twm.departure(right, visits, 10.0)) < 3
+    assert twm.departure(right, visits, 11.0) > 3
+    assert twm.departure(rng.integers(0, 1_000, 10_000), visits, 10.0) > 3
+
+
 def test_rooms_are_learned_by_both_samplers(tmp_path, monkeypatch):
     """Of the returns of what was collected, by the length of each episode."""
     monkeypatch.chdir(tmp_path)

@@ -121,16 +121,22 @@ def compare(
 def plan_in(
     model: DynamicsModel, networks: nn.ModuleDict, agent: ActingAgent, planner: RandomShootingConfig, episodes: int
 ) -> list[float]:
-    """Return what the planner earns in a model, rewards added up as they are; the same episodes for every model."""
-    simulates = isinstance(model, Simulator)
-    shooting = planner.make(1.0, agent.spec.action_dim, model)
-    policy = PlanningPolicy(shooting, networks, agent.data, torch.device("cpu") if simulates else agent.device)
-    envs = [make_env(agent.config.task, agent.config.env, simulates) for _ in range(episodes)]
+    """Return what the planner earns in a model; the same episodes for every model."""
+    policy = shooting_in(model, networks, agent, planner)
+    envs = [make_env(agent.config.task, agent.config.env, isinstance(model, Simulator)) for _ in range(episodes)]
     try:
         return evaluate(envs, policy, SEED).returns
     finally:
         for env in envs:
             env.close()
+
+
+def shooting_in(
+    model: DynamicsModel, networks: nn.ModuleDict, agent: ActingAgent, planner: RandomShootingConfig
+) -> PlanningPolicy:
+    """Plan in a model, rewards added up as they are."""
+    device = torch.device("cpu") if isinstance(model, Simulator) else agent.device
+    return PlanningPolicy(planner.make(1.0, agent.spec.action_dim, model), networks, agent.data, device)
 
 
 def rows_of(judged: Sequence[Judged]) -> list[list[str]]:

@@ -12,8 +12,6 @@ percentile-bootstrap over episodes (open-loop: over starts in logged episodes).
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,23 +23,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qttdm.common.config import ConfigError
 from qttdm.common.contracts import TaskSpec
 from qttdm.common.environments.make import LOGS
 from qttdm.common.episode import Episode
 from qttdm.common.models.sequence_model import Outcome
 from qttdm.deploy.runs.trained import TrainedAgent
-from qttdm.deploy.suite import experiments
 from qttdm.deploy.suite.compare_models import compare, rows_of
-from qttdm.deploy.suite.experiments import Row, mean
+from qttdm.deploy.suite.experiments import (
+    CART,
+    REPEAT,
+    Experiment,
+    Row,
+    cartpole,
+    data_root,
+    head,
+    mean,
+    run_suite,
+    share,
+    trained,
+)
 from qttdm.deploy.suite.four_rooms import DECISIONS, moved, near, passed_through, random_point, walks
 from qttdm.planner_service.planners.beam_search import BeamSearch
 from qttdm.planner_service.policies.planning import PlanningPolicy
 from qttdm.replay.datasets import open_dataset, write_dataset
 
 RUNS = Path("runs/offline-suite")
-CART = "dmc/cartpole-swingup"
-REPEAT = {"env.action_repeat": 8}
 TT = "trajectory-transformer"
 GREEDY = {"mode": "imitate", "context": 0, "horizon": 1, "beams": 1}
 IMITATE = (f"{TT}.planner.mode=imitate", f"{TT}.planner.beams=1", f"{TT}.planner.horizon=1")
@@ -59,7 +65,7 @@ def search(seeds: Sequence[int]) -> list[Row]:
         "likeliest action, no search": IMITATE,
     }
     rows: list[Row] = [("search", *head(seeds))]
-    runs = [trained(f"search-{seed}", CART, seed, dataset, **REPEAT) for seed in seeds]
+    runs = [trained(RUNS / f"search-{seed}", CART, seed, dataset, **REPEAT) for seed in seeds]
     for kind, overrides in kinds.items():
         returns = []
         for run in runs:
@@ -84,7 +90,7 @@ def tokens(seeds: Sequence[int]) -> list[Row]:
     rows: list[Row] = [("bins", *head(seeds))]
     for kind in ("quantile", "uniform"):
         settings = {f"{TT}.model.tokens": kind, "training.offline_updates": 1_000, **REPEAT}
-        runs = [trained(f"tokens-{kind}-{seed}", CART, seed, dataset, **settings) for seed in seeds]
+        runs = [trained(RUNS / f"tokens-{kind}-{seed}", CART, seed, dataset, **settings) for seed in seeds]
         returns = [TrainedAgent(run).evaluate(20).returns for run in runs]
         rows.append((kind, *map(mean, (*returns, chain(*returns)))))
     return rows
@@ -98,7 +104,7 @@ def goals(seeds: Sequence[int]) -> list[Row]:
     model: dict[str, Any] = {"goals": True, "model.tokens": "uniform", "model.window": 2, "learner.batch_size": 128}
     model |= {f"planner.{name}": value for name, value in GREEDY.items()}
     run = trained(
-        f"goals-{seeds[0]}", LOGS + dataset, seeds[0], dataset, **{TT: model, "training.offline_updates": 6_000}
+        RUNS / f"goals-{seeds[0]}", LOGS + dataset, seeds[0], dataset, **{TT: model, "training.offline_updates": 6_000}
     )
     sampled = {"likeliest action": (), "sampled action": (f"{TT}.planner.mode=offline", f"{TT}.planner.nucleus=0.9")}
     rows: list[Row] = [("goals", "acts by", "reached", "without the goal")]
@@ -137,7 +143,7 @@ def mazes(seeds: Sequence[int]) -> list[Row]:
         "training.offline_updates": 1_500,
     }
     settings |= {"env.episode_steps": DECISIONS, "env.action_repeat": 1}
-    runs = [trained(f"mazes-{seed}", task, seed, dataset, **settings) for seed in seeds]
+    runs = [trained(RUNS / f"mazes-{seed}", task, seed, dataset, **settings) for seed in seeds]
     kinds: dict[str, tuple[str, ...]] = {
         "TT(+Q)": (),
         "TT": (f"{TT}.critic=false",),
@@ -154,37 +160,12 @@ def mazes(seeds: Sequence[int]) -> list[Row]:
 def open_loop(seeds: Sequence[int]) -> list[Row]:
     """Imagine 50 steps of 40 episodes that were not trained on, by their logged actions."""
     dataset, others = cartpole("medium", 400), cartpole("medium", 40, seed=100)
-    run = trained(f"search-{seeds[0]}", CART, seeds[0], dataset, **REPEAT)
+    run = trained(RUNS / f"search-{seeds[0]}", CART, seeds[0], dataset, **REPEAT)
     parameters = sum(p.numel() for p in planning(TrainedAgent(run)).planner.dynamics.parameters())
     width = int((14**2 + 4 * parameters) ** 0.5 / 2) - 7  # of as many parameters: width^2 + 14 width
     mlp: dict[str, Any] = {"model": {"predict_change": True, "width": width}, "learner.batch_size": 32 * 16}
-    beside = trained(f"open-loop-{seeds[0]}", CART, seeds[0], dataset, agent="mlp", mlp=mlp, **REPEAT)
+    beside = trained(RUNS / f"open-loop-{seeds[0]}", CART, seeds[0], dataset, agent="mlp", mlp=mlp, **REPEAT)
     return [*rows_of(compare([run, beside], open_dataset(others), starts=80, steps=50))]
-
-
-def cartpole(kind: str, episodes: int, seed: int | None = None) -> str:
-    """Return the data set of that kind, collected from a run; both are made if they are missing.
-
-    seed: others than the run's are other episodes.
-    """
-    name = f"cart/{kind}-{episodes}-v0" if seed is None else f"cart/{kind}-{episodes}-seed{seed}-v0"
-    run = RUNS / "cartpole"
-    if not (data_root() / name).exists():
-        if not run.exists():
-            keep = "training.eval_every=4000 training.checkpoint_every=4000 training.keep_checkpoints=50"
-            settings = [word for item in [*keep.split(), "env.action_repeat=8"] for word in ("--set", item)]
-            command("train", "--task", CART, "--seed", "3", "--env-steps", "60_000", "--run-dir", f"{run}", *settings)
-        other = [] if seed is None else ["--set", f"seed={seed}"]
-        wanted = ["--kind", kind, "--episodes", f"{episodes}", "--references", "10", "--out", name]
-        command("collect", "--run", f"{run}", *wanted, *other)
-    return name
-
-
-def command(*words: str) -> None:
-    """Run `qttdm` with these words. ConfigError if it fails."""
-    program = [sys.executable, "-c", "from qttdm.deploy.cli.main import main; main()", *words]
-    if subprocess.run(program, check=False).returncode != 0:
-        raise ConfigError(f"qttdm {' '.join(words)} failed; its own words are above")
 
 
 def logged(name: str, make: Callable[[], list[Episode]]) -> str:
@@ -194,32 +175,13 @@ def logged(name: str, make: Callable[[], list[Episode]]) -> str:
     return name
 
 
-def data_root() -> Path:
-    """Return where data sets are kept: with the runs, unless the user says otherwise."""
-    return Path(os.environ.setdefault("MINARI_DATASETS_PATH", str((RUNS / "data").absolute())))
-
-
-def trained(name: str, task: str, seed: int, dataset: str, **settings: Any) -> Path:
-    """Return a run of the preset tt-laptop, trained to its end if it is not yet."""
-    offline: dict[str, Any] = {"training.dataset": dataset, "training.env_steps": 0, "training.eval_episodes": 0}
-    return experiments.trained(RUNS / name, task, "tt-laptop", seed, **{**offline, **settings})
-
-
 def planning(agent: TrainedAgent) -> Any:
     """Return the policy of a model that is planned in."""
     assert isinstance(agent.policy, PlanningPolicy)
     return agent.policy
 
 
-def head(seeds: Sequence[int]) -> list[str]:
-    """Name the columns of a table over seeds."""
-    return [*(f"seed {seed}" for seed in seeds), "all"]
-
-
-share = partial(mean, unit=".0%")
-
-
-EXPERIMENTS: dict[str, Callable[[Sequence[int]], list[Row]]] = {
+EXPERIMENTS: dict[str, Experiment] = {
     "search": search,
     "tokens": tokens,
     "goals": goals,
@@ -230,10 +192,8 @@ EXPERIMENTS: dict[str, Callable[[Sequence[int]], list[Row]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiments named, or all; returns the exit status."""
-    parser = experiments.arguments_of(__doc__, EXPERIMENTS, [1, 2], "goals and open-loop use one")
-    options = parser.parse_args(arguments)
-    chosen = {name: partial(experiment, options.seeds) for name, experiment in EXPERIMENTS.items()}
-    return experiments.run_experiments(RUNS.name, chosen, options.names)
+    seeds = "default: 1 2; goals and open-loop use one"
+    return run_suite(RUNS, __doc__.splitlines()[0], EXPERIMENTS, arguments, ([1, 2], seeds))
 
 
 if __name__ == "__main__":

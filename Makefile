@@ -20,10 +20,10 @@ CLUSTER = $(strip $(if $(PRESET),--preset $(PRESET)) $(if $(TASK),--task $(TASK)
   $(if $(GPUS_PER_SEED),--gpus-per-seed $(GPUS_PER_SEED)) $(if $(DETACH),--detach))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train train-cluster suite offline-suite twm-suite smoke test test-cluster test-learning test-damage test-gpu test-lowest lock audit chaos bench monitor docs lint format clean
+.PHONY: help install train train-cluster suite offline-suite twm-suite generalist-suite smoke test test-cluster test-learning test-damage test-gpu test-lowest lock audit chaos bench monitor docs lint format clean
 
 help: ## print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 install: $(VENV)/installed ## make the virtual environment in .venv (the others do it when needed)
 
@@ -50,6 +50,9 @@ offline-suite: $(VENV)/installed ## learning from logs: what it must show, measu
 
 twm-suite: $(VENV)/installed ## learning in imagination: what it must show, measured; ARGS='bandit acting' for some of it
 	$(BIN)/python -m qttdm.deploy.suite.twm $(ARGS)
+
+generalist-suite: $(VENV)/installed ## one model of many bodies: what it must show, measured; ARGS='specialist --seeds 1 2'
+	$(BIN)/python -m qttdm.deploy.suite.generalist $(ARGS)
 
 smoke: $(VENV)/installed ## the whole system in under a minute
 	$(BIN)/qttdm train --preset debug $(ARGS)

@@ -28,20 +28,25 @@ Experiment = Callable[[Sequence[int]], list[Row]]
 
 
 def cartpole(kind: str, episodes: int, seed: int | None = None) -> str:
-    """Return the data set of that kind, collected from a run; both are made if they are missing.
+    """Return the data set of that kind, collected from `cartpole_run` if it is missing.
 
     seed: others than the run's are other episodes.
     """
     name = f"cart/{kind}-{episodes}-v0" if seed is None else f"cart/{kind}-{episodes}-seed{seed}-v0"
     if not (data_root() / name).exists():
-        if not RUN.exists():
-            keep = "training.eval_every=4000 training.checkpoint_every=4000 training.keep_checkpoints=50"
-            settings = [word for item in [*keep.split(), "env.action_repeat=8"] for word in ("--set", item)]
-            command("train", "--task", CART, "--seed", "3", "--env-steps", "60_000", "--run-dir", f"{RUN}", *settings)
         other = [] if seed is None else ["--set", f"seed={seed}"]
         wanted = ["--kind", kind, "--episodes", f"{episodes}", "--references", "10", "--out", name]
-        command("collect", "--run", f"{RUN}", *wanted, *other)
+        command("collect", "--run", f"{cartpole_run()}", *wanted, *other)
     return name
+
+
+def cartpole_run() -> Path:
+    """Return the run whose agent is logged, which keeps its checkpoints; trained if it is missing."""
+    if not RUN.exists():
+        keep = "training.eval_every=4000 training.checkpoint_every=4000 training.keep_checkpoints=50"
+        settings = [word for item in [*keep.split(), "env.action_repeat=8"] for word in ("--set", item)]
+        command("train", "--task", CART, "--seed", "3", "--env-steps", "60_000", "--run-dir", f"{RUN}", *settings)
+    return RUN
 
 
 def command(*words: str) -> None:
@@ -74,7 +79,8 @@ def head(seeds: Sequence[int]) -> list[str]:
 def mean(numbers: Iterable[float], unit: str = ".0f") -> str:
     """Write the mean and its interval; unit: as of a format."""
     middle, low, high = mean_interval([*numbers])
-    return f"{middle:{unit}} ({low:{unit}}-{high:{unit}})"
+    to = "-" if low >= 0 else " to "
+    return f"{middle:{unit}} ({low:{unit}}{to}{high:{unit}})"
 
 
 share = partial(mean, unit=".0%")

@@ -1,0 +1,93 @@
+"""The generalist suite, tiny: each experiment runs from end to end, by the project's own parts, and says what holds."""
+
+import json
+
+import pytest
+
+from qttdm.common.run_dir import RunDir
+from qttdm.deploy.cli.main import main as qttdm
+from qttdm.deploy.runs.local import new_run
+from qttdm.deploy.suite import experiments, generalist, specialist
+from qttdm.deploy.suite.generalist import main
+from qttdm.deploy.suite.specialist import CHOSEN, RUNS, Cart, chosen, in_simulator, simulated
+from tests.fakes import randomise, tiny_config
+
+ENV = {"env.action_repeat": 8, "env.episode_steps": 160}
+SMALL = {"shared": True, "embed_dim": 8, "num_heads": 2, "num_layers": 1, "bins": 9, "dropout": 0.0, "window": 10}
+FEW = {"horizon": 2, "samples": 3}
+CART = Cart(
+    env=ENV,
+    model=SMALL,
+    stages=([{"std": 0.5, **FEW}, {"std": 1.0, **FEW}], [{"samples": 5}]),
+    searching_steps=40,
+    episodes=2,
+    updates=3,
+    starts=3,
+    depth=12,
+)
+
+
+@pytest.fixture
+def logs(tmp_path, monkeypatch):
+    """A run of cartpole, random episodes under the names of its data sets, a small suite; in a folder of the test's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    run = new_run(
+        tiny_config(*(f"{k}={v}" for k, v in ENV.items()), task=experiments.CART), RunDir.create(experiments.RUN)
+    )
+    randomise(run.learner.networks)
+    run.loop.store.save(80, run.learner.state(), {"counters": {}, "metrics_bytes": 0}, {})
+    run.close()
+    for name, seed in (("cart/medium-400-v0", 0), ("cart/medium-40-seed100-v0", 1)):
+        words = ["--kind", "random", "--out", name, "--episodes", "3", "--task", experiments.CART, "--preset", "debug"]
+        sets = [word for item in [f"seed={seed}", *(f"{k}={v}" for k, v in ENV.items())] for word in ("--set", item)]
+        assert qttdm(["collect", *words, *sets]) == 0
+    monkeypatch.setattr(generalist, "Cart", lambda: CART)
+
+
+def table(name):
+    """What an experiment has written, cell by cell, without head and rule."""
+    lines = (RUNS / f"{name}.md").read_text().splitlines()
+    return [line.strip("| ").split(" | ") for line in lines[2:]]
+
+
+def test_the_planner_that_earned_most_is_chosen(logs):
+    assert main(["planner"]) == 0
+    *tried, last = table("planner")
+    assert len(tried) == 3
+    short = simulated({**ENV, "env.episode_steps": 40})
+    found, returns = chosen(CART)
+    earned = {
+        (std, k): in_simulator(short, found.model_copy(update={"std": std, "samples": k}), 1)[0]
+        for std in (0.5, 1.0)
+        for k in (3, 5)
+    }
+    best = max((0.5, 1.0), key=lambda std: earned[std, 3])
+    assert [row[5] for row in tried] == [
+        f"{e:.0f} in 40 steps" for e in (earned[0.5, 3], earned[1.0, 3], earned[best, 5])
+    ]
+    assert (found.std, found.samples) == (best, 5 if earned[best, 5] > earned[best, 3] else 3)
+    assert returns == in_simulator(simulated(ENV), found, 2)
+    assert last[:5] == [str(cell) for cell in specialist.searched(found)]
+
+
+def choose():
+    """Write a planner as if it had been searched, and what it earned."""
+    CHOSEN.parent.mkdir(parents=True)
+    planner = {"kind": "random-shooting", "horizon": 2, "samples": 4, "std": 1.0}
+    CHOSEN.write_text(json.dumps({"planner": planner, "returns": [2.0, 4.0]}))
+
+
+def test_the_specialist_is_held_against_the_simulator_and_the_mlp(logs):
+    choose()
+    assert main(["specialist", "--seeds", "1", "2"]) == 0
+    rows = {row[0]: row[1:] for row in table("specialist")}
+    assert next(iter(rows)) == "return, true simulator"
+    agent, policy = specialist.load(RUNS / "specialist-1", specialist.held_out())
+    earned = specialist.judge(CART, [RUNS / "specialist-1", RUNS / "specialist-2"], specialist.held_out(), 12)
+    part = earned["return"].mean() / 3
+    assert rows["share of it in the generalist"][0].startswith(f"{part:.0%} (")
+    assert rows["share of it in the generalist"][2] == ("yes" if part >= 0.85 else "**no**")
+    assert rows["error at 12 steps, generalist"][2] in ("yes", "**no**")
+    assert policy.planner.dynamics.window == 10
+    assert agent.config.training.offline_updates == 3

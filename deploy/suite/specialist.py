@@ -6,23 +6,32 @@ planner --CHOSEN--> specialist, three_uses, tokens: one run of the agent general
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from qttdm.common.episode import Episode
+from qttdm.common.models.sequence_model import SequenceModel
 from qttdm.common.models.simulator import Simulator
+from qttdm.common.run_dir import RunDir
 from qttdm.deploy.agents.generalist import GeneralistConfig
 from qttdm.deploy.configs.run_config import load_run_config, preset_path
 from qttdm.deploy.runs.acting import ActingAgent
-from qttdm.deploy.screens.plot import Array
-from qttdm.deploy.suite.compare_models import compare, load, plan_in
+from qttdm.deploy.runs.local import open_run
+from qttdm.deploy.runs.trained import TrainedAgent
+from qttdm.deploy.screens.plot import Array, mean_interval
+from qttdm.deploy.suite.compare_models import compare, load, plan_in, shooting_in
 from qttdm.deploy.suite.experiments import CART, REPEAT, Row, cartpole, mean, share, trained
 from qttdm.deploy.suite.open_loop import median_interval
 from qttdm.planner_service.planners.random_shooting import RandomShootingConfig
+from qttdm.planner_service.policies.planning import blank_observations
 from qttdm.replay.datasets import Dataset, open_dataset
 
 RUNS = Path("runs/generalist-suite")
@@ -34,6 +43,10 @@ CONTEXT = 4
 """steps of an episode that the specialist is shown, where it is not compared with models that remember nothing"""
 IMITATE = {"samples": 1, "proposals": 1, "proposal_std": 0, "horizon": 1}
 """a planner's settings: act as the data does"""
+SIGMAS = (0.1, 0.3)
+"""of the noise that is added to proposals"""
+PROBE = 20
+"""updates of a run that is made to be timed"""
 STAGES: tuple[Sequence[Mapping[str, Any]], ...] = (
     [
         {"noise": "white", "std": 0.5},
@@ -71,6 +84,10 @@ class Cart:
     """in held-out episodes, of which there are 40"""
     depth: int = 25
     """imagined steps after which errors are compared"""
+    windows: int = 1_000
+    """places in them at which rewards are asked for"""
+    tdm: Mapping[str, Any] = field(default_factory=dict)
+    """what differs from the preset laptop's in the model with a token for each state"""
 
 
 def planner(size: Cart, seeds: Sequence[int]) -> list[Row]:
@@ -133,9 +150,14 @@ def specialist(size: Cart, seeds: Sequence[int]) -> list[Row]:
     return rows
 
 
-def judge(size: Cart, runs: Sequence[Path], dataset: Dataset, depth: int) -> dict[str, Array]:
-    """Measure the models of runs, one after the other: `return` of each episode, `error` after that depth by start."""
-    shooting, _ = chosen(size)
+def judge(
+    size: Cart, runs: Sequence[Path], dataset: Dataset, depth: int, shooting: RandomShootingConfig | None = None
+) -> dict[str, Array]:
+    """Measure the models of runs, one after the other: `return` of each episode, `error` after that depth by start.
+
+    shooting: None is what `planner` chose.
+    """
+    shooting = shooting or chosen(size)[0]
     returns, errors = list[float](), list[Array]()
     for path, one in zip(runs, compare(runs, dataset, size.starts, depth), strict=True):
         agent, policy = load(path, dataset)
@@ -166,10 +188,134 @@ def of_changes(size: Cart, seed: int) -> Path:
     return trained(RUNS / f"mlp-{seed}", CART, seed, cartpole("medium", 400), agent="mlp", **settings)
 
 
+def three_uses(size: Cart, seeds: Sequence[int]) -> list[Row]:
+    """Ask the specialist for rewards, for actions, and for both at once."""
+    shooting, _ = chosen(size)
+    search = {**shooting.model_dump(include={"noise", "std", "start", "horizon", "samples"}), "context": CONTEXT}
+    proposing = {**search, "proposals": shooting.samples // 2}
+    planners = {"imitation": {**IMITATE, "context": CONTEXT}, "shooting": search}
+    planners |= {f"half of it proposed, sigma {std}": {**proposing, "proposal_std": std} for std in SIGMAS}
+    logged = list(held_out().episodes())
+    off, returns = list[float](), dict[str, list[float]]()
+    for run in [of_numbers(size, seed) for seed in seeds]:
+        model = load(run, held_out())[1].planner.dynamics
+        assert isinstance(model, SequenceModel)
+        off += reward_errors(model, logged, size.windows)
+        for name, settings in planners.items():
+            returns.setdefault(name, []).extend(acting(run, settings).evaluate(size.episodes).returns)
+    rms, low, high = np.sqrt(mean_interval(off))
+    data = np.array([episode.episode_return for episode in logged])
+    part = np.array(returns["imitation"]) / data.mean()
+    first, second, *proposed = returns.values()
+    more = np.subtract(max(proposed, key=np.mean), max(first, second, key=np.mean))
+    return [
+        HEAD,
+        ("RMS of rewards, in their deviation", f"{rms:.0%} ({low:.0%}-{high:.0%})", "< 10%", says(rms < 0.1)),
+        ("return of the data", mean(data), "", ""),
+        *((f"return, {name}", mean(earned), "", "") for name, earned in returns.items()),
+        ("imitation, share of the data's", share(part), ">= 60%", says(part.mean() >= 0.6)),
+        ("best proposed less the better of the first two", mean(more), ">= 0", says(more.mean() >= 0)),
+    ]
+
+
+def acting(run: Path, planner: Mapping[str, Any], *items: str) -> TrainedAgent:
+    """Load a generalist that plans with these settings."""
+    return TrainedAgent(run, [*items, *(f"generalist.planner.{key}={value}" for key, value in planner.items())])
+
+
+def reward_errors(model: SequenceModel, episodes: Sequence[Episode], windows: int) -> list[float]:
+    """Square how far the reward that is expected with an observation, CONTEXT steps before it, is off.
+
+    Of so many places, in standard deviations of all rewards.
+    """
+    rng, steps = np.random.default_rng(0), CONTEXT
+    drawn = [episodes[i] for i in rng.integers(len(episodes), size=windows)]
+    pairs = [(e, int(rng.integers(e.decisions - steps + 1))) for e in drawn]
+    seen = torch.from_numpy(np.stack([e.observations[at : at + steps + 1] for e, at in pairs]))
+    acted = torch.from_numpy(np.stack([e.actions[at : at + steps] for e, at in pairs]))
+    with torch.inference_mode():
+        now = model.tokens.encode(seen[:, -1], model.columns_of("observations"))
+        expected = model.imagine_rewards(model.begin(torch.cat([*remembered(model, seen, acted), now], dim=1)))
+    came = np.array([e.rewards[at + steps - 1] for e, at in pairs])
+    every = np.concatenate([episode.rewards for episode in episodes])
+    return list(np.square((expected.numpy() - came) / every.std()))
+
+
+def remembered(model: SequenceModel, observations: Tensor, actions: Tensor) -> list[Tensor]:
+    """Turn T logged steps into what a planner remembers of them.
+
+    observations [B, T or T+1, M], actions [B, T, N] -> T times int64 [B, K].
+    """
+    history: list[Tensor] = []
+    for step, action in enumerate(actions.unbind(dim=1)):
+        context = {"observations": observations[:, step]}
+        root = model.start(context | ({"history": torch.cat(history, dim=1)} if history else {}))
+        history.append(model.remember(root, action))
+    return history
+
+
+def tokens(size: Cart, seeds: Sequence[int]) -> list[Row]:
+    """Give a model with a token for each state as many updates, and sequences, as fit into the same CPU time."""
+    shooting, _ = chosen(size)
+    rows: list[Row] = [("what", "a token a number", "a token a state", "the first less the second")]
+    found: list[dict[str, Array]] = []
+    for seed in seeds:
+        numbers, probe = of_numbers(size, seed), of_states(size, f"probe-{seed}", seed, PROBE)
+        updates = round(size.updates * update_seconds(numbers) / update_seconds(probe))
+        states = of_states(size, f"states-{seed}", seed, updates)
+        once = [decision_seconds(run, shooting) for run in (numbers, states)]
+        wider = shooting.model_copy(update={"samples": round(shooting.samples * once[0] / once[1])})
+        rows.append((f"updates, seed {seed}", f"{size.updates:,}", f"{updates:,}", ""))
+        rows.append((f"sequences a decision, seed {seed}", shooting.samples, wider.samples, ""))
+        for run, planned in ((numbers, shooting), (states, wider)):
+            found.append(judge(size, [run], held_out(), size.depth, planned))
+    for name, write in MEASURES.items():
+        ours, theirs = (np.concatenate([one[name] for one in found[side::2]]) for side in (0, 1))
+        rows.append((name, write(ours), write(theirs), write(ours - theirs)))
+    return rows
+
+
+def of_states(size: Cart, name: str, seed: int, updates: int) -> Path:
+    """Return a run of the project's own dynamics model, the preset laptop's but for its window."""
+    settings = {
+        **size.env,
+        "tdm.tdm": {"window": size.model["window"], **size.tdm},
+        "training.offline_updates": updates,
+    }
+    return trained(RUNS / name, CART, seed, cartpole("medium", 400), "laptop", agent="tdm", **settings)
+
+
+def update_seconds(path: Path) -> float:
+    """Measure an update of a run, with drawing its batch."""
+    with closing(open_run(RunDir.open(path))) as run:
+        return cpu_seconds(lambda: run.learner.update(run.replay.next()))
+
+
+def decision_seconds(path: Path, shooting: RandomShootingConfig) -> float:
+    """Measure a decision by shooting in a run's model."""
+    agent, policy = load(path, held_out())
+    shooter = shooting_in(policy.planner.dynamics, policy.networks, agent, shooting)
+    return cpu_seconds(lambda: shooter.decide([shooter.start(0, 0.0)], blank_observations(agent.data, 1)))
+
+
+def cpu_seconds(work: Callable[[], object], times: int = 20) -> float:
+    """Measure the median CPU time of something: others on the machine disturb it less than the time by the clock."""
+    took = []
+    for _ in range(times):
+        began = time.process_time()
+        work()
+        took.append(time.process_time() - began)
+    return float(np.median(took))
+
+
 def median(numbers: Array, unit: str = ".2f") -> str:
     """Write the median and its interval."""
     middle, low, high = (float(of_one[0]) for of_one in median_interval(numbers[:, None]))
     return f"{middle:{unit}} ({low:{unit}} to {high:{unit}})"
+
+
+MEASURES: dict[str, Callable[[Array], str]] = {"return": mean, "error": median}
+"""how what `judge` found is written"""
 
 
 def says(holds: object) -> str:

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from qttdm.common.run_dir import RunDir
 from qttdm.deploy.cli.main import main as qttdm
@@ -24,6 +26,8 @@ CART = Cart(
     updates=3,
     starts=3,
     depth=12,
+    windows=20,
+    tdm={"embed_dim": 16, "num_heads": 2},
 )
 
 
@@ -48,7 +52,7 @@ def logs(tmp_path, monkeypatch):
 def table(name):
     """What an experiment has written, cell by cell, without head and rule."""
     lines = (RUNS / f"{name}.md").read_text().splitlines()
-    return [line.strip("| ").split(" | ") for line in lines[2:]]
+    return [line[2:-2].split(" | ") for line in lines[2:]]
 
 
 def test_the_planner_that_earned_most_is_chosen(logs):
@@ -91,3 +95,48 @@ def test_the_specialist_is_held_against_the_simulator_and_the_mlp(logs):
     assert rows["error at 12 steps, generalist"][2] in ("yes", "**no**")
     assert policy.planner.dynamics.window == 10
     assert agent.config.training.offline_updates == 3
+
+
+def test_one_network_has_three_uses(logs):
+    choose()
+    assert main(["three-uses"]) == 0
+    rows = {row[0]: row[1:] for row in table("three-uses")}
+    wanted = [row[1] for row in rows.values()]
+    assert [w for w in wanted if w] == ["< 10%", ">= 60%", ">= 0"]
+    assert sum(name.startswith("return, half of it proposed") for name in rows) == len(specialist.SIGMAS)
+    returns = specialist.acting(RUNS / "specialist-1", {**specialist.IMITATE, "context": 4}).evaluate(2).returns
+    assert rows["return, imitation"][0] == experiments.mean(returns)
+
+
+def test_rewards_are_asked_for_with_the_steps_before(logs):
+    """An expected reward is what the planner's own root says of the same steps; guessing the mean is 1 off."""
+    model = specialist.load(specialist.of_numbers(CART, 1), specialist.held_out())[1].planner.dynamics
+    episodes = list(specialist.held_out().episodes())
+    e = episodes[0]
+    seen, acted = torch.from_numpy(e.observations[None, :5]), torch.from_numpy(e.actions[None, :4])
+    with torch.inference_mode():
+        history = specialist.remembered(model, seen, acted)
+        assert [step.shape for step in history] == [(1, model.slots)] * 4
+        first = model.start({"observations": seen[:, 0]})
+        assert torch.equal(history[0], model.remember(first, acted[:, 0]))
+        root = model.start({"observations": seen[:, 4], "history": torch.cat(history, dim=1)})
+        assert model.remember(root, acted[:, 0]).shape == (1, model.slots)
+    off = specialist.reward_errors(model, episodes, 50)
+    assert len(off) == 50
+    assert np.isfinite(off).all()
+    column = int(model.columns_of("rewards")[0])
+    with torch.no_grad():  # bins that all stand for the mean: the error is the rewards' own variance
+        model.tokens.centres[column] = float(np.concatenate([e.rewards for e in episodes]).mean())
+    assert np.mean(specialist.reward_errors(model, episodes, 4_000)) == pytest.approx(1, abs=0.25)
+
+
+def test_a_token_a_state_has_as_much_time(logs, monkeypatch):
+    choose()
+    seconds = iter([0.6, 0.2, 0.5, 0.25])  # of updates, of decisions
+    monkeypatch.setattr(specialist, "cpu_seconds", lambda work: (work(), next(seconds))[1])
+    assert main(["tokens"]) == 0
+    rows = {row[0]: row[1:] for row in table("tokens")}
+    assert rows["updates, seed 1"][:2] == ["3", "9"]
+    assert rows["sequences a decision, seed 1"][:2] == ["4", "8"]
+    assert list(rows)[2:] == ["return", "error"]
+    assert specialist.TrainedAgent(RUNS / "states-1").config.training.offline_updates == 9

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from qttdm.common.environments.config import EnvConfig
+from qttdm.common.environments.make import make_raw
 from qttdm.common.run_dir import RunDir
+from qttdm.deploy.bodies import gaits
 from qttdm.deploy.cli.main import main as qttdm
 from qttdm.deploy.runs.local import new_run
 from qttdm.deploy.suite import experiments, generalist, specialist
-from qttdm.deploy.suite.generalist import main
+from qttdm.deploy.suite.generalist import Few, Walk, main
 from qttdm.deploy.suite.specialist import CHOSEN, RUNS, Cart, chosen, in_simulator, simulated
+from qttdm.replay.datasets import open_dataset
 from tests.fakes import randomise, tiny_config
 
 ENV = {"env.action_repeat": 8, "env.episode_steps": 160}
@@ -28,6 +32,17 @@ CART = Cart(
     depth=12,
     windows=20,
     tdm={"embed_dim": 16, "num_heads": 2},
+)
+FEW_BODIES = Few(known=(0,), logged=2, shots=(1, 2), updates=3, tuning=2, depth=5)
+WALK = Walk(
+    env=EnvConfig(action_repeat=2, episode_steps=20),
+    bodies=2,
+    new=1,
+    context=3,
+    settings={
+        "training.offline_updates": 2,
+        "generalist": {"model": SMALL, "planner": {**FEW, "context": 2}, "learner.batch_size": 4},
+    },
 )
 
 
@@ -46,7 +61,8 @@ def logs(tmp_path, monkeypatch):
         words = ["--kind", "random", "--out", name, "--episodes", "3", "--task", experiments.CART, "--preset", "debug"]
         sets = [word for item in [f"seed={seed}", *(f"{k}={v}" for k, v in ENV.items())] for word in ("--set", item)]
         assert qttdm(["collect", *words, *sets]) == 0
-    monkeypatch.setattr(generalist, "Cart", lambda: CART)
+    for name, size in (("Cart", CART), ("Few", FEW_BODIES), ("Walk", WALK)):
+        monkeypatch.setattr(generalist, name, lambda size=size: size)
 
 
 def table(name):
@@ -140,3 +156,46 @@ def test_a_token_a_state_has_as_much_time(logs, monkeypatch):
     assert rows["sequences a decision, seed 1"][:2] == ["4", "8"]
     assert list(rows)[2:] == ["return", "error"]
     assert specialist.TrainedAgent(RUNS / "states-1").config.training.offline_updates == 9
+
+
+def test_a_few_episodes_are_learned_from_what_is_known_and_from_nothing(logs):
+    choose()
+    assert main(["few-shot"]) == 0
+    rows = table("few-shot")
+    assert [row[:2] for row in rows] == [["1", "return"], ["1", "error"], ["2", "return"], ["2", "error"]]
+    assert [row[6] in ("yes", "**no**") for row in rows] == [True, False, True, False]
+    tuned, new = (specialist.TrainedAgent(RUNS / f"{kind}-1-1").config.training for kind in ("tuned", "new"))
+    assert (tuned.dataset_episodes, tuned.offline_updates, new.offline_updates) == (1, 2, 3)
+    assert str(tuned.start_from).endswith("generalist-suite/cartpoles")
+    assert new.start_from is None
+    assert generalist.TARGET not in {f"{generalist.SCALED}{seed}" for seed in Few().known}
+
+
+def test_the_target_is_outside_of_what_is_known():
+    """Its pole is longer than all that are known before."""
+
+    def pole(seed):
+        physics = make_raw(f"{generalist.SCALED}{seed}").env.unwrapped._env.physics
+        return float(physics.named.model.geom_size["pole_1", 1])
+
+    target = int(generalist.TARGET.rpartition("-")[2])
+    assert pole(target) > 1.05 * max(pole(seed) for seed in Few().known)
+
+
+def test_bodies_that_were_not_in_the_data(logs, monkeypatch):
+    for name, value in (("RANDOM", 6), ("NEAR", 3), ("SEARCH_SECONDS", 0.5)):
+        monkeypatch.setattr(gaits, name, value)
+    assert main(["zero-shot"]) == 0
+    rows = table("zero-shot")
+    assert [row[0].split(", ")[0] for row in rows] == ["bodies held out"] * 3 + ["bodies learned from"] * 3
+    assert [row[3] in ("yes", "**no**") for row in rows] == [False, False, True, False, False, False]
+    run, (new,) = RUNS / "chains-1", generalist.names("chain", 1, 1000, 6)
+    assert specialist.TrainedAgent(run).config.training.dataset == "walkers"
+    # what imitation is shown is the gait of that body
+    agent = specialist.acting(run, {**specialist.IMITATE, "context": 3}, f"task={new}")
+    *_, gait = open_dataset(generalist.dataset_of("new-walkers", new)).episodes()
+    generalist.prompt(agent.policy, gait)
+    carry, model = agent.policy.start(0, 0.0).carry, agent.policy.planner.dynamics
+    acted = carry["history"][0, :, -agent.spec.action_dim :]
+    assert carry["steps"].tolist() == [3]
+    assert torch.equal(acted, model.tokens.encode(torch.from_numpy(gait.actions[-3:]), model.columns_of("actions")))

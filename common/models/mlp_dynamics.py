@@ -1,8 +1,9 @@
 """An MLP as a dynamics model: one step at a time, without memory. One network, or an ensemble of probabilistic ones.
 
 The baselines that models with a memory are held against: a plain MLP; one that predicts the change of the observation;
-PETS (Chua et al., 2018), Gaussians from several networks, members, through which an imagined sequence goes as several
-particles. A particle keeps its member to the end (TS-infinity), and a sequence's reward is the particles' mean.
+either with each number read as a token; PETS (Chua et al., 2018), Gaussians from several networks, members, through
+which an imagined sequence goes as several particles. A particle keeps its member to the end (TS-infinity), and a
+sequence's reward is the particles' mean.
 
 Choice: particles draw from a fixed table of normal numbers, the same for all sequences and decisions. Why: actions then
 tell sequences apart, not luck, and a plan does not depend on the company. What would change it: a planner that hands
@@ -23,12 +24,15 @@ from torch import Tensor, nn
 from qttdm.common.config import Config
 from qttdm.common.models.box import BoxActions
 from qttdm.common.models.scale import ObservationScale, Unit
+from qttdm.common.models.tokens import ScalarTokens
 from qttdm.common.models.transformer import outside_autocast
 from qttdm.common.shapes import check_shape
 from qttdm.common.trees import TensorTree
 
 LOG_VARIANCE = (-10.0, 0.5)
 """soft bounds, of what is predicted in its own standard deviation: where PETS's begin, which then are learned"""
+EMBEDDED = 32
+"""features of a number that is read as a bin"""
 STEPS = 64
 """after which the table of normal numbers repeats"""
 
@@ -48,6 +52,8 @@ class MLPDynamicsConfig(Config):
     """predict s_{t+1} - s_t instead of s_{t+1}: most of a state stays as it is"""
     probabilistic: bool = False
     """predict a Gaussian, from which particles draw; else its mean alone"""
+    input_bins: int | None = Field(default=None, ge=2)
+    """read each number of observation and action as one of so many quantile bins, with an embedding; null: as it is"""
 
     @model_validator(mode="after")
     def _fits(self) -> MLPDynamicsConfig:
@@ -100,7 +106,12 @@ class MLPDynamics(BoxActions, nn.Module):
         super().__init__()
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         members, width = config.members, config.width
-        sizes = [obs_dim + action_dim, *[width] * config.layers]
+        numbers = obs_dim + action_dim
+        self.tokens = self.embedding = None
+        if config.input_bins is not None:
+            self.tokens = ScalarTokens("quantile", numbers, config.input_bins)
+            self.embedding = nn.Embedding(members * numbers * config.input_bins, EMBEDDED)
+        sizes = [numbers if self.embedding is None else numbers * EMBEDDED, *[width] * config.layers]
         self.hidden = nn.ModuleList(MemberLinear(members, n, width) for n in sizes[:-1])
         self.state_head = MemberLinear(members, width, obs_dim * (2 if config.probabilistic else 1))
         self.reward_head = nn.Sequential(MemberLinear(members, width, 1))
@@ -115,7 +126,7 @@ class MLPDynamics(BoxActions, nn.Module):
         """Predict each member's own steps: observations [members, B, M], actions [members, B, N]."""
         check_shape(observations, "members B M", members=self.config.members, M=self.obs_dim)
         with outside_autocast(observations.device):  # bfloat16 would round a position to 4 mm
-            x = torch.cat([self.scale(observations), actions], dim=-1)
+            x = self._inputs(observations, actions)
             for layer in self.hidden:
                 x = F.silu(layer(x))
             targets, log_variance = self.state_head(x), None
@@ -126,6 +137,15 @@ class MLPDynamics(BoxActions, nn.Module):
             rewards = self.reward_head(x).squeeze(-1) * self.reward_unit.size
             goes_on = None if self.continuation_head is None else self.continuation_head(x).squeeze(-1)
             return Transition(targets, log_variance, rewards, goes_on)
+
+    def _inputs(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Scale what is observed, or embed all by bins, each member by a table of its own: [members, B, inputs]."""
+        if self.tokens is None or self.embedding is None:
+            return torch.cat([self.scale(observations), actions], dim=-1)
+        bins = self.tokens.encode(torch.cat([observations, actions], dim=-1))  # [members, B, M + N]
+        members, _, numbers = bins.shape
+        column = torch.arange(members * numbers, device=bins.device).view(members, 1, numbers)
+        return self.embedding(bins + column * self.tokens.bins).flatten(-2)
 
     def target(self, observations: Tensor, next_observations: Tensor) -> Tensor:
         """Return what is predicted of a step, in the task's units: [.., M]."""

@@ -54,11 +54,15 @@ class MLPDynamicsLearner(TrainedPart):
         self.loss = torch.compile(self._loss) if compile else self._loss
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """Fit the scales of what is observed and of what is predicted."""
-        seen = torch.cat([torch.from_numpy(b["observations"]) for b in islice(batches, BATCHES)])  # [.., 2, M]
+        """Fit the scales of what is observed and of what is predicted, and the bins of what is read, if any."""
+        first = list(islice(batches, BATCHES))
+        seen = torch.cat([torch.from_numpy(b["observations"]) for b in first])  # [.., 2, M]
         now, after = seen.unbind(dim=1)
         self.network.scale.fit_to(now)
         self.network.target_scale.fit_to(self.network.target(now, after))
+        if self.network.tokens is not None:
+            acted = torch.cat([torch.from_numpy(b["actions"]) for b in first]).squeeze(1)  # [.., N]
+            self.network.tokens.fit([*now.unbind(dim=-1), *acted.unbind(dim=-1)])
 
     def _loss(self, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """Compute losses of state, reward and going on, means over members and their shares of B/members steps."""

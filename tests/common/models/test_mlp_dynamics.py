@@ -43,6 +43,19 @@ def test_members_in_one_batch_are_each_as_if_alone():
     assert said.log_variance.shape == (3, 4, M)
 
 
+def test_members_read_tokens_by_tables_of_their_own():
+    """Each number's row of its member's table, one after the other."""
+    made = model(members=2, particles=2, input_bins=5)
+    observations, actions = torch.randn(2, 4, M), torch.rand(2, 4, N) * 2 - 1
+    got, numbers = made._inputs(observations, actions), torch.cat([observations, actions], dim=-1)
+    for member in range(2):
+        for row in range(4):
+            bins = [int((x >= made.tokens.edges[i]).sum()) for i, x in enumerate(numbers[member, row])]
+            rows = [(member * (M + N) + i) * 5 + k for i, k in enumerate(bins)]
+            assert torch.equal(got[member, row], torch.cat([made.embedding.weight[place] for place in rows]))
+    assert made(observations, actions).targets.shape == (2, 4, M)
+
+
 def test_log_variances_stay_within_their_bounds():
     made = model(probabilistic=True)
     low, high = LOG_VARIANCE

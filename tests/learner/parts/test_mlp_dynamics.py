@@ -94,9 +94,18 @@ def test_members_begin_and_stay_apart():
     assert not torch.allclose(layer[0], layer[1])
 
 
-@pytest.mark.parametrize("settings", [{}, {"predict_change": True}, {"predict_change": True, "probabilistic": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"predict_change": True},
+        {"predict_change": True, "probabilistic": True},
+        {"predict_change": True, "input_bins": 16},
+    ],
+)
 def test_it_learns_what_follows_and_goes_on_exactly_after_a_resume(settings):
-    part, batch = learner(width=32, **settings), batch_of(512)
+    # A bin's embedding learns from what falls into it alone.
+    part, batch = learner(width=32, **settings), batch_of(2_048 if "input_bins" in settings else 512)
     part.prepare(iter(lambda: {name: array.numpy() for name, array in batch.items()}, None))
     for _ in range(150):
         part.update(batch, 0.0)
@@ -124,3 +133,14 @@ def test_scales_are_fitted_to_what_is_seen_and_to_what_is_predicted_and_follow_b
         part.update(far, 0.0)
     torch.testing.assert_close(part.network.scale.std, 9 * now.std(dim=0), rtol=0.05, atol=0)
     torch.testing.assert_close(part.network.target_scale.std, 9 * (after - now).std(dim=0), rtol=0.05, atol=0)
+
+
+def test_bins_are_fitted_to_what_is_read():
+    """About as many of each number in each bin, actions too."""
+    part, batch = learner(input_bins=5), batch_of(500)
+    part.prepare(iter([{name: array.numpy() for name, array in batch.items()}] * 2))
+    read = torch.cat([batch["observations"][:, 0], batch["actions"][:, 0]], dim=1)
+    bins = part.network.tokens.encode(read)
+    assert bins.shape == (500, M + N)
+    for column in bins.unbind(dim=1):
+        assert column.bincount(minlength=5).tolist() == pytest.approx([100] * 5, abs=3)

@@ -61,13 +61,17 @@ def data_root() -> Path:
     return Path(os.environ.setdefault("MINARI_DATASETS_PATH", str((RUN.parent / "data").absolute())))
 
 
-def trained(path: Path, task: str, seed: int, dataset: str, preset: str = "tt-laptop", /, **settings: Any) -> Path:
-    """Return a run that learns from a data set alone, trained to its end if it is not yet."""
+def trained(
+    path: Path, task: str, seed: int, dataset: str | None = None, preset: str = "tt-laptop", /, **settings: Any
+) -> Path:
+    """Return a run that learns from a data set alone, or of its own, trained to its end if it is not yet."""
     if path.exists():
         directory = RunDir.open(path)
         train_in(directory, partial(resume_run, directory))
         return path
-    offline: dict[str, Any] = {"training.dataset": dataset, "training.env_steps": 0, "training.eval_episodes": 0}
+    offline: dict[str, Any] = {}
+    if dataset is not None:
+        offline = {"training.dataset": dataset, "training.env_steps": 0, "training.eval_episodes": 0}
     return train(task, preset, seed=seed, run_dir=path, **{**offline, **settings})
 
 

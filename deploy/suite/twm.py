@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from qttdm.deploy.runs.trained import TrainedAgent
 from qttdm.deploy.screens.plot import mean_interval
 from qttdm.deploy.suite.afterglow import payments, train
 from qttdm.deploy.suite.bandit import learn
-from qttdm.deploy.suite.experiments import Row, arguments_of, mean, run_experiments, trained
+from qttdm.deploy.suite.experiments import Row, mean, run_suite, trained
 from qttdm.deploy.suite.three_rooms import DECISIONS
 from qttdm.replay.samplers import Balanced, Uniform
 
@@ -48,10 +48,9 @@ THRESHOLD, PLAIN = 0.1, 1.0
 """of entropy; a threshold of 1 is a plain bonus"""
 
 
-def cartpole(seeds: Sequence[int], steps: int | None = None) -> list[Row]:
+def cartpole(seeds: Sequence[int], steps: int = 10_000) -> list[Row]:
     """Evaluate 20 episodes of each run."""
-    steps = steps or 10_000
-    runs = [trained(RUNS / f"cartpole-{steps}-{seed}", CART, PRESET, seed, env_steps=steps) for seed in seeds]
+    runs = [trained(RUNS / f"cartpole-{seed}", CART, seed, None, PRESET, env_steps=steps) for seed in seeds]
     returns = [float(np.mean(TrainedAgent(run).evaluate(20).returns)) for run in runs]
     rows: list[Row] = [HEAD]
     for seed, value in zip(seeds, returns, strict=True):
@@ -73,15 +72,14 @@ def afterglow(seeds: Sequence[int], updates: int = 1_000) -> list[Row]:
     return rows
 
 
-def rooms(seeds: Sequence[int], steps: int | None = None) -> list[Row]:
+def rooms(seeds: Sequence[int], steps: int = 12_000) -> list[Row]:
     """Compare areas under the curves of what was collected, seed by seed, and what is drawn at that pace."""
-    steps = steps or 12_000
     areas: dict[str, list[float]] = {"balanced": [], "uniform": []}
     for seed in seeds:
         for kind, values in areas.items():
             settings: dict[str, Any] = {"replay.sampler": kind, "replay.balanced_temperature": TEMPERATURE}
             settings |= {"env.episode_steps": DECISIONS, "training.eval_episodes": 0}
-            run = trained(RUNS / f"rooms-{kind}-{steps}-{seed}", ROOMS, PRESET, seed, env_steps=steps, **settings)
+            run = trained(RUNS / f"rooms-{kind}-{seed}", ROOMS, seed, None, PRESET, env_steps=steps, **settings)
             collected = [line for line in read_metrics(RunDir(run).metrics_path) if line["kind"] == "train"]
             returns, lengths = zip(*((c["episode_return"], c["episode_length"]) for c in collected), strict=True)
             values.append(float(np.average(returns, weights=lengths)))
@@ -149,7 +147,7 @@ def bandit(seeds: Sequence[int], updates: int = 1_000) -> list[Row]:
     ]
 
 
-def acting(calls: int = 300) -> list[Row]:
+def acting(seeds: Sequence[int], calls: int = 300) -> list[Row]:
     """Time decisions of an untrained agent for CartPole-v1, on one thread; stable-baselines3's PPO beside it."""
     config = load_run_config(preset_path(PRESET), ["device=cpu"])
     task = TaskSpec(4, 1, 1, 500, terminates=True, name=CART, choices=2)
@@ -182,22 +180,13 @@ def said(held: object) -> str:
     return "yes" if held else "no"
 
 
-EXPERIMENTS = ("cartpole", "afterglow", "rooms", "bandit", "acting")
+EXPERIMENTS = {"cartpole": cartpole, "afterglow": afterglow, "rooms": rooms, "bandit": bandit, "acting": acting}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiments named, or all; returns the exit status."""
-    parser = arguments_of(__doc__, EXPERIMENTS, [1, 2, 3, 4, 5], "acting uses none")
-    parser.add_argument("--steps", type=int, help="of the runs of cartpole and rooms; default: 10000 and 12000")
-    options = parser.parse_args(arguments)
-    chosen: dict[str, Callable[[], list[Row]]] = {
-        "cartpole": partial(cartpole, options.seeds, options.steps),
-        "afterglow": partial(afterglow, options.seeds),
-        "rooms": partial(rooms, options.seeds, options.steps),
-        "bandit": partial(bandit, options.seeds),
-        "acting": acting,
-    }
-    return run_experiments(RUNS.name, chosen, options.names)
+    seeds = "default: 1 2 3 4 5; acting uses none"
+    return run_suite(RUNS, __doc__.splitlines()[0], EXPERIMENTS, arguments, ([1, 2, 3, 4, 5], seeds))
 
 
 if __name__ == "__main__":

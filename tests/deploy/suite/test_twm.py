@@ -72,17 +72,17 @@ def test_rooms_are_learned_by_both_samplers(tmp_path, monkeypatch):
         "mean return of a step's episode, of 3: uniform",
         "balanced less uniform",
     ]
-    lines = read_metrics(tmp_path / twm.RUNS / "rooms-uniform-600-1/metrics.jsonl")
+    lines = read_metrics(tmp_path / twm.RUNS / "rooms-uniform-1/metrics.jsonl")
     steps = [line["episode_return"] for line in lines if line["kind"] == "train" for _ in range(line["episode_length"])]
     assert rows[3][3] == "no", "one seed shows nothing"
     assert rows[2][2].startswith(f"{np.mean(steps):.2f} ")
     made = sorted(path.name for path in (tmp_path / twm.RUNS).iterdir())
-    assert made == ["rooms-balanced-600-1", "rooms-uniform-600-1"]
+    assert made == ["rooms-balanced-1", "rooms-uniform-1"]
     assert "temperature: 2.4" in (tmp_path / twm.RUNS / made[0] / "config.yaml").read_text()
 
 
 def test_a_decision_is_timed_for_one_client_and_for_many():
-    _, one, many, *_ = twm.acting(calls=5)
+    _, one, many, *_ = twm.acting([1], calls=5)
     assert float(one[2]) > float(many[2]) > 0
 
 

@@ -175,7 +175,8 @@ class TestAlternation:
         assert_same_state(part, run)
 
     def test_seed_episodes_are_random_and_come_before_any_update(self, tmp_path):
-        run = start(tmp_path, "training.seed_decisions=25")  # the third episode begins before 25, and is random too
+        # The third episode begins before 25, and is random too.
+        run = start(tmp_path, "training={seed_decisions: 25, random_actions: held}")
         permits = spied_permits(run)
         train(run)
         trained = lines(run, "train")
@@ -184,6 +185,8 @@ class TestAlternation:
         assert run.learner.updates == 10
         episodes = stored(run)
         assert [e.oldest_weights for e in episodes] == [e.newest_weights for e in episodes] == [0, 0, 0, 0]
+        held = [(e.actions[1:] == e.actions[:-1]).all(axis=1).mean() for e in episodes]
+        assert min(held[:3]) > 0.2 > held[3]
 
     def test_episodes_carry_the_weights_that_acted(self, tmp_path):
         run = start(tmp_path)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -254,6 +255,13 @@ def test_random_actions_may_be_held_and_are_extremes_half_of_the_time():
     assert np.abs(actions.mean(axis=(0, 1))).max() < 0.03
     longest = max(len(list(same)) for _, same in itertools.groupby(changes[:, 0].tolist()))
     assert 8 < longest < 40
+
+
+def test_random_choices_may_be_held():
+    data = replace(tiny_data(), actions=ArraySpec((), "int64"), choices=3)
+    drawn = np.stack(act(RandomPolicy(data, "held"), [0], observations=np.zeros((1, 3), np.float32), decisions=400))
+    assert (drawn.dtype, set(drawn.flat)) == (np.int64, {0, 1, 2})
+    assert 0.05 < (drawn[1:] != drawn[:-1]).mean() < 0.2
 
 
 def test_epsilon_falls_linearly_to_its_end():
